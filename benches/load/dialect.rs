@@ -1,0 +1,187 @@
+//! How each kind of server is joined and read: raw WebSocket, Server-Sent Events, Socket.IO and the Pusher protocol.
+
+use crate::Outcome;
+use crate::frames::{self, Frame, find};
+use crate::message::{MARK, channel_name};
+
+/// What a reader speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Dialect {
+    WebSocket,
+    Events,
+    SocketIo,
+    Pusher,
+}
+
+/// What one step through received bytes came to; the number says how many bytes it used.
+pub(crate) enum Step {
+    Incomplete,
+    Used(usize),
+    Reply(usize, Vec<u8>),
+    Joined(usize),
+}
+
+/// What a stream remembers between reads.
+#[derive(Default)]
+pub(crate) struct Stream {
+    /// The HTTP answer has been read.
+    answered: bool,
+    chunked: bool,
+    /// An unfinished line of Server-Sent Events.
+    line: Vec<u8>,
+}
+
+impl Dialect {
+    pub(crate) fn parse(name: &str) -> Outcome<Self> {
+        match name {
+            "ws" => Ok(Self::WebSocket),
+            "sse" => Ok(Self::Events),
+            "socketio" => Ok(Self::SocketIo),
+            "pusher" => Ok(Self::Pusher),
+            _ => Err(format!("no dialect is called {name}: ws, sse, socketio, pusher").into()),
+        }
+    }
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::WebSocket => "ws",
+            Self::Events => "sse",
+            Self::SocketIo => "socketio",
+            Self::Pusher => "pusher",
+        }
+    }
+
+    /// The request that opens a connection.
+    pub(crate) fn request(self, path: &str) -> String {
+        match self {
+            Self::Events => format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n\r\n"),
+            _ => format!(
+                "GET {path} HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+                 Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: bG9hZCBwcm9ncmFtIGtleQ==\r\n\r\n"
+            ),
+        }
+    }
+
+    /// Reads on until the server has taken the subscriber in.
+    pub(crate) fn join(self, bytes: &[u8], stream: &mut Stream, channel: u32) -> Outcome<Step> {
+        if !stream.answered {
+            return self.answer(bytes, stream);
+        }
+        let Some((frame, used)) = frames::next(bytes)? else {
+            return Ok(Step::Incomplete);
+        };
+        let Frame::Data(text) = frame else {
+            return Ok(Step::Used(used));
+        };
+        let mut reply = Vec::new();
+        match self {
+            // Engine.IO: `0{…}` opens, `40` asks for the default namespace, `40{…}` grants it.
+            Self::SocketIo if text.starts_with(b"0") => frames::write_masked(1, b"40", &mut reply),
+            Self::SocketIo if text.starts_with(b"40") => return Ok(Step::Joined(used)),
+            Self::Pusher if find(text, b"pusher:connection_established").is_some() => {
+                let subscribe =
+                    format!(r#"{{"event":"pusher:subscribe","data":{{"channel":"{}"}}}}"#, pusher_name(channel));
+                frames::write_masked(1, subscribe.as_bytes(), &mut reply);
+            }
+            Self::Pusher if find(text, b"subscription_succeeded").is_some() => {
+                return Ok(Step::Joined(used));
+            }
+            _ => {
+                return Err(format!("unexpected while joining: {}", String::from_utf8_lossy(text)).into());
+            }
+        }
+        Ok(Step::Reply(used, reply))
+    }
+
+    fn answer(self, bytes: &[u8], stream: &mut Stream) -> Outcome<Step> {
+        let Some(end) = find(bytes, b"\r\n\r\n") else {
+            return Ok(Step::Incomplete);
+        };
+        let head = String::from_utf8_lossy(&bytes[..end]).to_ascii_lowercase();
+        let wanted = if self == Self::Events { " 200" } else { " 101" };
+        if head.get(8..12) != Some(wanted) {
+            return Err(format!("refused: {head}").into());
+        }
+        stream.answered = true;
+        stream.chunked = head.contains("transfer-encoding: chunked");
+        Ok(if matches!(self, Self::WebSocket | Self::Events) { Step::Joined(end + 4) } else { Step::Used(end + 4) })
+    }
+
+    /// Reads one frame, or one piece of an event stream, handing on each payload.
+    pub(crate) fn read(self, bytes: &[u8], stream: &mut Stream, mut deliver: impl FnMut(&[u8])) -> Outcome<Step> {
+        if self == Self::Events {
+            return read_events(bytes, stream, deliver);
+        }
+        let Some((frame, used)) = frames::next(bytes)? else {
+            return Ok(Step::Incomplete);
+        };
+        let mut reply = Vec::new();
+        match frame {
+            Frame::Data(payload) if self == Self::WebSocket => deliver(payload),
+            Frame::Data(b"2") if self == Self::SocketIo => frames::write_masked(1, b"3", &mut reply),
+            Frame::Data(text) if find(text, b"pusher:ping").is_some() => {
+                frames::write_masked(1, br#"{"event":"pusher:pong"}"#, &mut reply)
+            }
+            Frame::Data(text) => wrapped(text, deliver),
+            Frame::Ping(payload) => frames::write_masked(10, payload, &mut reply),
+            Frame::Pong => {}
+            Frame::Close(code) => return Err(format!("closed with {code}").into()),
+        }
+        Ok(if reply.is_empty() { Step::Used(used) } else { Step::Reply(used, reply) })
+    }
+}
+
+/// The Pusher protocol allows no `:` in channel names.
+pub(crate) fn pusher_name(channel: u32) -> String {
+    channel_name(channel).replace(':', "-")
+}
+
+/// Finds the message inside a JSON envelope: from its mark to the next quote or backslash.
+fn wrapped(text: &[u8], mut deliver: impl FnMut(&[u8])) {
+    // The channel's name contains the mark's letters too; only a message goes on with eight hexadecimal digits.
+    let mut from = 0;
+    while let Some(found) = find(&text[from..], MARK) {
+        let start = from + found;
+        let length = text[start..].iter().take_while(|byte| byte.is_ascii_alphanumeric()).count();
+        if length > MARK.len() {
+            return deliver(&text[start..start + length]);
+        }
+        from = start + MARK.len();
+    }
+}
+
+fn read_events(bytes: &[u8], stream: &mut Stream, mut deliver: impl FnMut(&[u8])) -> Outcome<Step> {
+    let (text, used) = if stream.chunked {
+        match frames::chunk(bytes)? {
+            None => return Ok(Step::Incomplete),
+            Some(([], _)) => return Err("the stream ended".into()),
+            Some(found) => found,
+        }
+    } else {
+        (bytes, bytes.len())
+    };
+    let mut from = 0;
+    while let Some(end) = text[from..].iter().position(|byte| *byte == b'\n') {
+        let piece = &text[from..from + end];
+        from += end + 1;
+        let whole = std::mem::take(&mut stream.line);
+        if whole.is_empty() {
+            event_line(piece, &mut deliver);
+        } else {
+            event_line(&[&whole, piece].concat(), &mut deliver);
+        }
+    }
+    stream.line.extend_from_slice(&text[from..]);
+    Ok(Step::Used(used))
+}
+
+fn event_line(line: &[u8], deliver: &mut impl FnMut(&[u8])) {
+    let Some(data) = line.strip_prefix(b"data:") else {
+        return;
+    };
+    let data = data.strip_prefix(b" ").unwrap_or(data);
+    // The welcome and other notices are JSON; only messages carry the mark.
+    if data.starts_with(MARK) {
+        deliver(data.strip_suffix(b"\r").unwrap_or(data));
+    }
+}

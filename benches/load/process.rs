@@ -1,0 +1,76 @@
+//! What processes use, read from /proc: CPU time and memory of a process and all its descendants.
+
+use std::collections::HashMap;
+use std::fs;
+
+/// Clock ticks a second in /proc/PID/stat: 100 on every Linux that Rust's standard targets run on.
+const TICKS: f64 = 100.0;
+
+/// User and system time of these processes and their descendants, in seconds.
+pub(crate) fn cpu_seconds(roots: &[u32]) -> f64 {
+    family(roots).iter().filter_map(|pid| stat(*pid)).map(|(_, ticks)| ticks as f64 / TICKS).sum()
+}
+
+/// Proportional set size of these processes and their descendants, in bytes: memory shared with others counts in part.
+pub(crate) fn pss_bytes(roots: &[u32]) -> f64 {
+    family(roots)
+        .iter()
+        .filter_map(|pid| fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok())
+        .filter_map(|rollup| {
+            let line = rollup.lines().find(|line| line.starts_with("Pss:"))?.to_owned();
+            line.split_whitespace().nth(1)?.parse::<f64>().ok()
+        })
+        .map(|kilobytes| kilobytes * 1024.0)
+        .sum()
+}
+
+/// The most that the kernel holds for one connection to `port`, both ends' queues together, in bytes.
+pub(crate) fn fullest_queue(port: u16) -> u64 {
+    let Ok(table) = fs::read_to_string("/proc/net/tcp") else {
+        return 0;
+    };
+    let mut queues: HashMap<(String, String), u64> = HashMap::new();
+    for line in table.lines().skip(1) {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let [_, local, remote, _, sizes, ..] = fields[..] else {
+            continue;
+        };
+        let Some((sending, receiving)) = sizes.split_once(':') else {
+            continue;
+        };
+        let hexadecimal = |text| u64::from_str_radix(text, 16).unwrap_or(0);
+        let ends = |address: &str| address.ends_with(&format!(":{port:04X}"));
+        if ends(local) {
+            *queues.entry((local.to_owned(), remote.to_owned())).or_insert(0) += hexadecimal(sending);
+        } else if ends(remote) {
+            *queues.entry((remote.to_owned(), local.to_owned())).or_insert(0) += hexadecimal(receiving);
+        }
+    }
+    queues.into_values().max().unwrap_or(0)
+}
+
+fn family(roots: &[u32]) -> Vec<u32> {
+    let parents: Vec<(u32, u32)> = fs::read_dir("/proc")
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter_map(|pid| Some((pid, stat(pid)?.0)))
+        .collect();
+    let mut family = roots.to_vec();
+    let mut done = 0;
+    while done < family.len() {
+        let parent = family[done];
+        family.extend(parents.iter().filter(|(_, of)| *of == parent).map(|(pid, _)| *pid));
+        done += 1;
+    }
+    family
+}
+
+/// A process's parent and its CPU time in ticks.
+fn stat(pid: u32) -> Option<(u32, u64)> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name in brackets may hold anything; what follows the last bracket is fields 3 and on.
+    let fields: Vec<&str> = text.rsplit_once(')')?.1.split_whitespace().collect();
+    let ticks = fields.get(11)?.parse::<u64>().ok()? + fields.get(12)?.parse::<u64>().ok()?;
+    Some((fields.get(1)?.parse().ok()?, ticks))
+}

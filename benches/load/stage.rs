@@ -1,0 +1,352 @@
+//! One server, its subscribers and its publishers, run from one thread: every scenario is played on a stage.
+
+use std::time::{Duration, Instant};
+
+use mio::{Events, Poll};
+use serde_json::{Value, json};
+
+use crate::Outcome;
+use crate::histogram::Histogram;
+use crate::message::{Message, now};
+use crate::publishers::{Path, Publishers};
+use crate::readers::{Crowd, Readers};
+use crate::servers::{Kind, Server};
+
+/// Readers have the tokens below, publishers from here on.
+const FIRST_PUBLISHER: usize = 1000;
+
+/// How long nothing may move before a run is given up; its missing deliveries then count as lost.
+const STALL: Duration = Duration::from_secs(3);
+
+/// The longest that connecting may take.
+const CONNECT_LIMIT: Duration = Duration::from_secs(60);
+
+/// How messages are put in.
+pub(crate) struct Entrance {
+    pub(crate) links: usize,
+    pub(crate) batch: bool,
+    /// A Redis to `PUBLISH` on, instead of asking the server.
+    pub(crate) redis: Option<String>,
+    pub(crate) size: usize,
+}
+
+/// How connecting went.
+pub(crate) struct Joined {
+    pub(crate) seconds: f64,
+    pub(crate) failed: u64,
+    pub(crate) handshakes: Histogram,
+}
+
+/// What a measured part came to.
+pub(crate) struct Measured {
+    pub(crate) seconds: f64,
+    pub(crate) delivered: u64,
+    pub(crate) lost: u64,
+    pub(crate) doubled: u64,
+    pub(crate) reordered: u64,
+    pub(crate) changed: u64,
+    pub(crate) closed: u64,
+    pub(crate) stuck_closed: u64,
+    pub(crate) server_cpu: f64,
+    pub(crate) reader_cpu: f64,
+    pub(crate) latencies: Histogram,
+}
+
+pub(crate) struct Stage<'a> {
+    poll: Poll,
+    events: Events,
+    readers: Readers,
+    publishers: Option<Publishers>,
+    server: &'a Server,
+    crowd: Crowd,
+    size: usize,
+    /// The last sequence of each channel, or of each stream where several are told apart.
+    sequences: Vec<u32>,
+    published: u64,
+    next_channel: u32,
+    since: Instant,
+    cpu_before: (f64, f64),
+}
+
+impl<'a> Stage<'a> {
+    /// Connects a crowd.
+    pub(crate) fn gather(server: &'a Server, crowd: Crowd) -> Outcome<(Self, Joined)> {
+        let poll = Poll::new()?;
+        let readers = Readers::start(&crowd, poll.registry())?;
+        let sequences = vec![0; if crowd.streams > 1 { crowd.streams } else { crowd.channels }];
+        let mut stage = Self {
+            poll,
+            events: Events::with_capacity(256),
+            readers,
+            publishers: None,
+            server,
+            crowd,
+            size: 0,
+            sequences,
+            published: 0,
+            next_channel: 0,
+            since: Instant::now(),
+            cpu_before: (0.0, 0.0),
+        };
+        let replies = stage.replies(CONNECT_LIMIT)?;
+        let mut joined = Joined { seconds: 0.0, failed: 0, handshakes: Histogram::new() };
+        for reply in &replies {
+            joined.seconds = joined.seconds.max(reply["seconds"].as_f64().unwrap_or(0.0));
+            joined.failed += reply["failed"].as_u64().unwrap_or(0);
+            joined.handshakes.add_json(&reply["handshakes"]);
+        }
+        Ok((stage, joined))
+    }
+
+    /// Connects the publishers and probes until every subscriber hears: not all servers subscribe before they answer.
+    pub(crate) fn enter(&mut self, entrance: &Entrance) -> Outcome<()> {
+        let (path, addresses) = match &entrance.redis {
+            Some(url) if !matches!(self.server.kind, Kind::Bare(..)) => (Path::Redis, vec![redis_address(url)]),
+            _ => self.server.publish_path(entrance.batch),
+        };
+        let links = if let Kind::Bare(_, writers) = self.server.kind { writers } else { entrance.links };
+        self.size = entrance.size;
+        self.publishers = Some(Publishers::connect(&addresses, links, path, self.poll.registry(), FIRST_PUBLISHER)?);
+        let readers = self.listening();
+        let deadline = Instant::now() + CONNECT_LIMIT;
+        while self.readers.seen() < readers {
+            if Instant::now() > deadline {
+                return Err(format!("only {} of {readers} subscribers ever heard anything", self.readers.seen()).into());
+            }
+            self.publish_round()?;
+            let patience = Instant::now() + Duration::from_millis(500);
+            while self.readers.seen() < readers && Instant::now() < patience {
+                self.turn(Duration::from_millis(50))?;
+            }
+        }
+        self.rest(Duration::from_millis(100))
+    }
+
+    /// Subscribers that read.
+    fn listening(&self) -> u64 {
+        let stuck =
+            if self.crowd.stuck_every > 0 { self.crowd.subscribers.div_ceil(self.crowd.stuck_every) } else { 0 };
+        (self.crowd.subscribers - stuck) as u64
+    }
+
+    fn publishers(&mut self) -> Outcome<&mut Publishers> {
+        self.publishers.as_mut().ok_or_else(|| "no publishers yet".into())
+    }
+
+    /// Hears readers and publishers once; waits for at most `patience`.
+    pub(crate) fn turn(&mut self, patience: Duration) -> Outcome<()> {
+        if let Err(error) = self.poll.poll(&mut self.events, Some(patience)) {
+            return if error.kind() == std::io::ErrorKind::Interrupted { Ok(()) } else { Err(error.into()) };
+        }
+        for event in &self.events {
+            let token = event.token().0;
+            if token < FIRST_PUBLISHER {
+                self.readers.hear(token)?;
+            } else if let Some(publishers) = &mut self.publishers {
+                publishers.turn(token)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets what is on its way arrive.
+    pub(crate) fn rest(&mut self, time: Duration) -> Outcome<()> {
+        let end = Instant::now() + time;
+        while let Some(left) = end.checked_duration_since(Instant::now()) {
+            self.turn(left.max(Duration::from_millis(1)))?;
+        }
+        Ok(())
+    }
+
+    fn replies(&mut self, limit: Duration) -> Outcome<Vec<Value>> {
+        let deadline = Instant::now() + limit;
+        loop {
+            if let Some(replies) = self.readers.replies() {
+                return Ok(replies);
+            }
+            if Instant::now() > deadline {
+                return Err(format!("{} readers did not answer in time", self.readers.count()).into());
+            }
+            self.turn(Duration::from_millis(100))?;
+        }
+    }
+
+    /// Publishes `count` messages in the channel whose turn it is.
+    pub(crate) fn publish(&mut self, count: usize, due: u64) -> Outcome<()> {
+        let channel = self.next_channel;
+        self.next_channel = (channel + 1) % self.crowd.channels as u32;
+        let last = if self.crowd.streams > 1 { &mut self.sequences[0] } else { &mut self.sequences[channel as usize] };
+        let messages: Vec<_> =
+            (1..=count as u32).map(|ahead| Message { channel, stream: 0, sequence: *last + ahead, due }).collect();
+        *last += count as u32;
+        self.published += count as u64;
+        let size = self.size;
+        self.publishers()?.publish(channel as usize, &messages, size);
+        Ok(())
+    }
+
+    /// One message in every channel, a thousand at a time.
+    fn publish_round(&mut self) -> Outcome<()> {
+        for index in 0..self.crowd.channels {
+            self.publish(1, now())?;
+            if index % 1000 == 999 {
+                self.flush()?;
+                self.turn(Duration::from_millis(1))?;
+            }
+        }
+        self.flush()
+    }
+
+    pub(crate) fn flush(&mut self) -> Outcome<()> {
+        self.publishers()?.flush()
+    }
+
+    /// From here on everything counts.
+    pub(crate) fn restart(&mut self) -> Outcome<()> {
+        let streams = self.crowd.streams;
+        let base: Vec<u32> = self.sequences[..streams].iter().map(|last| last + 1).collect();
+        self.readers.command(&json!({ "do": "restart", "base": base }))?;
+        self.replies(STALL)?;
+        self.published = 0;
+        self.publishers()?.answer_times.clear();
+        self.cpu_before = (self.server.cpu_seconds(), self.readers.cpu_seconds());
+        self.since = Instant::now();
+        Ok(())
+    }
+
+    /// Waits for what is outstanding and takes stock.
+    pub(crate) fn finish(&mut self) -> Outcome<Measured> {
+        let (last_arrival, unheard) = self.settle()?;
+        let seconds = (last_arrival - self.since).as_secs_f64();
+        let server_cpu = self.server.cpu_seconds() - self.cpu_before.0;
+        let reader_cpu = self.readers.cpu_seconds() - self.cpu_before.1;
+        if unheard > 0 && self.publishers()?.all_unanswered() > 0 {
+            return Err(format!("{} publishes were never answered", self.publishers()?.all_unanswered()).into());
+        }
+        let last = &self.sequences[..self.crowd.streams];
+        self.readers.command(&json!({ "do": "finish", "last": last }))?;
+        let replies = self.replies(STALL)?;
+        let sum = |name: &str| replies.iter().filter_map(|reply| reply[name].as_u64()).sum();
+        let mut latencies = Histogram::new();
+        replies.iter().for_each(|reply| latencies.add_json(&reply["latencies"]));
+        Ok(Measured {
+            seconds,
+            delivered: sum("delivered"),
+            lost: sum("lost"),
+            doubled: sum("doubled"),
+            reordered: sum("reordered"),
+            changed: sum("changed"),
+            closed: sum("closed"),
+            stuck_closed: sum("stuck_closed"),
+            server_cpu,
+            reader_cpu,
+            latencies,
+        })
+    }
+
+    /// Until everything has arrived, or nothing has for a while: when the last arrived, and how much did not.
+    fn settle(&mut self) -> Outcome<(Instant, u64)> {
+        let expected = self.published * self.listening() / self.crowd.channels as u64;
+        let mut delivered = self.readers.delivered();
+        let mut moved = Instant::now();
+        while delivered < expected && moved.elapsed() < STALL {
+            self.turn(Duration::from_millis(50))?;
+            if self.readers.delivered() > delivered {
+                delivered = self.readers.delivered();
+                moved = Instant::now();
+            }
+        }
+        Ok((moved, expected.saturating_sub(delivered)))
+    }
+
+    /// As fast as `window` messages outstanding allow, until `messages` are published or the time is up.
+    pub(crate) fn burst(&mut self, window: u64, messages: u64, time: Duration) -> Outcome<()> {
+        let each = (window / self.crowd.channels as u64).max(1);
+        let step = if let Kind::Bare(frames, _) = self.server.kind { each.min(frames as u64) } else { 1 };
+        let end = Instant::now() + time;
+        let (mut completed, mut moved) = (self.readers.completed(), Instant::now());
+        loop {
+            // Whole rounds only: every channel is to end at the same sequence.
+            let in_round = self.next_channel != 0;
+            if !in_round && (self.published >= messages || Instant::now() > end) {
+                return Ok(());
+            }
+            let mut room = window.saturating_sub(self.published - self.readers.completed());
+            while room >= step && (self.published < messages || self.next_channel != 0) {
+                self.publish(step as usize, now())?;
+                room -= step;
+            }
+            self.flush()?;
+            self.turn(Duration::from_millis(100))?;
+            if self.readers.completed() > completed {
+                (completed, moved) = (self.readers.completed(), Instant::now());
+            } else if moved.elapsed() > STALL {
+                return Ok(());
+            }
+        }
+    }
+
+    /// `rate` messages a second, each with the time when it was due, whatever the server does meanwhile.
+    pub(crate) fn steady(&mut self, rate: f64, time: Duration) -> Outcome<()> {
+        let interval = 1e9 / rate;
+        let start = now() + 1_000_000;
+        let rounds = self.crowd.channels as u64;
+        let count = ((time.as_secs_f64() * rate) as u64).div_ceil(rounds) * rounds;
+        for index in 0..count {
+            let due = start + (index as f64 * interval) as u64;
+            while let Some(left) = due.checked_sub(now()).filter(|left| *left > 0) {
+                // poll()'s milliseconds are too coarse to keep a rate by.
+                std::thread::park_timeout(Duration::from_nanos(left));
+            }
+            self.publish(1, due)?;
+            self.flush()?;
+            self.turn(Duration::ZERO)?;
+        }
+        Ok(())
+    }
+
+    /// Every link publishes `batch` messages a request, each waiting for its answer before the next.
+    pub(crate) fn ask(&mut self, batch: usize, time: Duration) -> Outcome<()> {
+        let end = Instant::now() + time;
+        let size = self.size;
+        loop {
+            let over = Instant::now() > end;
+            let publishers = self.publishers.as_mut().ok_or("no publishers yet")?;
+            if over && publishers.all_unanswered() == 0 {
+                return Ok(());
+            }
+            if Instant::now() > end + STALL {
+                return Err("publishes are not answered".into());
+            }
+            for link in 0..publishers.count() {
+                if !over && publishers.unanswered(link) == 0 {
+                    let last = &mut self.sequences[link + 1];
+                    let due = now();
+                    let messages: Vec<_> = (1..=batch as u32)
+                        .map(|ahead| Message { channel: 0, stream: link as u16 + 1, sequence: *last + ahead, due })
+                        .collect();
+                    *last += batch as u32;
+                    self.published += batch as u64;
+                    publishers.publish(link, &messages, size);
+                }
+            }
+            publishers.flush()?;
+            self.turn(Duration::from_millis(100))?;
+        }
+    }
+
+    pub(crate) fn published(&self) -> u64 {
+        self.published
+    }
+
+    /// How long answers to publishing took since the last restart.
+    pub(crate) fn answer_times(&mut self) -> Outcome<Histogram> {
+        Ok(self.publishers()?.answer_times.clone())
+    }
+}
+
+/// `HOST:PORT` of a Redis URL.
+pub(crate) fn redis_address(url: &str) -> String {
+    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+    rest.split('/').next().unwrap_or_default().to_owned()
+}

@@ -1,0 +1,433 @@
+//! A reader process: many subscribers on one thread and one epoll, told what to do by lines on its standard input.
+//!
+//! Commands are JSON objects, `connect`, `restart`, `finish`; answers are lines `r {…}`. Between them, lines
+//! `p COMPLETED DELIVERED SEEN` keep the publisher informed of how far the slowest subscriber is. The process ends
+//! when its input does, so it cannot outlive the program that started it.
+
+use std::io::{self, BufRead, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, TryRecvError, channel};
+use std::time::{Duration, Instant};
+
+use mio::net::TcpStream;
+use mio::{Events, Interest, Poll, Token, Waker};
+use serde_json::{Value, json};
+use socket2::{Domain, Socket, Type};
+
+use crate::Outcome;
+use crate::checks::Checks;
+use crate::dialect::{Dialect, Step, Stream};
+use crate::histogram::Histogram;
+use crate::message::{channel_name, now};
+
+/// Connections from one source address; the kernel has 28,000 ports for each.
+const PER_ADDRESS: usize = 20_000;
+
+/// What one read() may bring.
+const READ_BUFFER: usize = 256 * 1024;
+
+/// A stuck subscriber's receive buffer: small, so that the server and not the kernel has to cope with it.
+const STUCK_BUFFER: usize = 4096;
+
+/// How long deliveries may go untold.
+const TELL_WITHIN: Duration = Duration::from_millis(10);
+
+const WAKE: Token = Token(usize::MAX);
+
+/// One connection.
+struct Subscriber {
+    socket: Option<TcpStream>,
+    channel: u32,
+    started: Instant,
+    stage: Stage,
+    /// Bytes of an unfinished frame or answer.
+    rest: Vec<u8>,
+    stream: Stream,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Waiting,
+    Connecting,
+    Joining,
+    Open,
+    /// Joined, and reads nothing from then on.
+    Stuck,
+    Closed,
+}
+
+/// What `connect` asks for.
+struct Plan {
+    ports: Vec<u16>,
+    path: String,
+    dialect: Dialect,
+    /// This reader's first subscriber among all of them.
+    first: usize,
+    count: usize,
+    total: usize,
+    channels: usize,
+    at_once: usize,
+    /// One in so many never reads; 0 for none.
+    stuck_every: usize,
+    streams: usize,
+    /// Which part of 127.0.0.0/8 to connect from: another one each time, because closed ports stay taken for a minute.
+    block: u16,
+}
+
+/// The life of a reader process.
+pub(crate) fn run() -> Outcome<()> {
+    let poll = Poll::new()?;
+    let waker = Arc::new(Waker::new(poll.registry(), WAKE)?);
+    let (sender, commands) = channel();
+    std::thread::spawn(move || {
+        for line in io::stdin().lock().lines() {
+            let Ok(line) = line else { break };
+            if sender.send(line).is_err() || waker.wake().is_err() {
+                break;
+            }
+        }
+        drop(sender);
+        waker.wake().ok();
+    });
+    Reader::new(poll).serve(&commands)
+}
+
+struct Reader {
+    poll: Poll,
+    plan: Option<Plan>,
+    subscribers: Vec<Subscriber>,
+    checks: Checks,
+    buffer: Vec<u8>,
+    /// The next subscriber to connect, and how many are at it.
+    upcoming: usize,
+    in_flight: usize,
+    joined: usize,
+    failed: usize,
+    closed: usize,
+    stuck_closed: usize,
+    connect_answered: bool,
+    connecting_since: Instant,
+    handshakes: Histogram,
+    told: (u64, u64, u64),
+}
+
+impl Reader {
+    fn new(poll: Poll) -> Self {
+        Self {
+            poll,
+            plan: None,
+            subscribers: Vec::new(),
+            checks: Checks::new(&[], 1),
+            buffer: vec![0; READ_BUFFER],
+            upcoming: 0,
+            in_flight: 0,
+            joined: 0,
+            failed: 0,
+            closed: 0,
+            stuck_closed: 0,
+            connect_answered: false,
+            connecting_since: Instant::now(),
+            handshakes: Histogram::new(),
+            told: (0, 0, 0),
+        }
+    }
+
+    fn serve(&mut self, commands: &Receiver<String>) -> Outcome<()> {
+        let mut events = Events::with_capacity(1024);
+        loop {
+            let patience = self.untold().then_some(TELL_WITHIN);
+            if let Err(error) = self.poll.poll(&mut events, patience)
+                && error.kind() != io::ErrorKind::Interrupted
+            {
+                return Err(error.into());
+            }
+            for event in &events {
+                match event.token() {
+                    WAKE => {}
+                    Token(index) if self.subscribers[index].stage == Stage::Stuck => {
+                        self.stuck_closed += usize::from(event.is_error() || event.is_read_closed());
+                    }
+                    Token(index) => self.turn(index),
+                }
+            }
+            self.connect_more();
+            if events.is_empty() || self.urgent() {
+                self.tell_progress()?;
+            }
+            loop {
+                match commands.try_recv() {
+                    Ok(line) => self.obey(&serde_json::from_str(&line)?)?,
+                    Err(TryRecvError::Empty) => break,
+                    Err(TryRecvError::Disconnected) => return Ok(()),
+                }
+            }
+        }
+    }
+
+    fn obey(&mut self, command: &Value) -> Outcome<()> {
+        match command["do"].as_str() {
+            Some("connect") => self.begin(Plan::parse(command)?),
+            Some("restart") => {
+                self.checks.restart(&numbers(&command["base"]));
+                self.told = (0, 0, self.checks.seen);
+                answer(&json!({}))
+            }
+            Some("finish") => {
+                let subscribers = &self.subscribers;
+                let mut verdict = self.checks.verdict(&numbers(&command["last"]), |index| {
+                    matches!(subscribers[index].stage, Stage::Open | Stage::Closed)
+                });
+                verdict["closed"] = json!(self.closed);
+                verdict["stuck_closed"] = json!(self.stuck_closed);
+                answer(&verdict)
+            }
+            _ => Err(format!("unknown command {command}").into()),
+        }
+    }
+
+    fn begin(&mut self, plan: Plan) -> Outcome<()> {
+        let mut channels = Vec::with_capacity(plan.count);
+        for index in plan.first..plan.first + plan.count {
+            // Neighbours share a channel, so that a channel's subscribers are not spread over reader processes.
+            let channel = (index * plan.channels / plan.total) as u32;
+            let stuck = plan.stuck(index);
+            channels.push((!stuck).then_some(channel));
+            self.subscribers.push(Subscriber {
+                socket: None,
+                channel,
+                started: Instant::now(),
+                stage: Stage::Waiting,
+                rest: Vec::new(),
+                stream: Stream::default(),
+            });
+        }
+        self.checks = Checks::new(&channels, plan.streams);
+        self.plan = Some(plan);
+        self.connecting_since = Instant::now();
+        self.connect_more();
+        Ok(())
+    }
+
+    /// Keeps as many handshakes going as the plan allows, and answers `connect` after the last.
+    fn connect_more(&mut self) {
+        let Some(plan) = &self.plan else { return };
+        let at_once = plan.at_once;
+        while self.in_flight < at_once && self.upcoming < self.subscribers.len() {
+            let index = self.upcoming;
+            self.upcoming += 1;
+            self.in_flight += 1;
+            if self.connect(index).is_err() {
+                self.end(index);
+            }
+        }
+        if !self.connect_answered && self.joined + self.failed >= self.subscribers.len() {
+            self.connect_answered = true;
+            let elapsed = self.connecting_since.elapsed().as_secs_f64();
+            let report = json!({ "joined": self.joined, "failed": self.failed, "seconds": elapsed, "handshakes": self.handshakes.to_json() });
+            answer(&report).ok();
+        }
+    }
+
+    fn connect(&mut self, index: usize) -> Outcome<()> {
+        let Some(plan) = &self.plan else {
+            return Err("no plan".into());
+        };
+        let number = plan.first + index;
+        let [high, low] = plan.block.to_be_bytes();
+        let source = Ipv4Addr::new(127, high, low, 1 + (number / PER_ADDRESS) as u8);
+        let target = SocketAddr::from(([127, 0, 0, 1], plan.ports[number % plan.ports.len()]));
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+        socket.set_nonblocking(true)?;
+        if plan.stuck(number) {
+            socket.set_recv_buffer_size(STUCK_BUFFER)?;
+        }
+        socket.bind(&SocketAddr::from((source, 0)).into())?;
+        let subscriber = &mut self.subscribers[index];
+        subscriber.started = Instant::now();
+        match socket.connect(&target.into()) {
+            Err(error) if error.raw_os_error() != Some(EINPROGRESS) => return Err(error.into()),
+            _ => {}
+        }
+        let mut socket = TcpStream::from_std(socket.into());
+        self.poll.registry().register(&mut socket, Token(index), Interest::READABLE | Interest::WRITABLE)?;
+        subscriber.socket = Some(socket);
+        subscriber.stage = Stage::Connecting;
+        Ok(())
+    }
+
+    /// Something happened on a subscriber's socket.
+    fn turn(&mut self, index: usize) {
+        let outcome = match self.subscribers[index].stage {
+            Stage::Waiting | Stage::Stuck | Stage::Closed => Ok(()),
+            Stage::Connecting => self.greet(index),
+            Stage::Joining | Stage::Open => self.read(index),
+        };
+        if outcome.is_err() {
+            self.end(index);
+        }
+    }
+
+    fn greet(&mut self, index: usize) -> Outcome<()> {
+        let Some(plan) = &self.plan else {
+            return Ok(());
+        };
+        let subscriber = &mut self.subscribers[index];
+        let Some(socket) = &mut subscriber.socket else {
+            return Ok(());
+        };
+        match socket.peer_addr() {
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotConnected => {
+                return socket.take_error()?.map_or(Ok(()), |error| Err(error.into()));
+            }
+            Err(error) => return Err(error.into()),
+        }
+        let path = plan.path.replace("{channel}", &channel_name(subscriber.channel));
+        socket.write_all(plan.dialect.request(&path).as_bytes())?;
+        subscriber.stage = Stage::Joining;
+        self.read(index)
+    }
+
+    fn read(&mut self, index: usize) -> Outcome<()> {
+        loop {
+            let subscriber = &mut self.subscribers[index];
+            let Some(socket) = &mut subscriber.socket else {
+                return Ok(());
+            };
+            let carried = subscriber.rest.len();
+            if carried + 4096 > self.buffer.len() {
+                self.buffer.resize(2 * self.buffer.len(), 0);
+            }
+            self.buffer[..carried].copy_from_slice(&subscriber.rest);
+            let space = self.buffer.len() - carried;
+            let received = match socket.read(&mut self.buffer[carried..]) {
+                Ok(0) => return Err("closed".into()),
+                Ok(received) => received,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => return Err(error.into()),
+            };
+            let used = self.take(index, carried + received)?;
+            let subscriber = &mut self.subscribers[index];
+            subscriber.rest.clear();
+            subscriber.rest.extend_from_slice(&self.buffer[used..carried + received]);
+            if subscriber.stage == Stage::Stuck || received < space {
+                // A short read emptied the socket (epoll(7)): the next arrival is a new edge, no second read() needed.
+                return Ok(());
+            }
+        }
+    }
+
+    /// Makes what it can of the first `end` bytes of the buffer; returns how many it used.
+    fn take(&mut self, index: usize, end: usize) -> Outcome<usize> {
+        let Some(plan) = &self.plan else {
+            return Ok(end);
+        };
+        let moment = now();
+        let mut used = 0;
+        while used < end {
+            let subscriber = &mut self.subscribers[index];
+            let (channel, bytes) = (subscriber.channel, &self.buffer[used..end]);
+            let checks = &mut self.checks;
+            let step = if subscriber.stage == Stage::Joining {
+                plan.dialect.join(bytes, &mut subscriber.stream, channel)?
+            } else {
+                plan.dialect
+                    .read(bytes, &mut subscriber.stream, |payload| checks.deliver(index, channel, payload, moment))?
+            };
+            match step {
+                Step::Incomplete => break,
+                Step::Used(count) => used += count,
+                Step::Reply(count, reply) => {
+                    used += count;
+                    if let Some(socket) = &mut subscriber.socket {
+                        socket.write_all(&reply)?;
+                    }
+                }
+                Step::Joined(count) => {
+                    used += count;
+                    subscriber.stage = if plan.stuck(plan.first + index) { Stage::Stuck } else { Stage::Open };
+                    self.joined += 1;
+                    self.in_flight -= 1;
+                    self.handshakes.record(subscriber.started.elapsed().as_nanos() as u64);
+                }
+            }
+        }
+        Ok(used)
+    }
+
+    fn end(&mut self, index: usize) {
+        let subscriber = &mut self.subscribers[index];
+        if matches!(subscriber.stage, Stage::Open) {
+            self.closed += 1;
+        } else {
+            self.failed += 1;
+            self.in_flight -= 1;
+        }
+        subscriber.stage = Stage::Closed;
+        subscriber.socket = None;
+    }
+
+    fn progress(&self) -> (u64, u64, u64) {
+        (self.checks.completed, self.checks.delivered, self.checks.seen)
+    }
+
+    fn untold(&self) -> bool {
+        self.progress() != self.told
+    }
+
+    /// Whether the publisher may be waiting for this; mere deliveries are told in bulk, to keep the reader cheap.
+    fn urgent(&self) -> bool {
+        let (completed, delivered, seen) = self.told;
+        completed != self.checks.completed || seen != self.checks.seen || self.checks.delivered > delivered + 1000
+    }
+
+    fn tell_progress(&mut self) -> Outcome<()> {
+        if self.untold() {
+            self.told = self.progress();
+            let mut output = io::stdout().lock();
+            writeln!(output, "p {} {} {}", self.told.0, self.told.1, self.told.2)?;
+            output.flush()?;
+        }
+        Ok(())
+    }
+}
+
+/// Linux's number for "the connection is on its way"; `io::ErrorKind` has no stable name for it.
+const EINPROGRESS: i32 = 115;
+
+impl Plan {
+    fn parse(command: &Value) -> Outcome<Plan> {
+        let number = |name: &str| {
+            command[name].as_u64().map(|value| value as usize).ok_or_else(|| format!("connect lacks {name}"))
+        };
+        Ok(Plan {
+            ports: numbers(&command["ports"]).into_iter().map(|port| port as u16).collect(),
+            path: command["path"].as_str().unwrap_or_default().to_owned(),
+            dialect: Dialect::parse(command["dialect"].as_str().unwrap_or_default())?,
+            first: number("first")?,
+            count: number("count")?,
+            total: number("total")?,
+            channels: number("channels")?,
+            at_once: number("at_once")?,
+            stuck_every: number("stuck_every")?,
+            streams: number("streams")?,
+            block: number("block")? as u16,
+        })
+    }
+
+    fn stuck(&self, number: usize) -> bool {
+        self.stuck_every > 0 && number.is_multiple_of(self.stuck_every)
+    }
+}
+
+fn numbers(list: &Value) -> Vec<u32> {
+    list.as_array().into_iter().flatten().filter_map(|value| Some(value.as_u64()? as u32)).collect()
+}
+
+fn answer(value: &Value) -> Outcome<()> {
+    let mut output = io::stdout().lock();
+    writeln!(output, "r {value}")?;
+    output.flush()?;
+    Ok(())
+}

@@ -1,0 +1,90 @@
+//! The Redis broker: any number of instances on one Redis relay the same. Publishing and history are atomic calls of
+//! `functions.lua`; what is published is heard on one supervised connection.
+
+mod commands;
+mod connection;
+mod library;
+mod note;
+mod subscriber;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::{BoxFuture, FutureExt};
+
+use self::commands::Commands;
+use self::connection::{ANSWER_TIMEOUT, Address, CONNECT_TIMEOUT};
+use self::subscriber::Subscriber;
+use super::{Broker, BrokerError, From, Health, Page, Publication};
+use crate::channel::ChannelName;
+use crate::intake::Intake;
+use crate::message::Position;
+use crate::metrics::Metrics;
+use crate::rules::Rules;
+
+/// The longest that publishing takes, connecting included.
+const PUBLISH_TIMEOUT: Duration = CONNECT_TIMEOUT.saturating_add(ANSWER_TIMEOUT);
+
+/// A broker behind a Redis URL.
+pub struct RedisBroker {
+    commands: Arc<Commands>,
+    subscriber: Arc<Subscriber>,
+}
+
+/// A Redis URL that can't be understood.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot use the Redis URL: {0}; it looks like redis://user:password@host:6379/0")]
+pub struct UrlError(#[source] redis::RedisError);
+
+impl RedisBroker {
+    /// Starts connecting, on the runtime that it is called on. `instance` must differ between instances.
+    pub fn start(
+        url: &str,
+        instance: &str,
+        intake: Arc<Intake>,
+        rules: Arc<Rules>,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, UrlError> {
+        let address = Address::parse(url).map_err(UrlError)?;
+        let commands = Arc::new(Commands::new(address.clone(), rules));
+        let subscriber = Arc::new(Subscriber::new(instance, intake, metrics));
+        tokio::spawn(subscriber.clone().supervise(address, commands.clone()));
+        Ok(Self { commands, subscriber })
+    }
+}
+
+impl Broker for RedisBroker {
+    fn publish(&self, batch: Vec<Publication>) -> BoxFuture<'_, Vec<Result<Option<Position>, BrokerError>>> {
+        async move {
+            if let Health::Down(why) = self.health() {
+                return batch.iter().map(|_| Err(BrokerError::Unavailable(why.clone()))).collect();
+            }
+            match tokio::time::timeout(PUBLISH_TIMEOUT, self.commands.publish(&batch)).await {
+                Ok(results) => results,
+                Err(_) => batch.iter().map(|_| Err(BrokerError::Unavailable("no answer in time".into()))).collect(),
+            }
+        }
+        .boxed()
+    }
+
+    fn subscribe(&self, channel: &ChannelName) {
+        self.subscriber.want(channel, true);
+    }
+
+    fn unsubscribe(&self, channel: &ChannelName) {
+        self.subscriber.want(channel, false);
+    }
+
+    fn read<'a>(
+        &'a self,
+        channel: &'a ChannelName,
+        from: From,
+        limit: usize,
+    ) -> BoxFuture<'a, Result<Option<Page>, BrokerError>> {
+        self.commands.read(channel, from, limit).boxed()
+    }
+
+    fn health(&self) -> Health {
+        self.subscriber.health()
+    }
+}

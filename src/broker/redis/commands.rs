@@ -1,0 +1,259 @@
+//! Publishing and reading history: commands on a shared connection that is replaced when it breaks.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use redis::aio::MultiplexedConnection;
+use redis::{Cmd, FromRedisValue, Pipeline, RedisError, RedisResult, Value};
+use tokio::sync::Mutex;
+
+use super::connection::Address;
+use super::library::{Library, is_missing};
+use crate::broker::{BrokerError, From, PAGE_BYTES, PAGE_MESSAGES, Page, Publication, Tail};
+use crate::channel::ChannelName;
+use crate::message::{Gap, GapReason, Message, Position};
+use crate::rules::Rules;
+
+/// What publishes and reads.
+pub(super) struct Commands {
+    address: Address,
+    library: Library,
+    rules: Arc<Rules>,
+    connection: Mutex<Option<MultiplexedConnection>>,
+}
+
+impl Commands {
+    pub(super) fn new(address: Address, rules: Arc<Rules>) -> Self {
+        Self { address, library: Library::new(&rules), rules, connection: Mutex::new(None) }
+    }
+
+    /// A handle on the shared connection, opened and furnished with the library if need be.
+    pub(super) async fn connection(&self) -> RedisResult<MultiplexedConnection> {
+        let mut slot = self.connection.lock().await;
+        if let Some(connection) = &*slot {
+            return Ok(connection.clone());
+        }
+        let mut connection = self.address.commands().await?;
+        self.library.load(&mut connection).await?;
+        *slot = Some(connection.clone());
+        Ok(connection)
+    }
+
+    /// Lets go of the connection: the next command opens another. What runs on it ends with an error of its own.
+    pub(super) async fn disconnect(&self) {
+        *self.connection.lock().await = None;
+    }
+
+    /// Sends one small message, as the canary does.
+    pub(super) async fn publish_plain(&self, channel: &str, payload: &str) -> RedisResult<()> {
+        let mut connection = self.connection().await?;
+        let sent = redis::cmd("PUBLISH").arg(channel).arg(payload).exec_async(&mut connection).await;
+        self.judge(sent).await
+    }
+
+    /// Publishes a batch in one round trip.
+    pub(super) async fn publish(&self, batch: &[Publication]) -> Vec<Result<Option<Position>, BrokerError>> {
+        let all = |error: &RedisError| batch.iter().map(|_| Err(broker_error(error))).collect();
+        let mut answers = match self.send(batch).await {
+            Ok(answers) => answers,
+            Err(error) => return all(&error),
+        };
+        // A Redis that was restarted or flushed lacks the library: nothing of what needed it has happened.
+        let missing = |answer: &RedisResult<Value>| answer.as_ref().is_err_and(is_missing);
+        let again: Vec<_> = (0..batch.len()).filter(|&index| missing(&answers[index])).collect();
+        if !again.is_empty() {
+            self.disconnect().await;
+            let publications: Vec<_> = again.iter().map(|&index| batch[index].clone()).collect();
+            match self.send(&publications).await {
+                Ok(second) => again.into_iter().zip(second).for_each(|(index, answer)| answers[index] = answer),
+                Err(error) => return all(&error),
+            }
+        }
+        answers.into_iter().map(receipt).collect()
+    }
+
+    /// The server's answers, each a value or a refusal; an error if it did not answer.
+    async fn send(&self, batch: &[Publication]) -> RedisResult<Vec<RedisResult<Value>>> {
+        let mut connection = self.connection().await?;
+        let answers = if let [publication] = batch {
+            match connection.send_packed_command(&self.publish_command(publication)).await {
+                Err(error) if !is_answer(&error) => Err(error),
+                answer => Ok(vec![answer.and_then(Value::extract_error)]),
+            }
+        } else {
+            let mut pipeline = Pipeline::with_capacity(batch.len());
+            for publication in batch {
+                pipeline.add_command(self.publish_command(publication));
+            }
+            let answers = connection.send_packed_commands(&pipeline, 0, batch.len()).await;
+            answers.map(|answers| answers.into_iter().map(Value::extract_error).collect())
+        };
+        self.judge(answers).await
+    }
+
+    fn publish_command(&self, publication: &Publication) -> Cmd {
+        let Publication { channel, payload, key, remove, id } = publication;
+        if self.rules.of(channel).history.is_none() && key.is_none() && !remove {
+            let mut command = redis::cmd("PUBLISH");
+            command.arg(channel.as_str()).arg(payload.as_ref());
+            return command;
+        }
+        let mut command = self.library.call("publish", channel.as_str());
+        command.arg(payload.as_ref());
+        if let Some(key) = key {
+            command.arg("key").arg(&**key);
+        }
+        if *remove {
+            command.arg("remove");
+        }
+        if let Some(id) = id {
+            command.arg("id").arg(&**id);
+        }
+        command
+    }
+
+    /// Reads a page of history.
+    pub(super) async fn read(
+        &self,
+        channel: &ChannelName,
+        from: From,
+        limit: usize,
+    ) -> Result<Option<Page>, BrokerError> {
+        if self.rules.of(channel).history.is_none() {
+            return Ok(None);
+        }
+        for _ in 0..2 {
+            match self.try_read(channel, from, limit.min(PAGE_MESSAGES)).await {
+                Err(error) if is_missing(&error) => self.disconnect().await,
+                Err(error) => return Err(broker_error(&error)),
+                Ok(answer) => return page(answer),
+            }
+        }
+        Err(BrokerError::Unavailable("the functions of livebridge vanish as soon as they are loaded".into()))
+    }
+
+    async fn try_read(&self, channel: &ChannelName, from: From, limit: usize) -> RedisResult<Vec<Value>> {
+        let mut connection = self.connection().await?;
+        let mut command = self.library.call("read", channel.as_str());
+        let count = if let From::Last(count) = from { count.min(limit) } else { limit };
+        command.arg(count).arg(PAGE_BYTES);
+        match from {
+            From::Tail => command.arg("tail"),
+            From::Oldest => command.arg("oldest"),
+            From::Last(_) => command.arg("last"),
+            From::Keys => command.arg("keys"),
+            From::After(position) => command.arg("after").arg(position.epoch).arg(position.offset),
+            From::AfterDelivered(Tail { position, stamp }) => {
+                command.arg("delivered").arg(position.epoch).arg(position.offset).arg(stamp)
+            }
+        };
+        let answer = command.query_async(&mut connection).await;
+        self.judge(answer).await
+    }
+
+    /// Gives up the connection if the error says that it is of no more use.
+    async fn judge<T>(&self, answer: RedisResult<T>) -> RedisResult<T> {
+        if let Err(error) = &answer
+            && !is_answer(error)
+        {
+            self.disconnect().await;
+        }
+        answer
+    }
+}
+
+/// Whether the server answered, be it with a refusal.
+fn is_answer(error: &RedisError) -> bool {
+    error.code().is_some()
+}
+
+fn receipt(answer: RedisResult<Value>) -> Result<Option<Position>, BrokerError> {
+    match answer.map_err(|error| broker_error(&error))? {
+        // PUBLISH answers how many Redis clients heard it, which says nothing about ours.
+        Value::Int(_) => Ok(None),
+        answer => match <Vec<u64>>::from_redis_value(answer).as_deref() {
+            Ok([epoch, offset]) => Ok(Some(Position::new(*epoch, *offset))),
+            Ok(_) => Ok(None),
+            Err(error) => Err(BrokerError::Refused(format!("it answered something unexpected: {error}"))),
+        },
+    }
+}
+
+/// What a refusal or failure of Redis means to a publisher or reader.
+fn broker_error(error: &RedisError) -> BrokerError {
+    match error.code() {
+        _ if !is_answer(error) => BrokerError::Unavailable(error.to_string()),
+        Some("LIVEBRIDGE_NOT_KEYED") => BrokerError::NotKeyed,
+        Some("LIVEBRIDGE_FULL") => BrokerError::KeyedChannelFull(error.detail().unwrap_or("at its bound").into()),
+        // These pass: the server is loading, busy with a script, or no master at the moment.
+        Some("LOADING" | "BUSY" | "READONLY" | "MASTERDOWN" | "CLUSTERDOWN" | "TRYAGAIN") => {
+            BrokerError::Unavailable(error.to_string())
+        }
+        _ => BrokerError::Refused(error.to_string()),
+    }
+}
+
+fn page(answer: Vec<Value>) -> Result<Option<Page>, BrokerError> {
+    if answer.is_empty() {
+        return Ok(None);
+    }
+    parse_page(answer)
+        .map(Some)
+        .ok_or_else(|| BrokerError::Refused("livebridge_read answered something unexpected".into()))
+}
+
+fn parse_page(answer: Vec<Value>) -> Option<Page> {
+    let mut fields = answer.into_iter();
+    let epoch: u64 = number(fields.next()?)?;
+    let mut tail = || {
+        let offset = number(fields.next()?)?;
+        Some(Tail { position: Position::new(epoch, offset), stamp: number(fields.next()?)? })
+    };
+    let newest = tail()?;
+    let (reason, gap_offset) = (text(fields.next()?)?, number(fields.next()?)?);
+    let through = {
+        let offset = number(fields.next()?)?;
+        Tail { position: Position::new(epoch, offset), stamp: number(fields.next()?)? }
+    };
+    let gap = match reason.as_str() {
+        "" => None,
+        "history_trimmed" => Some(GapReason::HistoryTrimmed),
+        _ => Some(GapReason::EpochChanged),
+    };
+    let gap = gap.map(|reason| Gap { resumes_after: Position::new(epoch, gap_offset), reason });
+    let messages = fields.map(|entry| message(epoch, entry).map(Arc::new)).collect::<Option<_>>()?;
+    Some(Page { gap, messages, through, tail: newest })
+}
+
+fn message(epoch: u64, entry: Value) -> Option<Message> {
+    let Value::Array(fields) = entry else { return None };
+    let [offset, stamp, key, removed, payload] = <[Value; 5]>::try_from(fields).ok()?;
+    let key = text(key)?;
+    Some(Message {
+        position: Some(Position::new(epoch, number(offset)?)),
+        stamp: number(stamp)?,
+        key: (!key.is_empty()).then(|| key.into()),
+        removed: text(removed)? == "1",
+        payload: bytes(payload)?,
+    })
+}
+
+fn number(value: Value) -> Option<u64> {
+    match value {
+        Value::Int(number) => number.try_into().ok(),
+        value => text(value)?.parse().ok(),
+    }
+}
+
+fn text(value: Value) -> Option<String> {
+    String::from_utf8(bytes(value)?.into()).ok()
+}
+
+fn bytes(value: Value) -> Option<Bytes> {
+    match value {
+        Value::BulkString(bytes) => Some(bytes.into()),
+        Value::SimpleString(text) => Some(text.into()),
+        Value::Int(number) => Some(number.to_string().into()),
+        _ => None,
+    }
+}

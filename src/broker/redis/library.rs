@@ -1,0 +1,135 @@
+//! Brings `functions.lua` into Redis and names how to call it: as a library of Redis Functions, or, where those are
+//! forbidden or unknown, as a script that travels with a hash.
+
+use std::fmt::Write;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use redis::aio::MultiplexedConnection;
+use redis::{Cmd, RedisError, RedisResult};
+
+use crate::rules::{Pattern, Rule, Rules};
+
+const SOURCE: &str = include_str!("functions.lua");
+const NAME: &str = "livebridge";
+const FUNCTIONS: [&str; 2] = ["publish", "read"];
+
+/// The server-side code, with this instance's rules put into it.
+pub(super) struct Library {
+    function_source: String,
+    script_source: String,
+    script_hash: String,
+    use_script: AtomicBool,
+}
+
+impl Library {
+    pub(super) fn new(rules: &Rules) -> Self {
+        let body = format!("{}{SOURCE}", rules_in_lua(rules));
+        let mut function_source = format!("#!lua name={NAME}\n{body}\n");
+        let mut script_source = body;
+        script_source.push_str("\nlocal call = table.remove(ARGV, 1)\n");
+        for function in FUNCTIONS {
+            // Writing to a String cannot fail.
+            let _ = writeln!(function_source, "redis.register_function('{NAME}_{function}', {function})");
+            let _ = writeln!(script_source, "if call == '{function}' then return {function}(KEYS, ARGV) end");
+        }
+        let script_hash = sha1_smol::Sha1::from(&script_source).hexdigest();
+        Self { function_source, script_source, script_hash, use_script: AtomicBool::new(false) }
+    }
+
+    /// Loads the code. Falls back to the script where functions can't be had.
+    pub(super) async fn load(&self, connection: &mut MultiplexedConnection) -> RedisResult<()> {
+        let function: RedisResult<String> =
+            redis::cmd("FUNCTION").arg("LOAD").arg("REPLACE").arg(&self.function_source).query_async(connection).await;
+        let Err(error) = function else {
+            self.use_script.store(false, Ordering::Relaxed);
+            return Ok(());
+        };
+        if !is_refusal(&error) {
+            return Err(error);
+        }
+        tracing::debug!(%error, "Redis takes no functions, so scripts are used");
+        self.use_script.store(true, Ordering::Relaxed);
+        let _: String = redis::cmd("SCRIPT").arg("LOAD").arg(&self.script_source).query_async(connection).await?;
+        Ok(())
+    }
+
+    /// Begins a call of one of the functions on a channel; the caller adds its arguments.
+    pub(super) fn call(&self, function: &str, channel: &str) -> Cmd {
+        if self.use_script.load(Ordering::Relaxed) {
+            let mut command = redis::cmd("EVALSHA");
+            command.arg(&self.script_hash).arg(1).arg(channel).arg(function);
+            return command;
+        }
+        let mut command = redis::cmd("FCALL");
+        command.arg(match function {
+            "publish" => "livebridge_publish",
+            _ => "livebridge_read",
+        });
+        command.arg(1).arg(channel);
+        command
+    }
+}
+
+/// Whether the server answered that it does not do this at all, rather than failing at it.
+fn is_refusal(error: &RedisError) -> bool {
+    let text = error.to_string();
+    ["unknown command", "NOPERM", "unknown subcommand"].iter().any(|sign| text.contains(sign))
+}
+
+/// Whether an error means that the code is not (or no longer) in Redis, as after a restart or `FUNCTION FLUSH`.
+pub(super) fn is_missing(error: &RedisError) -> bool {
+    let text = error.to_string();
+    text.contains("NOSCRIPT") || text.contains("Function not found")
+}
+
+/// The rules as Lua tables. Patterns consist of channel characters and `*`, which is checked at parsing.
+fn rules_in_lua(rules: &Rules) -> String {
+    let listed: String = rules.iter().map(|(pattern, rule)| rule_in_lua(Some(pattern), rule)).collect();
+    format!(
+        "local RULES = {{{listed}}}\nlocal DEFAULT_RULE = {}\n",
+        rule_in_lua(None, &Rule::default()).trim_end_matches(',')
+    )
+}
+
+fn rule_in_lua(pattern: Option<&Pattern>, rule: &Rule) -> String {
+    let mut table = String::from("{");
+    if let Some(pattern) = pattern {
+        let _ = write!(table, "match='{}',", lua_pattern(pattern.as_str()));
+    }
+    if let Some(history) = rule.history {
+        let _ = write!(table, "messages={},age={},", history.messages, history.age.as_millis());
+    }
+    if let Some(keyed) = rule.keyed {
+        let _ = write!(table, "keyed=true,keys={},bytes={},", keyed.keys, keyed.bytes);
+    }
+    table + "},"
+}
+
+/// An anchored Lua pattern within a quoted Lua text: every byte that is neither letter nor digit is written as a
+/// decimal escape, and escaped for the pattern as well.
+fn lua_pattern(pattern: &str) -> String {
+    let mut lua = String::from("^");
+    for byte in pattern.bytes() {
+        match byte {
+            b'*' => lua.push_str(".*"),
+            byte if byte.is_ascii_alphanumeric() => lua.push(char::from(byte)),
+            byte if byte.is_ascii_punctuation() => {
+                let _ = write!(lua, "%\\{byte:03}");
+            }
+            byte => {
+                let _ = write!(lua, "\\{byte:03}");
+            }
+        }
+    }
+    lua + "$"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pattern_cannot_leave_its_quotes() {
+        assert_eq!(lua_pattern("a:*'"), "^a%\\058.*%\\039$");
+    }
+}

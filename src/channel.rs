@@ -1,0 +1,107 @@
+//! Channel names: which are allowed, and why. Which rules apply to a channel is `rules.rs`.
+
+use std::borrow::Borrow;
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+/// The longest channel name, in bytes. Long enough for a path or two UUIDs, short enough for a header line.
+pub const MAX_LENGTH: usize = 255;
+
+/// Names that start so belong to livebridge itself: position notes, stored history, canaries.
+pub const RESERVED_PREFIX: &str = "livebridge:";
+
+/// A valid channel name. Cheap to clone: all clones share one text.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ChannelName(Arc<str>);
+
+impl ChannelName {
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Borrow<str> for ChannelName {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for ChannelName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for ChannelName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, f)
+    }
+}
+
+/// Why a text is not a channel name.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ChannelError {
+    /// No characters at all.
+    #[error("a channel name must not be empty; leave the parameter out for the default channel")]
+    Empty,
+    /// More than [`MAX_LENGTH`] bytes.
+    #[error("a channel name has at most {MAX_LENGTH} bytes, this one has {0}")]
+    TooLong(usize),
+    /// A character that Redis patterns, cluster hash tags, header lines or URLs would trip over.
+    #[error(
+        "a channel name must not contain {0:?}: no white space, control characters or any of * ? [ ] {{ }} \\ \" < >"
+    )]
+    Character(char),
+    /// A name of livebridge's own.
+    #[error("channel names that start with {RESERVED_PREFIX:?} are reserved; choose another name")]
+    Reserved,
+}
+
+impl FromStr for ChannelName {
+    type Err = ChannelError;
+
+    fn from_str(name: &str) -> Result<Self, ChannelError> {
+        if name.is_empty() {
+            return Err(ChannelError::Empty);
+        }
+        if name.len() > MAX_LENGTH {
+            return Err(ChannelError::TooLong(name.len()));
+        }
+        if let Some(bad) = name.chars().find(|&character| forbidden(character)) {
+            return Err(ChannelError::Character(bad));
+        }
+        if name.starts_with(RESERVED_PREFIX) {
+            return Err(ChannelError::Reserved);
+        }
+        Ok(Self(name.into()))
+    }
+}
+
+fn forbidden(character: char) -> bool {
+    character.is_whitespace() || character.is_control() || "*?[]{}\\\"<>".contains(character)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_every_script_and_the_usual_separators_are_taken() {
+        for name in ["live", "sheet:q3", "users/42/inbox", "наши-правки", "a|b,c;d=e&f%g", "x".repeat(255).as_str()]
+        {
+            assert_eq!(name.parse::<ChannelName>().expect(name).as_str(), name);
+        }
+    }
+
+    #[test]
+    fn names_that_would_confuse_redis_headers_or_ourselves_are_refused() {
+        assert_eq!("".parse::<ChannelName>(), Err(ChannelError::Empty));
+        assert_eq!("x".repeat(256).parse::<ChannelName>(), Err(ChannelError::TooLong(256)));
+        assert_eq!("livebridge:note:a".parse::<ChannelName>(), Err(ChannelError::Reserved));
+        for bad in ["a b", "a\nb", "a*", "a{b}", "a\u{7f}", "a\u{2028}", "<a>"] {
+            assert!(matches!(bad.parse::<ChannelName>(), Err(ChannelError::Character(_))), "{bad:?}");
+        }
+    }
+}

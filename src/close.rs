@@ -1,0 +1,97 @@
+//! Why a subscriber is closed: one list of codes and reasons, which `docs/protocol.md` repeats.
+
+use std::borrow::Cow;
+
+/// The reason in a close frame has at most 123 bytes (RFC 6455, 5.5: a control frame's 125, less the code's two).
+const MAX_REASON: usize = 123;
+
+/// A close code (RFC 6455, 7.4) and a reason that a person understands.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Close {
+    /// What it is about.
+    pub code: Code,
+    detail: Cow<'static, str>,
+}
+
+/// The codes that livebridge closes with.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Code {
+    /// The client closed; its own code is sent back, or none if it gave none.
+    Answer(Option<u16>),
+    /// A frame that RFC 6455 forbids.
+    ProtocolError,
+    /// A text message that is not UTF-8.
+    InvalidUtf8,
+    /// The client may not publish here.
+    PublishRefused,
+    /// A message over the limit.
+    MessageTooBig,
+    /// The instance is draining.
+    Restarting,
+    /// The broker did not take what the client sent.
+    PublishFailed,
+    /// The client read slower than the channel's log is long.
+    FellBehind,
+    /// What was asked for, or was due next, is gone.
+    Gap,
+    /// The other side is gone: nothing can be sent.
+    Gone,
+}
+
+impl Code {
+    /// The number on the wire; `None` for a close frame without one, and where there is nobody to send one to.
+    pub fn number(self) -> Option<u16> {
+        match self {
+            Self::Answer(code) => code,
+            Self::ProtocolError => Some(1002),
+            Self::InvalidUtf8 => Some(1007),
+            Self::PublishRefused => Some(1008),
+            Self::MessageTooBig => Some(1009),
+            Self::Restarting => Some(1012),
+            Self::PublishFailed => Some(1013),
+            Self::FellBehind => Some(4001),
+            Self::Gap => Some(4002),
+            Self::Gone => None,
+        }
+    }
+
+    /// The name in reasons and metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Answer(_) => "client",
+            Self::ProtocolError => "protocol_error",
+            Self::InvalidUtf8 => "invalid_utf8",
+            Self::PublishRefused => "publish_refused",
+            Self::MessageTooBig => "message_too_big",
+            Self::Restarting => "restarting",
+            Self::PublishFailed => "publish_failed",
+            Self::FellBehind => "fell_behind",
+            Self::Gap => "gap",
+            Self::Gone => "gone",
+        }
+    }
+}
+
+impl Close {
+    /// A close with a sentence that says more.
+    pub fn new(code: Code, detail: impl Into<Cow<'static, str>>) -> Self {
+        Self { code, detail: detail.into() }
+    }
+
+    /// The client's own close, answered.
+    pub fn answer(code: Option<u16>) -> Self {
+        Self::new(Code::Answer(code), "")
+    }
+
+    /// The reason, `name: sentence`, cut to what a close frame holds.
+    pub fn reason(&self) -> String {
+        if let Code::Answer(_) = self.code {
+            return String::new();
+        }
+        let mut reason = format!("{}: {}", self.code.name(), self.detail);
+        while reason.len() > MAX_REASON {
+            reason.pop();
+        }
+        reason
+    }
+}

@@ -1,0 +1,206 @@
+//! Configuration: flags, environment and `.env`, parsed once (`Cli`), and the rules file beside them, into
+//! what the server runs with (`Settings`). The one reader of the environment.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::app::Limits;
+use crate::channel::ChannelName;
+use crate::log::Bounds;
+use crate::rules::{Rules, RulesError};
+
+/// The rules file that is read where none is named.
+const DEFAULT_RULES: &str = "livebridge.toml";
+
+/// Puts what a backend publishes on its users' screens.
+#[derive(Parser, Debug)]
+#[command(version, args_conflicts_with_subcommands = true, after_help = EXAMPLES)]
+pub struct Cli {
+    /// What to do; `serve` where it is left out.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// How to serve.
+    #[command(flatten)]
+    pub serve: ServeArgs,
+}
+
+const EXAMPLES: &str = "Examples:
+  livebridge                                        serve http://127.0.0.1:8000 with the embedded broker
+  REDIS_URL=redis://127.0.0.1 livebridge            relay through Redis, together with other instances
+  livebridge publish live 'hello'                   publish to a running instance
+  tail -F app.log | livebridge publish log -        publish each line
+  livebridge tail sheet:q3                          print what arrives
+
+Every flag --some-thing can be set as LIVEBRIDGE_SOME_THING in the environment or in .env (LISTEN and REDIS_URL have
+their usual names). A flag is stronger than the environment, the environment stronger than .env.";
+
+/// What the program can do.
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Serve (the default).
+    Serve(Box<ServeArgs>),
+    /// Publish a message, or each line of standard input, to a running instance.
+    #[command(
+        after_help = "Examples:\n  livebridge publish live 'hello'\n  livebridge publish sheet:q3 --key B4 '{\"value\":7}'\n  seq 10 | livebridge publish numbers -\n\nExit codes: 0 published, 1 refused or unreachable, 2 wrong usage"
+    )]
+    Publish(PublishArgs),
+    /// Print the messages of channels of a running instance, one on a line, until interrupted.
+    #[command(
+        after_help = "Examples:\n  livebridge tail live\n  livebridge tail --last 10 orders invoices\n\nWith several channels each line starts with the channel and a tab. Reconnects and resumes by itself."
+    )]
+    Tail(TailArgs),
+    /// Check the configuration and the broker, or with --url whether a running instance is ready.
+    #[command(after_help = "Exit codes: 0 all is well, 1 something is not (standard error says what), 2 wrong usage")]
+    Check(Box<CheckArgs>),
+}
+
+/// How to serve.
+#[derive(Args, Debug, Clone)]
+pub struct ServeArgs {
+    /// Address and port to listen on.
+    #[arg(long, env = "LISTEN", default_value = "127.0.0.1:8000", value_name = "ADDRESS:PORT")]
+    pub listen: SocketAddr,
+    /// The Redis that instances share, as redis://[user:password@]host[:port][/db]; without it the embedded broker.
+    #[arg(long, env = "REDIS_URL", value_name = "URL", hide_env_values = true)]
+    pub redis_url: Option<String>,
+    /// The rules file: what differs by channel [default: livebridge.toml where it exists].
+    #[arg(long, env = "LIVEBRIDGE_RULES", value_name = "FILE")]
+    pub rules: Option<PathBuf>,
+    /// The name that clients and logs tell this instance by [default: a random one].
+    #[arg(long, env = "LIVEBRIDGE_INSTANCE_NAME", value_name = "NAME")]
+    pub instance_name: Option<String>,
+    /// The channel that is meant where none is named.
+    #[arg(long, env = "LIVEBRIDGE_DEFAULT_CHANNEL", default_value = "live", value_name = "CHANNEL")]
+    pub default_channel: ChannelName,
+    /// The most bytes of a message; more is answered 413, or closed with 1009.
+    #[arg(long, env = "LIVEBRIDGE_MAX_MESSAGE_BYTES", default_value_t = 1 << 20, value_name = "BYTES",
+          value_parser = clap::value_parser!(u64).range(1..=64 << 20))]
+    pub max_message_bytes: u64,
+    /// The most channels that one connection or request names.
+    #[arg(long, env = "LIVEBRIDGE_MAX_CHANNELS", default_value_t = 100, value_name = "COUNT",
+          value_parser = clap::value_parser!(u64).range(1..=10_000))]
+    pub max_channels: u64,
+    /// The most messages of each channel's log: how far a slow subscriber may fall behind.
+    #[arg(long, env = "LIVEBRIDGE_LOG_MESSAGES", default_value_t = 4096, value_name = "COUNT",
+          value_parser = clap::value_parser!(u64).range(16..=1 << 20))]
+    pub log_messages: u64,
+    /// The most bytes of each channel's log.
+    #[arg(long, env = "LIVEBRIDGE_LOG_BYTES", default_value_t = 8 << 20, value_name = "BYTES",
+          value_parser = clap::value_parser!(u64).range(1024..=1 << 30))]
+    pub log_bytes: u64,
+    /// How long clients have to leave at a shutdown, in seconds.
+    #[arg(long, env = "LIVEBRIDGE_DRAIN_SECONDS", default_value_t = 8, value_name = "SECONDS",
+          value_parser = clap::value_parser!(u64).range(0..=3600))]
+    pub drain_seconds: u64,
+    /// How many threads move messages [default: one for each core].
+    #[arg(long, env = "LIVEBRIDGE_THREADS", value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..=64))]
+    pub threads: Option<u64>,
+}
+
+/// What to publish, and where.
+#[derive(Args, Debug)]
+pub struct PublishArgs {
+    /// The channel.
+    pub channel: ChannelName,
+    /// The message; `-`, or nothing, for each line of standard input.
+    pub message: Option<String>,
+    /// On a keyed channel: what the message is the new value of.
+    #[arg(long)]
+    pub key: Option<String>,
+    /// On a keyed channel: remove the key.
+    #[arg(long, requires = "key")]
+    pub remove: bool,
+    /// A running instance.
+    #[arg(long, env = "LIVEBRIDGE_URL", default_value = "http://127.0.0.1:8000", value_name = "URL")]
+    pub url: String,
+}
+
+/// What to print.
+#[derive(Args, Debug)]
+pub struct TailArgs {
+    /// The channels.
+    #[arg(required = true)]
+    pub channels: Vec<ChannelName>,
+    /// Begin with the last so many messages of each.
+    #[arg(long, value_name = "COUNT")]
+    pub last: Option<usize>,
+    /// A running instance.
+    #[arg(long, env = "LIVEBRIDGE_URL", default_value = "http://127.0.0.1:8000", value_name = "URL")]
+    pub url: String,
+}
+
+/// What to check.
+#[derive(Args, Debug)]
+pub struct CheckArgs {
+    /// Ask a running instance instead whether it is ready.
+    #[arg(long, value_name = "URL")]
+    pub url: Option<String>,
+    /// The configuration to check.
+    #[command(flatten)]
+    pub serve: ServeArgs,
+}
+
+/// What the server runs with.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Where to listen.
+    pub listen: SocketAddr,
+    /// Which Redis, if any.
+    pub redis_url: Option<String>,
+    /// What differs by channel.
+    pub rules: Rules,
+    /// The instance's name.
+    pub instance: String,
+    /// The channel that is meant where none is named.
+    pub default_channel: ChannelName,
+    /// What clients may send.
+    pub limits: Limits,
+    /// How much of each channel's log is kept.
+    pub log: Bounds,
+    /// How long clients have to leave at a shutdown.
+    pub drain: std::time::Duration,
+    /// How many threads move messages.
+    pub threads: usize,
+}
+
+impl Settings {
+    /// Checks what was typed, and reads the rules file.
+    pub fn resolve(args: ServeArgs) -> Result<Self, RulesError> {
+        let rules = match &args.rules {
+            Some(path) => Rules::load(path)?,
+            None if Path::new(DEFAULT_RULES).exists() => Rules::load(Path::new(DEFAULT_RULES))?,
+            None => Rules::default(),
+        };
+        let message_bytes = args.max_message_bytes as usize;
+        let cores = std::thread::available_parallelism().map_or(1, usize::from).min(64);
+        Ok(Self {
+            listen: args.listen,
+            redis_url: args.redis_url.filter(|url| !url.is_empty()),
+            rules,
+            instance: args.instance_name.unwrap_or_else(|| format!("lb-{:04x}", rand::random::<u16>())),
+            default_channel: args.default_channel,
+            limits: Limits {
+                message_bytes,
+                channels: args.max_channels as usize,
+                batch_messages: 10_000,
+                batch_bytes: (8 << 20).max(2 * message_bytes),
+            },
+            log: Bounds { entries: args.log_messages as usize, bytes: args.log_bytes as usize },
+            drain: std::time::Duration::from_secs(args.drain_seconds),
+            threads: args.threads.map_or(cores, |threads| threads as usize),
+        })
+    }
+}
+
+/// Reads `.env` where there is one, then flags and environment. An error in `.env` is returned; a wrong flag ends the
+/// program, as clap does.
+pub fn parse() -> Result<Cli, dotenvy::Error> {
+    match dotenvy::dotenv() {
+        Ok(_) => {}
+        Err(error) if error.not_found() => {}
+        Err(error) => return Err(error),
+    }
+    Ok(Cli::parse())
+}

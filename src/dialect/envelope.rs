@@ -1,0 +1,152 @@
+//! The JSON objects that `format=json`, Server-Sent Events' own events and the history share.
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+use crate::channel::ChannelName;
+use crate::message::{Gap, Message, Position};
+
+/// A message with all that is known of it.
+#[derive(Serialize)]
+pub struct Envelope<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    channel: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    epoch: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    offset: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    key: Option<&'a str>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    removed: bool,
+    data: Data<'a>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    encoding: Option<&'static str>,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Data<'a> {
+    Json(&'a RawValue),
+    Text(&'a str),
+    Base64(String),
+}
+
+impl<'a> Envelope<'a> {
+    /// The envelope of a message within a stream of several channels.
+    pub fn new(channel: &'a ChannelName, message: &'a Message) -> Self {
+        Self {
+            channel: Some(channel.as_str()),
+            epoch: message.position.map(|position| position.epoch.to_string()),
+            ..Self::within(message)
+        }
+    }
+
+    /// The envelope of a message where channel and epoch stand outside.
+    pub fn within(message: &'a Message) -> Self {
+        let (data, encoding) = match message.text() {
+            Some(text) => (as_json(text).map_or(Data::Text(text), Data::Json), None),
+            None => (Data::Base64(STANDARD.encode(&message.payload)), Some("base64")),
+        };
+        Self {
+            channel: None,
+            epoch: None,
+            offset: message.position.map(|position| position.offset),
+            key: message.key.as_deref(),
+            removed: message.removed,
+            data,
+            encoding,
+        }
+    }
+}
+
+/// The text as it is, if it is one JSON value on one line or several.
+fn as_json(text: &str) -> Option<&RawValue> {
+    serde_json::from_str(text).ok()
+}
+
+/// The first thing a subscriber is told.
+#[derive(Serialize)]
+pub struct Welcome<'a> {
+    event: &'static str,
+    instance: &'a str,
+    channels: Vec<Standing<'a>>,
+}
+
+#[derive(Serialize)]
+struct Standing<'a> {
+    channel: &'a str,
+    #[serde(flatten)]
+    place: Option<Place>,
+}
+
+#[derive(Serialize)]
+struct Place {
+    epoch: String,
+    offset: u64,
+}
+
+impl<'a> Welcome<'a> {
+    /// Names the instance and where each channel stands.
+    pub fn new(instance: &'a str, channels: &[(&'a ChannelName, Option<Position>)]) -> Self {
+        let channels = channels
+            .iter()
+            .map(|(channel, position)| Standing { channel: channel.as_str(), place: position.map(Place::new) })
+            .collect();
+        Self { event: "welcome", instance, channels }
+    }
+}
+
+impl Place {
+    fn new(position: Position) -> Self {
+        Self { epoch: position.epoch.to_string(), offset: position.offset }
+    }
+}
+
+/// The notice that messages may be missing.
+#[derive(Serialize)]
+pub struct GapNotice<'a> {
+    event: &'static str,
+    channel: &'a str,
+    #[serde(flatten)]
+    place: Place,
+    reason: &'static str,
+    message: &'static str,
+}
+
+impl<'a> GapNotice<'a> {
+    /// Says where and why.
+    pub fn new(channel: &'a ChannelName, gap: &Gap) -> Self {
+        Self {
+            event: "gap",
+            channel: channel.as_str(),
+            place: Place::new(gap.resumes_after),
+            reason: gap.reason.code(),
+            message: gap.reason.explanation(),
+        }
+    }
+}
+
+/// The notice that what the client sent was not published.
+#[derive(Serialize)]
+pub struct ErrorNotice<'a> {
+    event: &'static str,
+    code: &'a str,
+    message: &'a str,
+}
+
+impl<'a> ErrorNotice<'a> {
+    /// Says what and why.
+    pub fn new(code: &'a str, message: &'a str) -> Self {
+        Self { event: "error", code, message }
+    }
+}
+
+/// Appends a value as JSON.
+pub fn write(value: &impl Serialize, out: &mut Vec<u8>) {
+    // Writing to memory does not fail, and none of these types has a map with odd keys or a failing Serialize.
+    let written = serde_json::to_writer(out, value);
+    debug_assert!(written.is_ok(), "{written:?}");
+}

@@ -1,0 +1,191 @@
+//! The Server-Sent Events dialects (WHATWG HTML, 9.2): one channel, whose frames all subscribers share, or several,
+//! whose `id:` lists the subscriber's position in each.
+
+use std::io::Write;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+
+use super::Dialect;
+use super::envelope::{self, GapNotice, Welcome};
+use crate::channel::ChannelName;
+use crate::close::Close;
+use crate::message::{Entry, Message, Position};
+
+/// Events of one channel.
+pub struct SingleChannelEvents;
+
+/// Events of several channels.
+pub struct MultiChannelEvents;
+
+impl Dialect for SingleChannelEvents {
+    fn name(&self) -> &'static str {
+        "sse"
+    }
+
+    fn welcome(&self, instance: &str, channels: &[(&ChannelName, Option<Position>)], out: &mut Vec<u8>) {
+        let positions: Vec<_> = channels.iter().map(|(_, position)| *position).collect();
+        write_welcome(instance, channels, &positions, out);
+    }
+
+    fn encode(
+        &self,
+        channel: &ChannelName,
+        entry: &Entry,
+        _: &[Option<Position>],
+        out: &mut Vec<u8>,
+    ) -> Result<(), Close> {
+        if entry.position().is_some() {
+            write_id(&[entry.position()], out);
+        }
+        write_entry(channel, None, entry, out);
+        Ok(())
+    }
+
+    fn heartbeat(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(b":\n\n");
+    }
+
+    fn farewell(&self, _: &Close, _: &mut Vec<u8>) {}
+
+    fn publish_error(&self, _: &str, _: &str, _: &mut Vec<u8>) -> bool {
+        false
+    }
+}
+
+impl Dialect for MultiChannelEvents {
+    fn name(&self) -> &'static str {
+        "sse-multi"
+    }
+
+    fn personal(&self) -> bool {
+        true
+    }
+
+    fn welcome(&self, instance: &str, channels: &[(&ChannelName, Option<Position>)], out: &mut Vec<u8>) {
+        SingleChannelEvents.welcome(instance, channels, out);
+    }
+
+    fn encode(
+        &self,
+        channel: &ChannelName,
+        entry: &Entry,
+        positions: &[Option<Position>],
+        out: &mut Vec<u8>,
+    ) -> Result<(), Close> {
+        if entry.position().is_some() {
+            write_id(positions, out);
+        }
+        write_entry(channel, Some(channel), entry, out);
+        Ok(())
+    }
+
+    fn heartbeat(&self, out: &mut Vec<u8>) {
+        SingleChannelEvents.heartbeat(out);
+    }
+
+    fn farewell(&self, _: &Close, _: &mut Vec<u8>) {}
+
+    fn publish_error(&self, _: &str, _: &str, _: &mut Vec<u8>) -> bool {
+        false
+    }
+}
+
+fn write_welcome(
+    instance: &str,
+    channels: &[(&ChannelName, Option<Position>)],
+    positions: &[Option<Position>],
+    out: &mut Vec<u8>,
+) {
+    if positions.iter().any(Option::is_some) {
+        write_id(positions, out);
+    }
+    out.extend_from_slice(b"event: livebridge:welcome\ndata: ");
+    envelope::write(&Welcome::new(instance, channels), out);
+    out.extend_from_slice(b"\n\n");
+}
+
+/// All positions, in the order of the channels, separated by commas; an empty one where a channel has none.
+fn write_id(positions: &[Option<Position>], out: &mut Vec<u8>) {
+    out.extend_from_slice(b"id: ");
+    for (index, position) in positions.iter().enumerate() {
+        if index > 0 {
+            out.push(b',');
+        }
+        if let Some(position) = position {
+            // Writing to memory does not fail.
+            let _ = write!(out, "{position}");
+        }
+    }
+    out.push(b'\n');
+}
+
+fn write_entry(channel: &ChannelName, event: Option<&ChannelName>, entry: &Entry, out: &mut Vec<u8>) {
+    match entry {
+        Entry::Message(message) => {
+            if let Some(event) = event {
+                out.extend_from_slice(b"event: ");
+                out.extend_from_slice(event.as_str().as_bytes());
+                out.push(b'\n');
+            }
+            write_payload(message, out);
+        }
+        Entry::Gap(gap) => {
+            out.extend_from_slice(b"event: livebridge:gap\ndata: ");
+            envelope::write(&GapNotice::new(channel, gap), out);
+            out.push(b'\n');
+        }
+    }
+    out.push(b'\n');
+}
+
+fn write_payload(message: &Message, out: &mut Vec<u8>) {
+    let Some(text) = message.text() else {
+        out.extend_from_slice(b"data: data:application/octet-stream;base64,");
+        out.extend_from_slice(STANDARD.encode(&message.payload).as_bytes());
+        out.push(b'\n');
+        return;
+    };
+    // CR, LF and CR LF all end a line in an event stream; `EventSource` joins the lines with LF.
+    let mut rest = text.as_bytes();
+    loop {
+        let end = memchr::memchr2(b'\r', b'\n', rest);
+        out.extend_from_slice(b"data: ");
+        out.extend_from_slice(&rest[..end.unwrap_or(rest.len())]);
+        out.push(b'\n');
+        let Some(end) = end else { return };
+        let skip = if rest[end..].starts_with(b"\r\n") { 2 } else { 1 };
+        rest = &rest[end + skip..];
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn encoded(payload: &[u8]) -> String {
+        let channel: ChannelName = "a".parse().expect("valid");
+        let mut out = Vec::new();
+        let entry = Message::plain(payload.to_vec()).into();
+        SingleChannelEvents.encode(&channel, &entry, &[], &mut out).expect("no close");
+        String::from_utf8(out).expect("UTF-8")
+    }
+
+    #[test]
+    fn every_kind_of_line_end_begins_a_data_line() {
+        assert_eq!(encoded(b"a\nb\r\nc\rd\n"), "data: a\ndata: b\ndata: c\ndata: d\ndata: \n\n");
+        assert_eq!(encoded(b""), "data: \n\n");
+    }
+
+    #[test]
+    fn bytes_become_a_data_url() {
+        assert_eq!(encoded(&[0xff, 0]), "data: data:application/octet-stream;base64,/wA=\n\n");
+    }
+
+    #[test]
+    fn an_id_lists_a_position_for_each_channel() {
+        let mut out = Vec::new();
+        write_id(&[Some(Position::new(5, 1)), None, Some(Position::new(6, 2))], &mut out);
+        assert_eq!(out, b"id: 5:1,,6:2\n");
+    }
+}

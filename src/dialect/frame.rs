@@ -1,0 +1,259 @@
+//! The WebSocket frame codec, server side, without any I/O (RFC 6455, section 5). Writes headers in front of ready
+//! payloads; reads a client's frames in place. Own code, since no crate lets one encoded frame be written to many sockets;
+//! tungstenite is its oracle in the tests.
+
+use std::ops::Range;
+
+use crate::close::{Close, Code};
+
+/// What a frame is (RFC 6455, 5.2).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Opcode {
+    /// More of a message.
+    Continuation = 0x0,
+    /// A message of UTF-8.
+    Text = 0x1,
+    /// A message of bytes.
+    Binary = 0x2,
+    /// The last frame of a side.
+    Close = 0x8,
+    /// A question whether the other side is there.
+    Ping = 0x9,
+    /// The answer to it.
+    Pong = 0xA,
+}
+
+const FIN: u8 = 0x80;
+const MASKED: u8 = 0x80;
+const MAX_CONTROL: usize = 125;
+
+/// The most bytes of a server's frame header.
+pub const MAX_HEADER: usize = 10;
+
+/// Appends the header of an unfragmented, unmasked frame.
+pub fn write_header(opcode: Opcode, length: usize, out: &mut Vec<u8>) {
+    out.push(FIN | opcode as u8);
+    if let Ok(short @ 0..=125) = u8::try_from(length) {
+        out.push(short);
+    } else if let Ok(medium) = u16::try_from(length) {
+        out.push(126);
+        out.extend_from_slice(&medium.to_be_bytes());
+    } else {
+        out.push(127);
+        out.extend_from_slice(&(length as u64).to_be_bytes());
+    }
+}
+
+/// Appends a frame.
+pub fn write(opcode: Opcode, payload: &[u8], out: &mut Vec<u8>) {
+    out.reserve(MAX_HEADER + payload.len());
+    write_header(opcode, payload.len(), out);
+    out.extend_from_slice(payload);
+}
+
+/// Appends a close frame; a reason goes only with a code.
+pub fn write_close(close: &Close, out: &mut Vec<u8>) {
+    let mut payload = Vec::new();
+    if let Some(number) = close.code.number() {
+        payload.extend_from_slice(&number.to_be_bytes());
+        payload.extend_from_slice(close.reason().as_bytes());
+    }
+    write(Opcode::Close, &payload, out);
+}
+
+/// What a client said.
+#[derive(PartialEq, Eq, Debug)]
+pub enum Incoming {
+    /// A whole message; whether it was sent as text follows from its bytes, as everywhere.
+    Message(Vec<u8>),
+    /// To be answered with a pong of the same payload.
+    Ping(Vec<u8>),
+    /// The answer to a ping, or unasked for.
+    Pong,
+    /// The client closes, with this code.
+    Close(Option<u16>),
+}
+
+/// Reads a client's frames from chunks of any size. Keeps nothing between messages.
+#[derive(Debug)]
+pub struct Decoder {
+    /// Bytes of a frame that is not complete yet.
+    partial: Vec<u8>,
+    /// The fragments of a message so far, and whether it is text.
+    message: Option<(bool, Vec<u8>)>,
+    limit: usize,
+}
+
+impl Decoder {
+    /// Messages, fragments together, may have `limit` bytes.
+    pub fn new(limit: usize) -> Self {
+        Self { partial: Vec::new(), message: None, limit }
+    }
+
+    /// Reads a chunk; `visit` gets what it completes. An error says how to close: nothing after it can be read.
+    pub fn decode(&mut self, chunk: &mut [u8], mut visit: impl FnMut(Incoming)) -> Result<(), Close> {
+        if self.partial.is_empty() {
+            let consumed = self.decode_all(chunk, &mut visit)?;
+            self.partial.extend_from_slice(&chunk[consumed..]);
+            return Ok(());
+        }
+        let mut bytes = std::mem::take(&mut self.partial);
+        bytes.extend_from_slice(chunk);
+        let consumed = self.decode_all(&mut bytes, &mut visit)?;
+        if consumed < bytes.len() {
+            bytes.drain(..consumed);
+            self.partial = bytes;
+        }
+        Ok(())
+    }
+
+    /// Whether it holds nothing: then it costs nothing.
+    pub fn is_idle(&self) -> bool {
+        self.partial.is_empty() && self.message.is_none()
+    }
+
+    /// Reads all complete frames; returns how many bytes they had.
+    fn decode_all(&mut self, bytes: &mut [u8], visit: &mut impl FnMut(Incoming)) -> Result<usize, Close> {
+        let mut at = 0;
+        while let Some(header) = Header::parse(&bytes[at..], self.room())? {
+            let payload = header.payload.start + at..header.payload.end + at;
+            if payload.end > bytes.len() {
+                break;
+            }
+            unmask(&mut bytes[payload.clone()], header.mask);
+            if let Some(incoming) = self.frame(&header, &bytes[payload.clone()])? {
+                let closes = matches!(incoming, Incoming::Close(_));
+                visit(incoming);
+                if closes {
+                    return Ok(bytes.len());
+                }
+            }
+            at = payload.end;
+        }
+        Ok(at)
+    }
+
+    /// How many bytes the message may still get.
+    fn room(&self) -> usize {
+        self.limit - self.message.as_ref().map_or(0, |(_, bytes)| bytes.len())
+    }
+
+    fn frame(&mut self, header: &Header, payload: &[u8]) -> Result<Option<Incoming>, Close> {
+        match header.opcode {
+            Opcode::Ping => Ok(Some(Incoming::Ping(payload.to_vec()))),
+            Opcode::Pong => Ok(Some(Incoming::Pong)),
+            Opcode::Close => close_code(payload).map(|code| Some(Incoming::Close(code))),
+            Opcode::Continuation => {
+                let Some((_, message)) = &mut self.message else {
+                    return Err(protocol_error("a continuation without a message to continue"));
+                };
+                message.extend_from_slice(payload);
+                if header.fin { self.complete() } else { Ok(None) }
+            }
+            Opcode::Text | Opcode::Binary => {
+                if self.message.is_some() {
+                    return Err(protocol_error("a new message within a fragmented one"));
+                }
+                self.message = Some((header.opcode == Opcode::Text, payload.to_vec()));
+                if header.fin { self.complete() } else { Ok(None) }
+            }
+        }
+    }
+
+    fn complete(&mut self) -> Result<Option<Incoming>, Close> {
+        let Some((is_text, bytes)) = self.message.take() else { return Ok(None) };
+        if is_text && std::str::from_utf8(&bytes).is_err() {
+            return Err(Close::new(Code::InvalidUtf8, "a text message must be UTF-8; send bytes as binary"));
+        }
+        Ok(Some(Incoming::Message(bytes)))
+    }
+}
+
+struct Header {
+    fin: bool,
+    opcode: Opcode,
+    mask: [u8; 4],
+    payload: Range<usize>,
+}
+
+impl Header {
+    /// Reads a header; `None` if it is not complete. `room` is what a message may still get.
+    fn parse(bytes: &[u8], room: usize) -> Result<Option<Self>, Close> {
+        let [first, second, rest @ ..] = bytes else { return Ok(None) };
+        if first & 0x70 != 0 {
+            return Err(protocol_error("a reserved bit is set, but no extension was agreed on"));
+        }
+        let opcode = opcode(first & 0x0F)?;
+        let fin = first & FIN != 0;
+        if second & MASKED == 0 {
+            return Err(protocol_error("a client's frame must be masked"));
+        }
+        let (length, size) = match second & !MASKED {
+            126 => match rest.first_chunk::<2>() {
+                Some(bytes) => (u64::from(u16::from_be_bytes(*bytes)), 2),
+                None => return Ok(None),
+            },
+            127 => match rest.first_chunk::<8>() {
+                Some(bytes) => (u64::from_be_bytes(*bytes), 8),
+                None => return Ok(None),
+            },
+            short => (u64::from(short), 0),
+        };
+        let is_control = opcode as u8 >= 0x8;
+        if is_control && (!fin || length > MAX_CONTROL as u64) {
+            return Err(protocol_error("a control frame must be whole and at most 125 bytes long"));
+        }
+        // Judged by the header alone, so that what is too long is never buffered.
+        if !is_control && length > room as u64 {
+            return Err(Close::new(Code::MessageTooBig, "the message exceeds the limit of this server"));
+        }
+        let Some(mask) = rest[size..].first_chunk::<4>() else { return Ok(None) };
+        let start = 2 + size + 4;
+        Ok(Some(Self { fin, opcode, mask: *mask, payload: start..start + length as usize }))
+    }
+}
+
+fn opcode(bits: u8) -> Result<Opcode, Close> {
+    Ok(match bits {
+        0x0 => Opcode::Continuation,
+        0x1 => Opcode::Text,
+        0x2 => Opcode::Binary,
+        0x8 => Opcode::Close,
+        0x9 => Opcode::Ping,
+        0xA => Opcode::Pong,
+        _ => return Err(protocol_error("a reserved opcode")),
+    })
+}
+
+/// The code of a client's close frame (RFC 6455, 7.4.1 and 7.4.2).
+fn close_code(payload: &[u8]) -> Result<Option<u16>, Close> {
+    let (code, reason) = match payload {
+        [] => return Ok(None),
+        [high, low, reason @ ..] => (u16::from_be_bytes([*high, *low]), reason),
+        [_] => return Err(protocol_error("half a close code")),
+    };
+    if !matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999) {
+        return Err(protocol_error("a close code that must not be sent"));
+    }
+    if std::str::from_utf8(reason).is_err() {
+        return Err(Close::new(Code::InvalidUtf8, "a close reason must be UTF-8"));
+    }
+    Ok(Some(code))
+}
+
+fn protocol_error(detail: &'static str) -> Close {
+    Close::new(Code::ProtocolError, detail)
+}
+
+/// Takes a client's mask off, eight bytes at a time.
+fn unmask(bytes: &mut [u8], mask: [u8; 4]) {
+    let [a, b, c, d] = mask;
+    let wide = u64::from_ne_bytes([a, b, c, d, a, b, c, d]);
+    let (chunks, rest) = bytes.as_chunks_mut::<8>();
+    for chunk in chunks {
+        *chunk = (u64::from_ne_bytes(*chunk) ^ wide).to_ne_bytes();
+    }
+    for (byte, mask) in rest.iter_mut().zip(mask.iter().cycle()) {
+        *byte ^= mask;
+    }
+}

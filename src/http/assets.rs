@@ -1,0 +1,61 @@
+//! The demo and the browser client, compiled into the binary so that one file deploys.
+
+use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
+use warp::reply::Response;
+
+struct Asset {
+    path: &'static str,
+    kind: &'static str,
+    body: &'static [u8],
+}
+
+const HTML: &str = "text/html; charset=utf-8";
+const SCRIPT: &str = "text/javascript; charset=utf-8";
+
+macro_rules! asset {
+    ($path:literal, $kind:expr) => {
+        Asset { path: $path, kind: $kind, body: include_bytes!(concat!("../../static/", $path)) }
+    };
+}
+
+const ASSETS: &[Asset] = &[
+    asset!("index.html", HTML),
+    asset!("demo.css", "text/css; charset=utf-8"),
+    asset!("favicon.svg", "image/svg+xml"),
+    asset!("livebridge.js", SCRIPT),
+    asset!("demo.js", SCRIPT),
+    asset!("plan.js", SCRIPT),
+    asset!("sync.js", SCRIPT),
+    asset!("sheet.js", SCRIPT),
+    asset!("console.js", SCRIPT),
+    asset!("snippet.js", SCRIPT),
+];
+
+/// The file of that name; the empty name is the demo page.
+pub fn find(path: &str) -> Option<Response> {
+    let path = if path.is_empty() { "index.html" } else { path };
+    let asset = ASSETS.iter().find(|asset| asset.path == path)?;
+    let mut response = Response::new(asset.body.into());
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(asset.kind));
+    // The files change with the binary, and are small.
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    headers.insert("x-content-type-options", HeaderValue::from_static("nosniff"));
+    headers.insert(
+        "content-security-policy",
+        HeaderValue::from_static("default-src 'self'; connect-src 'self' ws: wss:; frame-ancestors 'none'"),
+    );
+    Some(response)
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn every_file_in_static_is_served() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/static");
+        for entry in std::fs::read_dir(folder).expect("static/ is there") {
+            let name = entry.expect("readable").file_name().into_string().expect("UTF-8");
+            assert!(super::find(&name).is_some(), "{name} is not in ASSETS");
+        }
+    }
+}

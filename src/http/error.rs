@@ -1,0 +1,83 @@
+//! Errors as clients see them: a status, a code for programs, a sentence for people.
+
+use hyper::StatusCode;
+use hyper::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use serde_json::json;
+use warp::reply::Response;
+
+use crate::broker::BrokerError;
+use crate::channel::ChannelError;
+
+/// Why a request was not done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ApiError {
+    /// The HTTP status.
+    pub status: StatusCode,
+    /// The machine-readable name.
+    pub code: &'static str,
+    /// What and why, and the mend.
+    pub message: String,
+    /// In a batch: which line, from 1.
+    pub line: Option<usize>,
+}
+
+/// After how many seconds to try again what failed for the broker's sake.
+const RETRY_AFTER_SECONDS: u16 = 1;
+
+impl ApiError {
+    /// An error with a status, a code and a sentence.
+    pub fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
+        Self { status, code, message: message.into(), line: None }
+    }
+
+    /// A parameter that can't be understood.
+    pub fn parameter(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "parameter_invalid", message)
+    }
+
+    /// The same error, of a line of a batch.
+    pub fn at_line(self, line: usize) -> Self {
+        Self { line: Some(line), ..self }
+    }
+
+    /// The answer.
+    pub fn into_response(self) -> Response {
+        let mut error = json!({"code": self.code, "message": self.message});
+        if let Some(line) = self.line {
+            error["line"] = line.into();
+        }
+        let mut response = json_response(self.status, &json!({"error": error}));
+        if self.status == StatusCode::SERVICE_UNAVAILABLE {
+            response.headers_mut().insert(RETRY_AFTER, RETRY_AFTER_SECONDS.into());
+        }
+        response
+    }
+}
+
+impl From<ChannelError> for ApiError {
+    fn from(error: ChannelError) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "channel_invalid", error.to_string())
+    }
+}
+
+impl From<BrokerError> for ApiError {
+    fn from(error: BrokerError) -> Self {
+        let status = match error {
+            BrokerError::Unavailable(_) | BrokerError::Refused(_) => StatusCode::SERVICE_UNAVAILABLE,
+            BrokerError::KeyedChannelFull(_) => StatusCode::INSUFFICIENT_STORAGE,
+            BrokerError::NotKeyed => StatusCode::BAD_REQUEST,
+        };
+        Self::new(status, error.code(), error.to_string())
+    }
+}
+
+/// A JSON answer.
+pub fn json_response(status: StatusCode, body: &impl serde::Serialize) -> Response {
+    let mut text = Vec::new();
+    crate::dialect::envelope::write(body, &mut text);
+    text.push(b'\n');
+    let mut response = Response::new(text.into());
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}

@@ -1,0 +1,66 @@
+//! `GET /channels/{name}/messages`: reads a channel's history.
+
+use std::sync::Arc;
+
+use hyper::StatusCode;
+use serde::Serialize;
+use warp::reply::Response;
+
+use super::error::{ApiError, json_response};
+use super::query::Query;
+use crate::app::App;
+use crate::broker::{From, PAGE_MESSAGES};
+use crate::channel::ChannelName;
+use crate::dialect::envelope::Envelope;
+use crate::message::Position;
+
+const DEFAULT_LIMIT: usize = 100;
+
+#[derive(Serialize)]
+struct Answer<'a> {
+    channel: &'a str,
+    epoch: String,
+    offset: u64,
+    messages: Vec<Envelope<'a>>,
+}
+
+/// Answers a request for history. `name` is the percent-encoded path segment.
+pub async fn messages(app: Arc<App>, name: String, query: String) -> Response {
+    match try_messages(&app, &name, &Query::parse(&query)).await {
+        Ok(response) => response,
+        Err(error) => error.into_response(),
+    }
+}
+
+async fn try_messages(app: &App, name: &str, query: &Query) -> Result<Response, ApiError> {
+    let name = percent_encoding::percent_decode_str(name)
+        .decode_utf8()
+        .map_err(|_| ApiError::parameter("the channel's name in the path is not UTF-8"))?;
+    let channel: ChannelName = name.parse()?;
+    let limit = match query.get("limit") {
+        None => DEFAULT_LIMIT,
+        Some(text) => text
+            .parse()
+            .ok()
+            .filter(|limit| (1..=PAGE_MESSAGES).contains(limit))
+            .ok_or_else(|| ApiError::parameter(format!("`limit` must be a number from 1 to {PAGE_MESSAGES}")))?,
+    };
+    let from = match query.get("since") {
+        None => From::Oldest,
+        Some(text) => From::After(text.parse::<Position>().map_err(|error| ApiError::parameter(error.to_string()))?),
+    };
+    let Some(page) = app.hub.broker().read(&channel, from, limit).await? else {
+        let message = "the channel keeps no history; give it one in the rules";
+        return Err(ApiError::new(StatusCode::NOT_FOUND, "no_history", message));
+    };
+    if let Some(gap) = page.gap {
+        return Err(ApiError::new(StatusCode::GONE, "position_gone", gap.reason.explanation()));
+    }
+    let answer = Answer {
+        channel: channel.as_str(),
+        epoch: page.tail.position.epoch.to_string(),
+        offset: page.tail.position.offset,
+        messages: page.messages.iter().map(|message| Envelope::within(message)).collect(),
+    };
+    Ok(json_response(StatusCode::OK, &answer))
+}

@@ -1,0 +1,213 @@
+//! `POST /publish`: a message to one or several channels, or a batch of them.
+
+use std::sync::Arc;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use bytes::{Buf, Bytes, BytesMut};
+use futures::{Stream, StreamExt};
+use hyper::StatusCode;
+use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use warp::reply::Response;
+
+use super::error::{ApiError, json_response};
+use super::query::{Query, check_key};
+use crate::app::App;
+use crate::broker::Publication;
+use crate::message::Position;
+
+const NDJSON: &str = "application/x-ndjson";
+
+/// Answers a request to publish.
+pub async fn publish(
+    app: Arc<App>,
+    query: String,
+    headers: HeaderMap,
+    body: impl Stream<Item = Result<impl Buf, warp::Error>> + Unpin,
+) -> Response {
+    match try_publish(&app, &Query::parse(&query), &headers, body).await {
+        Ok(response) => response,
+        Err(error) => error.into_response(),
+    }
+}
+
+async fn try_publish(
+    app: &App,
+    query: &Query,
+    headers: &HeaderMap,
+    body: impl Stream<Item = Result<impl Buf, warp::Error>> + Unpin,
+) -> Result<Response, ApiError> {
+    let is_batch = headers
+        .get(CONTENT_TYPE)
+        .and_then(|kind| kind.to_str().ok())
+        .is_some_and(|kind| kind.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case(NDJSON)));
+    let (limit, what) =
+        if is_batch { (app.limits.batch_bytes, "batch") } else { (app.limits.message_bytes, "message") };
+    let body = collect(headers, body, limit, what).await?;
+    let id = match headers.get("idempotency-key") {
+        None => None,
+        Some(id) => Some(check_key(
+            id.to_str().map_err(|_| ApiError::parameter("an Idempotency-Key consists of visible ASCII characters"))?,
+        )?),
+    };
+    let batch =
+        if is_batch { parse_batch(app, query, &body, id.as_deref())? } else { single(app, query, &body, id.as_ref())? };
+    if app.is_draining() {
+        return Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "draining", "this instance is stopping; try again"));
+    }
+    let channels: Vec<_> = batch.iter().map(|publication| publication.channel.clone()).collect();
+    let results = app.publish(batch).await;
+    let mut messages = Vec::with_capacity(channels.len());
+    for (index, (channel, result)) in channels.iter().zip(results).enumerate() {
+        match result {
+            Ok(position) => messages.push(Receipt::new(channel.as_str(), position)),
+            Err(error) if is_batch => return Err(ApiError::from(error).at_line(index + 1)),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(json_response(StatusCode::OK, &Receipts { messages }))
+}
+
+#[derive(Serialize)]
+struct Receipts<'a> {
+    messages: Vec<Receipt<'a>>,
+}
+
+#[derive(Serialize)]
+struct Receipt<'a> {
+    channel: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    epoch: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    offset: Option<u64>,
+}
+
+impl<'a> Receipt<'a> {
+    fn new(channel: &'a str, position: Option<Position>) -> Self {
+        let epoch = position.map(|position| position.epoch.to_string());
+        Self { channel, epoch, offset: position.map(|position| position.offset) }
+    }
+}
+
+/// Reads the body, as long as it is within the limit.
+async fn collect(
+    headers: &HeaderMap,
+    mut body: impl Stream<Item = Result<impl Buf, warp::Error>> + Unpin,
+    limit: usize,
+    what: &str,
+) -> Result<Bytes, ApiError> {
+    let too_large = || {
+        let message = format!("a {what} may have at most {limit} bytes; send less, or raise the limit of the server");
+        ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", message)
+    };
+    let announced = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok()).unwrap_or(0);
+    if announced > limit {
+        return Err(too_large());
+    }
+    let mut bytes = BytesMut::with_capacity(announced);
+    while let Some(chunk) = body.next().await {
+        let mut chunk = chunk.map_err(|_| {
+            ApiError::new(StatusCode::BAD_REQUEST, "body_incomplete", "the body ended before it was whole")
+        })?;
+        if bytes.len() + chunk.remaining() > limit {
+            return Err(too_large());
+        }
+        bytes.extend_from_slice(&chunk.copy_to_bytes(chunk.remaining()));
+    }
+    Ok(bytes.freeze())
+}
+
+/// One body to each of the channels.
+fn single(app: &App, query: &Query, payload: &Bytes, id: Option<&Arc<str>>) -> Result<Vec<Publication>, ApiError> {
+    let (key, remove) = query.key()?;
+    let publication =
+        |channel| Publication { channel, payload: payload.clone(), key: key.clone(), remove, id: id.cloned() };
+    Ok(query.channels(app)?.into_iter().map(publication).collect())
+}
+
+/// A line of a batch.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Line<'a> {
+    channel: Option<String>,
+    #[serde(borrow)]
+    data: &'a RawValue,
+    key: Option<String>,
+    #[serde(default)]
+    remove: bool,
+    id: Option<String>,
+    encoding: Option<String>,
+}
+
+/// All lines of a batch, or the first that is wrong. A header's `id` covers each line by its number.
+fn parse_batch(app: &App, query: &Query, body: &[u8], id: Option<&str>) -> Result<Vec<Publication>, ApiError> {
+    let fallback = query.channels(app)?;
+    let [fallback] = fallback.as_slice() else {
+        return Err(ApiError::parameter(
+            "a batch names the channel in each line; at most one in the URL, for lines without",
+        ));
+    };
+    let mut batch = Vec::new();
+    for (index, text) in body.split(|&byte| byte == b'\n').enumerate() {
+        if text.iter().all(u8::is_ascii_whitespace) {
+            continue;
+        }
+        let number = index + 1;
+        if batch.len() == app.limits.batch_messages {
+            let most = app.limits.batch_messages;
+            return Err(invalid_line(format!("a batch has at most {most} messages; send more batches")).at_line(number));
+        }
+        let mut publication = parse_line(app, fallback, text).map_err(|error| error.at_line(number))?;
+        if let (None, Some(id)) = (&publication.id, id) {
+            publication.id = Some(format!("{id}#{number}").into());
+        }
+        batch.push(publication);
+    }
+    Ok(batch)
+}
+
+fn parse_line(app: &App, fallback: &crate::channel::ChannelName, text: &[u8]) -> Result<Publication, ApiError> {
+    let line: Line<'_> = serde_json::from_slice(text).map_err(|error| {
+        invalid_line(format!(
+            "{error}; a line is an object with `data`, and optionally `channel`, `key`, `remove`, `id`, `encoding`"
+        ))
+    })?;
+    let channel = match &line.channel {
+        Some(name) => name.parse()?,
+        None => fallback.clone(),
+    };
+    let payload = payload(line.data, line.encoding.as_deref())?;
+    if payload.len() > app.limits.message_bytes {
+        let message = format!("a message may have at most {} bytes", app.limits.message_bytes);
+        return Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", message));
+    }
+    let key = line.key.as_deref().map(check_key).transpose()?;
+    if line.remove && key.is_none() {
+        return Err(invalid_line("`remove` needs the `key` that is to be removed".into()));
+    }
+    let id = line.id.as_deref().map(check_key).transpose()?;
+    Ok(Publication { channel, payload, key, remove: line.remove, id })
+}
+
+/// A string's characters, or any other JSON value as it is written.
+fn payload(data: &RawValue, encoding: Option<&str>) -> Result<Bytes, ApiError> {
+    let text = if data.get().starts_with('"') {
+        serde_json::from_str::<String>(data.get()).map_err(|error| invalid_line(error.to_string()))?
+    } else {
+        data.get().to_owned()
+    };
+    match encoding {
+        None => Ok(text.into()),
+        Some("base64") => STANDARD
+            .decode(text)
+            .map(Bytes::from)
+            .map_err(|error| invalid_line(format!("`data` is not base64: {error}"))),
+        Some(_) => Err(invalid_line("`encoding` can only be \"base64\"; leave it out for text".into())),
+    }
+}
+
+fn invalid_line(message: String) -> ApiError {
+    ApiError::new(StatusCode::BAD_REQUEST, "batch_invalid", message)
+}

@@ -1,0 +1,106 @@
+//! The table of contents of the HTTP surface, as warp filters: which path and method is answered by which file.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use hyper::StatusCode;
+use hyper::header::{CONTENT_TYPE, HeaderValue};
+use serde_json::json;
+use warp::filters::BoxedFilter;
+use warp::reply::Response;
+use warp::{Filter, Rejection};
+
+use super::error::{ApiError, json_response};
+use super::{assets, history, publish, subscribe};
+use crate::app::App;
+use crate::broker::Health;
+
+/// All requests and their answers.
+pub fn routes(app: Arc<App>) -> BoxedFilter<(Response,)> {
+    let with_app = warp::any().map(move || app.clone());
+    let query = warp::query::raw().or(warp::any().map(String::new)).unify();
+    let headers = warp::header::headers_cloned();
+
+    let websocket =
+        warp::path!("ws").and(warp::get()).and(with_app.clone()).and(query).and(headers).then(subscribe::websocket);
+    let events =
+        warp::path!("events").and(warp::get()).and(with_app.clone()).and(query).and(headers).then(subscribe::events);
+    let publish = warp::path!("publish")
+        .and(warp::post())
+        .and(with_app.clone())
+        .and(query)
+        .and(headers)
+        .and(warp::body::stream())
+        .then(publish::publish);
+    let history = warp::path!("channels" / String / "messages")
+        .and(warp::get())
+        .and(with_app.clone())
+        .and(query)
+        .then(|name, app, query| history::messages(app, name, query));
+    let healthz = warp::path!("healthz").and(warp::get()).and(with_app.clone()).map(|app: Arc<App>| healthz(&app));
+    let readyz = warp::path!("readyz").and(warp::get()).and(with_app.clone()).map(|app: Arc<App>| readyz(&app));
+    let metrics = warp::path!("metrics").and(warp::get()).and(with_app).map(|app: Arc<App>| metrics(&app));
+    let files = warp::get()
+        .and(warp::path::tail())
+        .and_then(async |path: warp::path::Tail| assets::find(path.as_str()).ok_or_else(warp::reject::not_found));
+
+    websocket
+        .or(events)
+        .unify()
+        .or(publish)
+        .unify()
+        .or(history)
+        .unify()
+        .or(healthz)
+        .unify()
+        .or(readyz)
+        .unify()
+        .or(metrics)
+        .unify()
+        .or(files)
+        .unify()
+        .recover(refuse)
+        .unify()
+        .boxed()
+}
+
+fn healthz(app: &App) -> Response {
+    json_response(StatusCode::OK, &json!({"status": "ok", "instance": app.instance}))
+}
+
+/// Whether a load balancer should send clients here.
+fn readyz(app: &App) -> Response {
+    let (status, text) = if app.is_draining() {
+        (StatusCode::SERVICE_UNAVAILABLE, "draining".to_owned())
+    } else {
+        match app.hub.broker().health() {
+            Health::Up => (StatusCode::OK, "ready".to_owned()),
+            Health::Down(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("broker unavailable: {why}")),
+        }
+    };
+    json_response(status, &json!({"status": text, "instance": app.instance}))
+}
+
+fn metrics(app: &App) -> Response {
+    let up = app.hub.broker().health() == Health::Up;
+    let mut response = Response::new(app.metrics.render(app.hub.channels(), app.hub.log_bytes(), up).into());
+    let kind = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
+    response.headers_mut().insert(CONTENT_TYPE, kind);
+    response
+}
+
+/// What no filter took.
+async fn refuse(rejection: Rejection) -> Result<Response, Infallible> {
+    let error = if rejection.is_not_found() {
+        ApiError::new(
+            StatusCode::NOT_FOUND,
+            "not_found",
+            "no such path; see / for the demo and the README for the others",
+        )
+    } else if rejection.find::<warp::reject::MethodNotAllowed>().is_some() {
+        ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "this path wants another method")
+    } else {
+        ApiError::parameter("the request can't be understood")
+    };
+    Ok(error.into_response())
+}

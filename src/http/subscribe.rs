@@ -1,0 +1,141 @@
+//! `GET /ws` and `GET /events`: checks what is asked, joins the channels, and hands the connection over to a session.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures::future::try_join_all;
+use hyper::StatusCode;
+use hyper::header::{CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderMap, HeaderValue, SEC_WEBSOCKET_ACCEPT, UPGRADE};
+use warp::reply::Response;
+
+use super::error::ApiError;
+use super::query::Query;
+use crate::app::App;
+use crate::broker::BrokerError;
+use crate::dialect::Dialect;
+use crate::dialect::events::{MultiChannelEvents, SingleChannelEvents};
+use crate::dialect::json::Json;
+use crate::dialect::raw::Raw;
+use crate::hub::Membership;
+use crate::topic::Start;
+use crate::transport::websocket;
+
+/// How long joining a channel may take: a round trip or two to Redis, or a Redis that is coming back.
+const JOIN_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What a session needs to begin. Travels with the response to `edge.rs`, which takes it out once.
+#[derive(Clone)]
+pub struct Takeover(Arc<Mutex<Option<Subscription>>>);
+
+/// What was asked for, checked and joined.
+pub struct Subscription {
+    /// What its bytes look like.
+    pub dialect: &'static dyn Dialect,
+    /// Which transport drives it.
+    pub transport: Transport,
+    /// Its channels, and where each begins.
+    pub channels: Vec<(Membership, Start)>,
+}
+
+/// What kind of connection follows the response's head.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Transport {
+    /// Frames both ways.
+    WebSocket,
+    /// Events one way.
+    Sse,
+}
+
+impl Takeover {
+    fn new(subscription: Subscription) -> Self {
+        Self(Arc::new(Mutex::new(Some(subscription))))
+    }
+
+    /// Takes the subscription out; there is one only the first time.
+    pub fn take(&self) -> Option<Subscription> {
+        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take()
+    }
+}
+
+/// Answers `GET /ws`.
+pub async fn websocket(app: Arc<App>, query: String, headers: HeaderMap) -> Response {
+    match try_websocket(&app, &Query::parse(&query), &headers).await {
+        Ok(response) => response,
+        Err(error) => error.into_response(),
+    }
+}
+
+async fn try_websocket(app: &Arc<App>, query: &Query, headers: &HeaderMap) -> Result<Response, ApiError> {
+    let channels = query.channels(app)?;
+    let starts = query.starts(&channels, None)?;
+    let dialect: &'static dyn Dialect = if query.wants_json()? { &Json } else { &Raw };
+    let accept = websocket::accept(headers).map_err(|error| {
+        let mut status = StatusCode::UPGRADE_REQUIRED;
+        if error == websocket::HandshakeError::Key {
+            status = StatusCode::BAD_REQUEST;
+        }
+        ApiError::new(status, "upgrade_required", error.to_string())
+    });
+    let accept = match accept {
+        Ok(accept) => accept,
+        Err(error) => {
+            // RFC 9110, 15.5.22: a 426 says what to upgrade to; RFC 6455, 4.4: which version is spoken.
+            let mut response = error.into_response();
+            response.headers_mut().insert(UPGRADE, HeaderValue::from_static("websocket"));
+            response.headers_mut().insert("sec-websocket-version", HeaderValue::from_static("13"));
+            return Ok(response);
+        }
+    };
+    let mut response = takeover(app, dialect, Transport::WebSocket, &channels, starts).await?;
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    let headers = response.headers_mut();
+    headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+    headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
+    // Base64 is always a valid header value.
+    headers.extend(HeaderValue::from_str(&accept).map(|accept| (SEC_WEBSOCKET_ACCEPT, accept)));
+    Ok(response)
+}
+
+/// Answers `GET /events`.
+pub async fn events(app: Arc<App>, query: String, headers: HeaderMap) -> Response {
+    match try_events(&app, &Query::parse(&query), &headers).await {
+        Ok(response) => response,
+        Err(error) => error.into_response(),
+    }
+}
+
+async fn try_events(app: &Arc<App>, query: &Query, headers: &HeaderMap) -> Result<Response, ApiError> {
+    let channels = query.channels(app)?;
+    let last_event_id = headers.get("last-event-id").and_then(|id| id.to_str().ok());
+    let starts = query.starts(&channels, last_event_id)?;
+    let dialect: &'static dyn Dialect = if channels.len() == 1 { &SingleChannelEvents } else { &MultiChannelEvents };
+    let mut response = takeover(app, dialect, Transport::Sse, &channels, starts).await?;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    // The stream ends with the connection, so it needs no framing of its own.
+    headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
+    Ok(response)
+}
+
+async fn takeover(
+    app: &Arc<App>,
+    dialect: &'static dyn Dialect,
+    transport: Transport,
+    channels: &[crate::channel::ChannelName],
+    starts: Vec<Start>,
+) -> Result<Response, ApiError> {
+    if app.is_draining() {
+        let message = "this instance is stopping; connect again";
+        return Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "draining", message));
+    }
+    let joined = try_join_all(channels.iter().map(|channel| app.hub.join(channel)));
+    let memberships = tokio::time::timeout(JOIN_TIMEOUT, joined)
+        .await
+        .unwrap_or_else(|_| Err(BrokerError::Unavailable("no subscription in time".into())))?;
+    let channels = memberships.into_iter().zip(starts).collect();
+    let mut response = Response::new(Vec::new().into());
+    response.extensions_mut().insert(Takeover::new(Subscription { dialect, transport, channels }));
+    Ok(response)
+}

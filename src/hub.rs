@@ -1,0 +1,311 @@
+//! The instance's table of channels: joins what the broker delivers with who listens. It appends to the topics' logs
+//! in the order that `sequence.rs` proves, asks the broker's history where something is missing, and wakes
+//! the shards. It knows neither sockets nor encodings, and nothing of Redis.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{Notify, Semaphore};
+
+use crate::backoff::Backoff;
+use crate::broker::{Broker, BrokerError, Event, From, Health, PAGE_MESSAGES, Page};
+use crate::channel::ChannelName;
+use crate::intake::Intake;
+use crate::log::Bounds;
+use crate::metrics::Metrics;
+use crate::rules::Rules;
+use crate::sequence::Next;
+use crate::topic::{Change, SharedPage, Topic};
+
+/// How long a channel without subscribers is kept: a page reload must not cost a round trip to Redis.
+const LINGER: Duration = Duration::from_secs(5);
+/// How long a page of history is handed to others who ask the same.
+const SHARED_PAGE_AGE: Duration = Duration::from_millis(500);
+/// How many histories are asked at once.
+const CHECKS_AT_ONCE: usize = 64;
+/// How long a log entry stays once all have read it: the time in which most who lost their connection come back.
+const LOG_IDLE: Duration = Duration::from_secs(60);
+
+/// What a shard is woken through: the topics that have something new for it.
+#[derive(Default)]
+pub struct Doorbell {
+    topics: Mutex<Vec<Arc<Topic>>>,
+    ring: Notify,
+}
+
+impl Doorbell {
+    /// Waits until some topic has something new, and takes all that have.
+    pub async fn wait(&self, topics: &mut Vec<Arc<Topic>>) {
+        loop {
+            std::mem::swap(&mut *self.topics.lock().unwrap_or_else(PoisonError::into_inner), topics);
+            if !topics.is_empty() {
+                return;
+            }
+            self.ring.notified().await;
+        }
+    }
+
+    /// Says that a topic has something new. A topic is listed at most once, by the marks in the topic.
+    fn ring(&self, topic: Arc<Topic>) {
+        self.topics.lock().unwrap_or_else(PoisonError::into_inner).push(topic);
+        self.ring.notify_one();
+    }
+}
+
+/// The channels that have subscribers on this instance.
+pub struct Hub {
+    topics: Mutex<HashMap<ChannelName, Arc<Topic>>>,
+    next_id: AtomicU64,
+    broker: Arc<dyn Broker>,
+    rules: Arc<Rules>,
+    bounds: Bounds,
+    doorbells: Vec<Arc<Doorbell>>,
+    checks: Semaphore,
+    metrics: Arc<Metrics>,
+}
+
+impl Hub {
+    /// A hub without channels, for so many shards.
+    pub fn new(
+        broker: Arc<dyn Broker>,
+        rules: Arc<Rules>,
+        bounds: Bounds,
+        shards: usize,
+        metrics: Arc<Metrics>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            topics: Mutex::default(),
+            next_id: AtomicU64::new(0),
+            broker,
+            rules,
+            bounds,
+            doorbells: (0..shards).map(|_| Arc::default()).collect(),
+            checks: Semaphore::new(CHECKS_AT_ONCE),
+            metrics,
+        })
+    }
+
+    /// The broker behind it.
+    pub fn broker(&self) -> &Arc<dyn Broker> {
+        &self.broker
+    }
+
+    /// What wakes a shard.
+    pub fn doorbell(&self, shard: usize) -> Arc<Doorbell> {
+        self.doorbells[shard].clone()
+    }
+
+    /// How many channels have, or had until shortly, subscribers here.
+    pub fn channels(&self) -> usize {
+        self.lock().len()
+    }
+
+    /// What all logs weigh, in bytes.
+    pub fn log_bytes(&self) -> usize {
+        self.lock().values().map(|topic| topic.log_bytes()).sum()
+    }
+
+    /// Joins a channel; resolves when all that is published from now on will reach its subscribers. The caller is
+    /// counted in until it drops the [`Membership`].
+    pub async fn join(&self, channel: &ChannelName) -> Result<Membership, BrokerError> {
+        let topic = {
+            let mut topics = self.lock();
+            let topic = topics.entry(channel.clone()).or_insert_with(|| self.open(channel));
+            topic.join();
+            Membership(topic.clone())
+        };
+        if let Health::Down(why) = self.broker.health() {
+            return Err(BrokerError::Unavailable(why));
+        }
+        topic.0.ready().await;
+        Ok(topic)
+    }
+
+    fn open(&self, channel: &ChannelName) -> Arc<Topic> {
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let topic = Topic::new(id, channel.clone(), self.rules.of(channel), self.bounds, self.doorbells.len());
+        self.broker.subscribe(channel);
+        Arc::new(topic)
+    }
+
+    /// Takes events from the broker for as long as the process lives.
+    pub async fn run(self: Arc<Self>, intake: Arc<Intake>) {
+        let mut events = VecDeque::new();
+        loop {
+            let dropped = intake.take(&mut events).await;
+            self.metrics.intake_dropped.inc_by(dropped);
+            for event in events.drain(..) {
+                self.handle(event).await;
+            }
+            // A batch can be long and awaits nothing when there is room: let the others on this thread run.
+            tokio::task::yield_now().await;
+        }
+    }
+
+    async fn handle(self: &Arc<Self>, event: Event) {
+        let (Event::Arrived(channel, _) | Event::Subscribed(channel) | Event::Missed(channel)) = &event;
+        let Some(topic) = self.lock().get(channel).cloned() else { return };
+        let change = match event {
+            Event::Arrived(_, message) => {
+                self.metrics.messages_in.inc();
+                // Shards never wait for sockets, so there soon is room: until then the intake fills, then Redis.
+                while !topic.has_room() {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+                topic.arrive(message)
+            }
+            Event::Subscribed(_) | Event::Missed(_) => topic.suspect(),
+        };
+        self.apply(&topic, change);
+    }
+
+    fn apply(self: &Arc<Self>, topic: &Arc<Topic>, change: Change) {
+        self.metrics.plain_dropped.inc_by(change.dropped);
+        for shard in change.wake {
+            self.doorbells[shard].ring(topic.clone());
+        }
+        if change.next == Next::Check {
+            tokio::spawn(self.clone().check(topic.clone()));
+        }
+    }
+
+    /// Asks the history what is missing until nothing is.
+    async fn check(self: Arc<Self>, topic: Arc<Topic>) {
+        let mut backoff = Backoff::new(Duration::from_millis(20), Duration::from_secs(2));
+        let mut next = Next::Check;
+        while next == Next::Check {
+            let delivered = topic.delivered();
+            let from = delivered.map_or(From::Tail, From::AfterDelivered);
+            let answer = {
+                // Closed never: the semaphore lives as long as the hub.
+                let _permit = self.checks.acquire().await;
+                self.broker.read(&topic.channel, from, PAGE_MESSAGES).await
+            };
+            match answer {
+                Ok(page) => {
+                    self.count_repair(&topic.channel, page.as_ref());
+                    let mut change = topic.checked(page);
+                    next = std::mem::replace(&mut change.next, Next::Continue);
+                    self.apply(&topic, change);
+                    backoff.reset();
+                }
+                Err(error) => {
+                    tracing::debug!(channel = %topic.channel, %error, "cannot read the history yet");
+                    if topic.idle_since().is_some_and(|since| since.elapsed() > LINGER) {
+                        return;
+                    }
+                    tokio::time::sleep(backoff.next_delay()).await;
+                }
+            }
+        }
+    }
+
+    fn count_repair(&self, channel: &ChannelName, page: Option<&Page>) {
+        let Some(page) = page else { return };
+        if let Some(gap) = page.gap {
+            self.metrics.gaps_told.inc();
+            tracing::warn!(%channel, reason = gap.reason.code(), "messages may be missing; subscribers are told");
+        } else if !page.messages.is_empty() {
+            self.metrics.gaps_repaired.inc();
+            tracing::debug!(%channel, messages = page.messages.len(), "repaired a gap from the history");
+        }
+    }
+
+    /// Reads history for subscribers. Those who ask for the same at about the same time share one answer.
+    pub async fn history(&self, topic: &Topic, from: From) -> Result<Option<Arc<Page>>, BrokerError> {
+        let mut shared = topic.shared_page.lock().await;
+        if let Some(known) = &*shared
+            && known.read_at.elapsed() < SHARED_PAGE_AGE
+            && let Some(page) = known.answer(from)
+        {
+            return Ok(Some(page));
+        }
+        // Small histories are read whole, so that those who stand at different places share them as well.
+        let small = topic.rule.history.is_some_and(|history| history.messages <= PAGE_MESSAGES);
+        let wider = match from {
+            From::After(_) if small && topic.rule.keyed.is_none() => From::Oldest,
+            From::Last(_) if small => From::Oldest,
+            other => other,
+        };
+        let Some(page) = self.broker.read(&topic.channel, wider, PAGE_MESSAGES).await? else { return Ok(None) };
+        let read = SharedPage { from: wider, page: Arc::new(page), read_at: Instant::now() };
+        let page = match read.answer(from) {
+            Some(page) => page,
+            // What is asked for is not in what was read (too far back, or a page too large): the broker says it exactly.
+            None => match self.broker.read(&topic.channel, from, PAGE_MESSAGES).await? {
+                Some(page) => Arc::new(page),
+                None => return Ok(None),
+            },
+        };
+        *shared = Some(read);
+        Ok(Some(page))
+    }
+
+    /// Forgets channels whose last subscriber left a while ago, and log entries that nobody comes back for.
+    pub async fn sweep(self: Arc<Self>) {
+        let mut ticks = tokio::time::interval(Duration::from_secs(1));
+        let mut trimmed = Instant::now();
+        loop {
+            ticks.tick().await;
+            let expired = |topic: &Arc<Topic>| topic.idle_since().is_some_and(|since| since.elapsed() > LINGER);
+            let forgotten: Vec<_> = self.lock().extract_if(|_, topic| expired(topic)).collect();
+            for (channel, _) in &forgotten {
+                self.broker.unsubscribe(channel);
+            }
+            if trimmed.elapsed() > LOG_IDLE {
+                trimmed = Instant::now();
+                let topics: Vec<_> = self.lock().values().cloned().collect();
+                topics.iter().for_each(|topic| topic.trim_idle());
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<ChannelName, Arc<Topic>>> {
+        // The table is whole after every line that holds it: a panic elsewhere does not spoil it.
+        self.topics.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A subscriber's share in a topic; counted out when dropped.
+pub struct Membership(Arc<Topic>);
+
+impl Membership {
+    /// The topic.
+    pub fn topic(&self) -> &Arc<Topic> {
+        &self.0
+    }
+}
+
+impl Drop for Membership {
+    fn drop(&mut self) {
+        self.0.leave();
+    }
+}
+
+impl SharedPage {
+    /// The part of the page that answers `from`, if it does in full.
+    fn answer(&self, from: From) -> Option<Arc<Page>> {
+        if from == self.from && self.from != From::Oldest {
+            return Some(self.page.clone());
+        }
+        if self.from != From::Oldest || self.page.through != self.page.tail {
+            return None;
+        }
+        let messages = &self.page.messages;
+        let skip = match from {
+            From::Oldest => 0,
+            From::Last(count) => messages.len().saturating_sub(count),
+            From::After(position) => {
+                let next = messages.iter().position(|message| message.position == Some(position.next()))?;
+                (position.epoch == self.page.tail.position.epoch).then_some(next)?
+            }
+            From::Tail | From::AfterDelivered(_) | From::Keys => return None,
+        };
+        if skip == 0 {
+            return Some(self.page.clone());
+        }
+        Some(Arc::new(Page { gap: None, messages: messages[skip..].to_vec(), ..*self.page }))
+    }
+}

@@ -1,0 +1,119 @@
+//! The bounded queue between a broker's connection and the hub. A broker pushes events in the order it heard them;
+//! the hub takes all that is there at once, so the queue is a batch that grows with the load.
+
+use std::collections::{HashSet, VecDeque};
+use std::sync::Mutex;
+
+use tokio::sync::Notify;
+
+use crate::broker::Event;
+use crate::channel::ChannelName;
+
+/// As much as Redis itself would buffer for a subscriber before it cut the connection.
+const MOST_BYTES: usize = 32 << 20;
+/// What an event weighs beside its payload.
+const EVENT_BYTES: usize = 128;
+
+/// Events on their way from a broker to the hub.
+#[derive(Default)]
+pub struct Intake {
+    queue: Mutex<Queue>,
+    arrived: Notify,
+    room: Notify,
+}
+
+#[derive(Default)]
+struct Queue {
+    events: VecDeque<Event>,
+    bytes: usize,
+    /// Channels of which a message found no room.
+    missed: HashSet<ChannelName>,
+    dropped: u64,
+}
+
+impl Intake {
+    /// Adds an event. A message that finds no room is dropped, and its channel reported as [`Event::Missed`]
+    /// once there is room again: what has a position is then read from the history.
+    pub fn push(&self, event: Event) {
+        let mut queue = self.lock();
+        let weight = weight(&event);
+        if queue.bytes + weight > MOST_BYTES && !queue.events.is_empty() {
+            queue.dropped += 1;
+            let (Event::Arrived(channel, _) | Event::Subscribed(channel) | Event::Missed(channel)) = event;
+            queue.missed.insert(channel);
+            return;
+        }
+        queue.bytes += weight;
+        queue.events.push_back(event);
+        drop(queue);
+        self.arrived.notify_one();
+    }
+
+    /// Whether another message would find room.
+    pub fn has_room(&self) -> bool {
+        self.lock().bytes < MOST_BYTES / 2
+    }
+
+    /// Waits until half of the queue is free.
+    pub async fn room(&self) {
+        loop {
+            let freed = self.room.notified();
+            if self.has_room() {
+                return;
+            }
+            freed.await;
+        }
+    }
+
+    /// Waits for events and takes all there are, and how many messages were dropped before them.
+    pub async fn take(&self, events: &mut VecDeque<Event>) -> u64 {
+        loop {
+            {
+                let mut queue = self.lock();
+                if !queue.events.is_empty() {
+                    std::mem::swap(&mut queue.events, events);
+                    queue.bytes = 0;
+                    events.extend(queue.missed.drain().map(Event::Missed));
+                    let dropped = std::mem::take(&mut queue.dropped);
+                    drop(queue);
+                    self.room.notify_waiters();
+                    return dropped;
+                }
+            }
+            self.arrived.notified().await;
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Queue> {
+        // The queue is whole after every line that holds it: a panic elsewhere does not spoil it.
+        self.queue.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+fn weight(event: &Event) -> usize {
+    match event {
+        Event::Arrived(_, message) => EVENT_BYTES + message.payload.len(),
+        Event::Subscribed(_) | Event::Missed(_) => EVENT_BYTES,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::Message;
+
+    #[tokio::test]
+    async fn a_message_that_finds_no_room_is_reported_as_missed() {
+        let intake = Intake::default();
+        let channel: ChannelName = "a".parse().expect("valid");
+        for _ in 0..33 {
+            intake.push(Event::Arrived(channel.clone(), Message::plain(vec![0; 1 << 20])));
+        }
+        assert!(!intake.has_room());
+        let mut events = VecDeque::new();
+        let dropped = intake.take(&mut events).await;
+        assert_eq!((events.len() as u64 - 1) + dropped, 33);
+        assert!(dropped > 0 && matches!(events.back(), Some(Event::Missed(_))));
+        assert!(intake.has_room());
+    }
+}

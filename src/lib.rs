@@ -1,0 +1,40 @@
+//! livebridge puts what a backend publishes on its users' screens: Redis or `curl` in, WebSocket and Server-Sent Events
+//! out, any number of instances.
+//!
+//! # Layout, in the order of a message's way
+//!
+//! * [`http`]: requests. `routes` is the table of contents, `publish` takes messages in, `subscribe` and `edge` turn a
+//!   request into a subscriber.
+//! * [`broker`]: the contract with what carries messages between instances; `broker::memory` within one process,
+//!   `broker::redis` between many.
+//! * [`intake`]: the bounded queue from the broker to the hub.
+//! * [`hub`]: the table of channels. Each is a [`topic`]: a [`log`](mod@log) whose order a [`sequence`] proves.
+//! * [`shard`]: one thread's subscribers, and the fan-out. New entries are encoded once into a [`batch`].
+//! * [`session`]: what one subscriber still has to receive, without a socket in sight.
+//! * [`transport`]: sockets. [`dialect`]: bytes.
+//!
+//! Beside the way: [`channel`] and [`message`] are the nouns, [`rules`] what differs by channel, [`close`] why
+//! subscribers are closed, [`config`] and [`server`] the process, [`client`] the commands that talk to a running instance.
+
+pub mod app;
+pub mod backoff;
+pub mod batch;
+pub mod broker;
+pub mod channel;
+pub mod client;
+pub mod close;
+pub mod config;
+pub mod dialect;
+pub mod http;
+pub mod hub;
+pub mod intake;
+pub mod log;
+pub mod message;
+pub mod metrics;
+pub mod rules;
+pub mod sequence;
+pub mod server;
+pub mod session;
+pub mod shard;
+pub mod topic;
+pub mod transport;

@@ -1,0 +1,202 @@
+//! A channel's log: the last entries, bounded, each with a sequence number of this instance. A cursor is such a
+//! number. Pure data: who reads it, when, and in what encoding is `topic.rs`, `fanout.rs` and `session.rs`.
+
+use std::collections::VecDeque;
+
+use crate::message::{Entry, Position};
+
+/// How much a log keeps. Whatever the bounds, the newest entry stays.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Bounds {
+    /// The most entries.
+    pub entries: usize,
+    /// The most bytes, by [`Entry::weight`].
+    pub bytes: usize,
+}
+
+/// Where a position stands in a log.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Found {
+    /// All that came after the position is in the log, from this sequence number on.
+    At(u64),
+    /// The position is older than what the log holds, or was never in it: ask the history.
+    Older,
+}
+
+/// The last entries of a channel.
+#[derive(Debug)]
+pub struct Log {
+    entries: VecDeque<Entry>,
+    first: u64,
+    bytes: usize,
+    bounds: Bounds,
+}
+
+impl Log {
+    /// An empty log.
+    pub fn new(bounds: Bounds) -> Self {
+        Self { entries: VecDeque::new(), first: 0, bytes: 0, bounds }
+    }
+
+    /// The sequence number of the oldest entry that is kept; [`Log::end`] where there is none.
+    pub fn start(&self) -> u64 {
+        self.first
+    }
+
+    /// The sequence number that the next entry will get.
+    pub fn end(&self) -> u64 {
+        self.first + self.entries.len() as u64
+    }
+
+    /// What the entries weigh, in bytes.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Appends an entry and drops the oldest beyond the bounds, but none at `needed` or after it.
+    pub fn push(&mut self, entry: Entry, needed: u64) {
+        self.bytes += entry.weight();
+        self.entries.push_back(entry);
+        while self.over_bounds() && self.first < needed {
+            self.drop_oldest();
+        }
+    }
+
+    /// Whether there is room for another entry without dropping one that stands at `needed` or after it.
+    pub fn has_room(&self, needed: u64) -> bool {
+        needed > self.first || (self.entries.len() < self.bounds.entries && self.bytes < self.bounds.bytes)
+    }
+
+    /// Drops all entries before `sequence`, and gives the memory back.
+    pub fn trim_to(&mut self, sequence: u64) {
+        while self.first < sequence && !self.entries.is_empty() {
+            self.drop_oldest();
+        }
+        self.entries.shrink_to(self.entries.len().next_power_of_two());
+    }
+
+    /// The entries from `sequence` on; `None` if some of them have been dropped.
+    pub fn read(&self, sequence: u64) -> Option<impl Iterator<Item = &Entry>> {
+        let skipped = sequence.checked_sub(self.first)?;
+        Some(self.entries.range((skipped as usize).min(self.entries.len())..))
+    }
+
+    /// Where to read on for one who holds `position`.
+    pub fn find(&self, position: Position) -> Found {
+        // Offsets grow without holes, so the first entry that is newer tells; the search goes from the newest end
+        // because that is where nearly all who resume stand.
+        let mut at = self.end();
+        for entry in self.entries.iter().rev() {
+            match entry.position() {
+                Some(held) if held == position => return Found::At(at),
+                Some(held) if held == position.next() && matches!(entry, Entry::Message(_)) => {
+                    return Found::At(at - 1);
+                }
+                Some(held) if held.epoch == position.epoch && held.offset < position.offset => break,
+                _ => at -= 1,
+            }
+        }
+        Found::Older
+    }
+
+    /// Where to read on for one who wants the last `count` messages; `None` if the log holds fewer.
+    pub fn find_last(&self, count: usize) -> Option<u64> {
+        let mut wanted = count;
+        let mut at = self.end();
+        for entry in self.entries.iter().rev() {
+            if wanted == 0 {
+                break;
+            }
+            match entry {
+                Entry::Message(_) => wanted -= 1,
+                Entry::Gap(_) => return None,
+            }
+            at -= 1;
+        }
+        (wanted == 0).then_some(at)
+    }
+
+    fn over_bounds(&self) -> bool {
+        self.entries.len() > 1 && (self.entries.len() > self.bounds.entries || self.bytes > self.bounds.bytes)
+    }
+
+    fn drop_oldest(&mut self) {
+        if let Some(entry) = self.entries.pop_front() {
+            self.bytes -= entry.weight();
+            self.first += 1;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::{Gap, GapReason, Message};
+
+    fn message(epoch: u64, offset: u64) -> Entry {
+        Message { position: Some(Position::new(epoch, offset)), ..Message::plain("x") }.into()
+    }
+
+    fn log(entries: usize) -> Log {
+        Log::new(Bounds { entries, bytes: 1 << 20 })
+    }
+
+    #[test]
+    fn the_oldest_entries_go_first_and_sequence_numbers_stay() {
+        let mut log = log(3);
+        (1..=5).for_each(|offset| log.push(message(1, offset), u64::MAX));
+        assert_eq!((log.start(), log.end()), (2, 5));
+        assert!(log.read(1).is_none());
+        assert_eq!(log.read(3).map(Iterator::count), Some(2));
+        assert_eq!(log.read(5).map(Iterator::count), Some(0));
+    }
+
+    #[test]
+    fn one_entry_always_stays_however_large() {
+        let mut log = Log::new(Bounds { entries: 10, bytes: 100 });
+        log.push(message(1, 1), u64::MAX);
+        log.push(Message::plain(vec![0; 5000]).into(), u64::MAX);
+        assert_eq!((log.start(), log.end()), (1, 2));
+        log.trim_to(2);
+        assert_eq!(log.bytes(), 0);
+    }
+
+    #[test]
+    fn what_is_still_needed_stays_beyond_the_bounds() {
+        let mut log = log(3);
+        (1..=5).for_each(|offset| log.push(message(1, offset), 1));
+        assert_eq!((log.start(), log.end()), (1, 5));
+        assert!(!log.has_room(1) && log.has_room(2));
+    }
+
+    #[test]
+    fn a_position_is_found_when_all_after_it_is_there() {
+        let mut log = log(3);
+        (1..=5).for_each(|offset| log.push(message(1, offset), u64::MAX));
+        assert_eq!(log.find(Position::new(1, 5)), Found::At(5));
+        assert_eq!(log.find(Position::new(1, 4)), Found::At(4));
+        assert_eq!(log.find(Position::new(1, 2)), Found::At(2));
+        assert_eq!(log.find(Position::new(1, 1)), Found::Older);
+        assert_eq!(log.find(Position::new(1, 9)), Found::Older);
+        assert_eq!(log.find(Position::new(2, 4)), Found::Older);
+    }
+
+    #[test]
+    fn who_stands_at_the_end_of_an_old_epoch_goes_on_in_the_new_one() {
+        let mut log = log(9);
+        log.push(message(1, 7), u64::MAX);
+        log.push(message(2, 1), u64::MAX);
+        assert_eq!(log.find(Position::new(1, 7)), Found::At(1));
+    }
+
+    #[test]
+    fn a_gap_is_not_counted_as_a_message_nor_skipped() {
+        let mut log = log(9);
+        log.push(message(1, 1), u64::MAX);
+        log.push(Entry::Gap(Gap { resumes_after: Position::new(2, 3), reason: GapReason::EpochChanged }), u64::MAX);
+        log.push(message(2, 4), u64::MAX);
+        assert_eq!(log.find_last(1), Some(2));
+        assert_eq!(log.find_last(2), None);
+        assert_eq!(log.find(Position::new(2, 3)), Found::At(2));
+    }
+}

@@ -1,0 +1,123 @@
+//! What the operator sees in `/metrics`: a few numbers with the field's names, never a label per channel.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use prometheus_client::encoding::{EncodeLabelSet, text};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+use crate::close::Code;
+
+/// All numbers of an instance. Counters are atomics: counting costs nothing worth counting.
+pub struct Metrics {
+    registry: Mutex<Registry>,
+    /// Messages heard from the broker.
+    pub messages_in: Counter,
+    /// Messages handed to subscribers.
+    pub messages_out: Counter,
+    /// Messages that publishers of this instance had accepted.
+    pub published: Counter,
+    /// Messages that publishers of this instance had refused.
+    pub publish_failed: Counter,
+    /// Messages for which the intake had no room.
+    pub intake_dropped: Counter,
+    /// Messages without a position that were dropped while a gap was being repaired.
+    pub plain_dropped: Counter,
+    /// Gaps that were repaired from the history.
+    pub gaps_repaired: Counter,
+    /// Gaps that could not be repaired, so that subscribers were told.
+    pub gaps_told: Counter,
+    /// How often the broker's connection was lost.
+    pub broker_disconnects: Counter,
+    connections: Gauge,
+    by_shard: Vec<AtomicU64>,
+    channels: Gauge,
+    log_bytes: Gauge,
+    broker_up: Gauge,
+    closes: Family<CloseLabels, Counter>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CloseLabels {
+    reason: &'static str,
+}
+
+impl Metrics {
+    /// All at zero, for so many shards.
+    pub fn new(shards: usize) -> Self {
+        let mut registry = Registry::with_prefix("livebridge");
+        let mut counter = |name: &str, help: &str| {
+            let counter = Counter::default();
+            registry.register(name, help, counter.clone());
+            counter
+        };
+        let messages_in = counter("messages_in", "Messages heard from the broker");
+        let messages_out = counter("messages_out", "Messages handed to subscribers");
+        let published = counter("published", "Messages accepted from publishers");
+        let publish_failed = counter("publish_failed", "Messages refused to publishers");
+        let intake_dropped = counter("intake_dropped", "Messages for which the intake had no room");
+        let plain_dropped = counter("plain_dropped", "Messages without a position dropped during a repair");
+        let gaps_repaired = counter("gaps_repaired", "Gaps repaired from the history");
+        let gaps_told = counter("gaps_told", "Gaps that subscribers had to be told");
+        let broker_disconnects = counter("broker_disconnects", "Lost connections to the broker");
+        let closes = Family::default();
+        registry.register("closes", "Closed subscribers by reason", closes.clone());
+        let mut gauge = |name: &str, help: &str| {
+            let gauge = Gauge::default();
+            registry.register(name, help, gauge.clone());
+            gauge
+        };
+        let connections = gauge("connections", "Connected subscribers");
+        let channels = gauge("channels", "Channels with subscribers");
+        let log_bytes = gauge("log_bytes", "Bytes in the channels' logs");
+        let broker_up = gauge("broker_up", "Whether the broker answers");
+        Self {
+            registry: Mutex::new(registry),
+            messages_in,
+            messages_out,
+            published,
+            publish_failed,
+            intake_dropped,
+            plain_dropped,
+            gaps_repaired,
+            gaps_told,
+            broker_disconnects,
+            connections,
+            by_shard: (0..shards).map(|_| AtomicU64::new(0)).collect(),
+            channels,
+            log_bytes,
+            broker_up,
+            closes,
+        }
+    }
+
+    /// How many subscribers a shard has.
+    pub fn set_connections(&self, shard: usize, connections: usize) {
+        self.by_shard[shard].store(connections as u64, Ordering::Relaxed);
+    }
+
+    /// How many subscribers there are, as of the last second.
+    pub fn connections(&self) -> u64 {
+        self.by_shard.iter().map(|shard| shard.load(Ordering::Relaxed)).sum()
+    }
+
+    /// A subscriber was closed, or left.
+    pub fn count_close(&self, code: Code) {
+        self.closes.get_or_create(&CloseLabels { reason: code.name() }).inc();
+    }
+
+    /// The Prometheus text, with what is counted elsewhere filled in.
+    pub fn render(&self, channels: usize, log_bytes: usize, broker_up: bool) -> String {
+        self.connections.set(self.connections() as i64);
+        self.channels.set(channels as i64);
+        self.log_bytes.set(log_bytes as i64);
+        self.broker_up.set(i64::from(broker_up));
+        let mut out = String::new();
+        // Writing to a String does not fail.
+        let _ = text::encode(&mut out, &self.registry.lock().unwrap_or_else(PoisonError::into_inner));
+        out
+    }
+}

@@ -1,0 +1,294 @@
+//! What differs by channel: the rules file, parsed and validated. First match wins; no match means the defaults.
+
+use std::path::Path;
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use crate::channel::ChannelName;
+
+/// How much of a channel's past is kept.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct History {
+    /// The most messages.
+    pub messages: usize,
+    /// The longest time since a message was published.
+    pub age: Duration,
+}
+
+/// The bounds of a keyed channel's state.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Keyed {
+    /// The most keys.
+    pub keys: usize,
+    /// The most bytes in keys and values together.
+    pub bytes: usize,
+}
+
+/// What applies to one channel.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Rule {
+    /// `None`: messages are relayed and forgotten.
+    pub history: Option<History>,
+    /// Whether the latest value of each key is kept. Needs a history.
+    pub keyed: Option<Keyed>,
+}
+
+impl Default for Rule {
+    /// 100 messages, 5 minutes: enough for a reload or a lost network, little enough to forget about.
+    fn default() -> Self {
+        Self { history: Some(History { messages: 100, age: Duration::from_secs(300) }), keyed: None }
+    }
+}
+
+impl Default for Keyed {
+    fn default() -> Self {
+        Self { keys: 10_000, bytes: 4 << 20 }
+    }
+}
+
+/// All rules, in the order of the file.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Rules(Vec<(Pattern, Rule)>);
+
+/// A pattern over channel names in which `*` stands for any text.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Pattern(String);
+
+impl Pattern {
+    /// Whether the channel matches.
+    pub fn matches(&self, channel: &ChannelName) -> bool {
+        let mut pieces = self.0.split('*');
+        let name = channel.as_str();
+        let Some(mut rest) = pieces.next().and_then(|first| name.strip_prefix(first)) else { return false };
+        let mut pieces = pieces.peekable();
+        if pieces.peek().is_none() {
+            return rest.is_empty();
+        }
+        while let Some(piece) = pieces.next() {
+            if pieces.peek().is_none() {
+                return rest.ends_with(piece);
+            }
+            let Some(at) = rest.find(piece) else { return false };
+            rest = &rest[at + piece.len()..];
+        }
+        true
+    }
+
+    /// The pattern as written.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// What is wrong with a rules file.
+#[derive(Debug, thiserror::Error)]
+pub enum RulesError {
+    /// It can't be read.
+    #[error("cannot read the rules file {path}: {source}")]
+    Unreadable {
+        /// Which file.
+        path: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// It is not TOML, or has an unknown key or a value of the wrong kind; the text names the line.
+    #[error("in the rules file {path}: {detail}")]
+    Malformed {
+        /// Which file.
+        path: String,
+        /// Where and what.
+        detail: String,
+    },
+}
+
+impl Default for Rules {
+    /// What applies without a rules file: the demo's sheet is keyed, so that a reload shows it as it stands.
+    fn default() -> Self {
+        let sheet = Rule {
+            history: Some(History { messages: 1000, age: Duration::from_secs(3600) }),
+            keyed: Some(Keyed::default()),
+        };
+        Self(vec![(Pattern("sheet:*".into()), sheet)])
+    }
+}
+
+impl Rules {
+    /// Reads and validates a rules file.
+    pub fn load(path: &Path) -> Result<Self, RulesError> {
+        let name = path.display().to_string();
+        let text =
+            std::fs::read_to_string(path).map_err(|source| RulesError::Unreadable { path: name.clone(), source })?;
+        Self::parse(&text).map_err(|detail| RulesError::Malformed { path: name, detail })
+    }
+
+    /// Reads rules from a text; the error says where and what.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let file: File = toml::from_str(text).map_err(|error| error.to_string())?;
+        let rules = file.channel.into_iter().enumerate().map(|(index, written)| {
+            let name = written.pattern.clone();
+            written.validate().map_err(|what| format!("[[channel]] number {} (match = {name:?}): {what}", index + 1))
+        });
+        rules.collect::<Result<_, _>>().map(Self)
+    }
+
+    /// What applies to the channel.
+    pub fn of(&self, channel: &ChannelName) -> Rule {
+        self.0.iter().find(|(pattern, _)| pattern.matches(channel)).map_or_else(Rule::default, |(_, rule)| *rule)
+    }
+
+    /// Patterns and rules, first match first.
+    pub fn iter(&self) -> impl Iterator<Item = &(Pattern, Rule)> {
+        self.0.iter()
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    #[serde(default)]
+    channel: Vec<WrittenRule>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WrittenRule {
+    #[serde(rename = "match")]
+    pattern: String,
+    history: Option<WrittenHistory>,
+    keyed: Option<WrittenKeyed>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "expected `false` or { messages = 100, age = \"5m\" }")]
+enum WrittenHistory {
+    Switch(bool),
+    Bounds(WrittenHistoryBounds),
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WrittenHistoryBounds {
+    messages: Option<usize>,
+    age: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "expected `true`, `false` or { keys = 10000, bytes = 4194304 }")]
+enum WrittenKeyed {
+    Switch(bool),
+    Bounds(WrittenKeyedBounds),
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WrittenKeyedBounds {
+    keys: Option<usize>,
+    bytes: Option<usize>,
+}
+
+/// The bounds that a rule may ask for: Redis keeps a channel's history in one key, and a page must stay answerable.
+const MOST_MESSAGES: usize = 100_000;
+const LONGEST_AGE: Duration = Duration::from_secs(7 * 24 * 3600);
+const MOST_KEYS: usize = 100_000;
+const MOST_KEYED_BYTES: usize = 64 << 20;
+
+impl WrittenRule {
+    fn validate(self) -> Result<(Pattern, Rule), String> {
+        if self.pattern.is_empty() {
+            return Err("`match` must not be empty; use \"*\" for every channel".into());
+        }
+        let mut rule = Rule::default();
+        match self.history {
+            None | Some(WrittenHistory::Switch(true)) => {}
+            Some(WrittenHistory::Switch(false)) => rule.history = None,
+            Some(WrittenHistory::Bounds(bounds)) => rule.history = Some(history(bounds)?),
+        }
+        match self.keyed {
+            None | Some(WrittenKeyed::Switch(false)) => {}
+            Some(WrittenKeyed::Switch(true)) => rule.keyed = Some(Keyed::default()),
+            Some(WrittenKeyed::Bounds(bounds)) => rule.keyed = Some(keyed(&bounds)?),
+        }
+        if rule.keyed.is_some() && rule.history.is_none() {
+            return Err("a keyed channel needs a history; remove `history = false`".into());
+        }
+        Ok((Pattern(self.pattern), rule))
+    }
+}
+
+fn history(written: WrittenHistoryBounds) -> Result<History, String> {
+    let WrittenHistoryBounds { messages, age } = written;
+    let default = History { messages: 100, age: Duration::from_secs(300) };
+    let messages = in_range("history.messages", messages.unwrap_or(default.messages), 1, MOST_MESSAGES)?;
+    let age = match age {
+        None => default.age,
+        Some(text) => humantime::parse_duration(&text)
+            .map_err(|error| format!("`history.age` = {text:?}: {error}; write it as \"90s\", \"5m\" or \"1h\""))?,
+    };
+    if age < Duration::from_secs(1) || age > LONGEST_AGE {
+        return Err("`history.age` must lie between 1s and 7days".into());
+    }
+    Ok(History { messages, age })
+}
+
+fn keyed(written: &WrittenKeyedBounds) -> Result<Keyed, String> {
+    let WrittenKeyedBounds { keys, bytes } = *written;
+    let default = Keyed::default();
+    Ok(Keyed {
+        keys: in_range("keyed.keys", keys.unwrap_or(default.keys), 1, MOST_KEYS)?,
+        bytes: in_range("keyed.bytes", bytes.unwrap_or(default.bytes), 1024, MOST_KEYED_BYTES)?,
+    })
+}
+
+fn in_range(name: &str, value: usize, least: usize, most: usize) -> Result<usize, String> {
+    if (least..=most).contains(&value) {
+        Ok(value)
+    } else {
+        Err(format!("`{name}` must lie between {least} and {most}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn channel(name: &str) -> ChannelName {
+        name.parse().expect("a valid name")
+    }
+
+    #[test]
+    fn the_first_rule_that_matches_wins_and_defaults_fill_the_rest() {
+        let rules = Rules::parse(
+            "[[channel]]\nmatch = 'sheet:*'\nkeyed = true\nhistory = { messages = 7 }\n[[channel]]\nmatch = '*'\nhistory = false\n",
+        )
+        .expect("valid rules");
+        let sheet = rules.of(&channel("sheet:q3"));
+        assert_eq!(sheet.history, Some(History { messages: 7, age: Duration::from_secs(300) }));
+        assert_eq!(sheet.keyed, Some(Keyed::default()));
+        assert_eq!(rules.of(&channel("live")).history, None);
+        assert_eq!(Rules::parse("").expect("empty is valid").of(&channel("live")), Rule::default());
+    }
+
+    #[test]
+    fn patterns_match_like_a_shell_without_its_traps() {
+        let matches = |pattern: &str, name: &str| Pattern(pattern.into()).matches(&channel(name));
+        assert!(matches("*", "a") && matches("a", "a") && matches("a*", "a") && matches("*a", "ba"));
+        assert!(matches("a*b*c", "a-b-b-c") && matches("user:*:inbox", "user:42:inbox"));
+        assert!(!matches("a", "ab") && !matches("a*b", "a") && !matches("ab*b", "ab") && !matches("a*b*c", "acb"));
+    }
+
+    #[test]
+    fn a_mistake_is_named_with_its_place() {
+        for (text, part) in [
+            ("[[channel]]\nmatch = 'a'\nhistroy = false\n", "histroy"),
+            ("[[channel]]\nhistory = false\n", "match"),
+            ("[[channel]]\nmatch = 'a'\nhistory = { age = 'soon' }\n", "history.age"),
+            ("[[channel]]\nmatch = 'a'\nhistory = { messages = 0 }\n", "history.messages"),
+            ("[[channel]]\nmatch = 'a'\nhistory = false\nkeyed = true\n", "needs a history"),
+            ("[[channel]\n", "line 1"),
+        ] {
+            let error = Rules::parse(text).expect_err(text);
+            assert!(error.contains(part), "{error}");
+        }
+    }
+}

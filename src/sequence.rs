@@ -1,0 +1,187 @@
+//! Decides what of a channel may be delivered when: in the order of the offsets, none twice, none missing. A pure state
+//! machine: it is told what arrived and what the history says, and answers what to append to the log and whether
+//! the history must be asked. Who asks is `hub.rs`.
+
+use crate::broker::{Page, Tail};
+use crate::message::{Entry, Message};
+
+/// The most messages, and the most of their bytes, that are held while the history is being asked. What does not
+/// fit is read from the history afterwards.
+const HELD_MESSAGES: usize = 10_000;
+const HELD_BYTES: usize = 8 << 20;
+
+/// What to do after an event.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[must_use]
+pub enum Next {
+    /// Nothing more.
+    Continue,
+    /// Read the history from [`Sequencer::delivered`] and hand the page to [`Sequencer::checked`].
+    Check,
+}
+
+/// The order of one channel, as one instance delivers it.
+#[derive(Debug)]
+pub struct Sequencer {
+    /// Up to where has been delivered; `None` until the history was first asked, or where the channel keeps none.
+    delivered: Option<Tail>,
+    mode: Mode,
+    /// Messages without a position that had to be dropped while the history was being asked.
+    dropped: u64,
+}
+
+#[derive(Debug)]
+enum Mode {
+    /// Nobody has subscribed in the broker yet.
+    Closed,
+    /// What arrives is next.
+    Live,
+    /// The history is being asked; what arrives meanwhile is held. `again`: something else was missed since.
+    /// `foreign`: the epoch that it was asked about.
+    Checking { held: Vec<Message>, held_bytes: usize, again: bool, foreign: Option<u64> },
+}
+
+impl Default for Sequencer {
+    fn default() -> Self {
+        Self { delivered: None, mode: Mode::Closed, dropped: 0 }
+    }
+}
+
+impl Sequencer {
+    /// Up to where has been delivered.
+    pub fn delivered(&self) -> Option<Tail> {
+        self.delivered
+    }
+
+    /// Whether what arrives is delivered at once.
+    pub fn is_live(&self) -> bool {
+        matches!(self.mode, Mode::Live)
+    }
+
+    /// How many messages without a position were dropped since the last call.
+    pub fn take_dropped(&mut self) -> u64 {
+        std::mem::take(&mut self.dropped)
+    }
+
+    /// Something may have been missed: the channel was (re)subscribed, or a message is known to be lost.
+    pub fn suspect(&mut self) -> Next {
+        match &mut self.mode {
+            Mode::Checking { again, .. } => {
+                *again = true;
+                Next::Continue
+            }
+            Mode::Closed | Mode::Live => self.begin_check(Vec::new(), None),
+        }
+    }
+
+    /// A message arrived from the broker.
+    pub fn arrive(&mut self, message: Message, out: &mut dyn FnMut(Entry)) -> Next {
+        match &mut self.mode {
+            // A straggler of an earlier subscription.
+            Mode::Closed => Next::Continue,
+            Mode::Checking { held, held_bytes, again, .. } => {
+                *held_bytes += message.payload.len();
+                if held.len() < HELD_MESSAGES && *held_bytes <= HELD_BYTES {
+                    held.push(message);
+                } else if message.position.is_some() {
+                    *again = true;
+                } else {
+                    self.dropped += 1;
+                }
+                Next::Continue
+            }
+            Mode::Live => match self.judge(&message) {
+                Verdict::Follows => {
+                    self.deliver(message, out);
+                    Next::Continue
+                }
+                // On a connection in order even a repetition is a sign that the history went another way.
+                Verdict::Repeats | Verdict::Ahead => self.begin_check(vec![message], None),
+            },
+        }
+    }
+
+    /// The history answered; `None` if the channel keeps none.
+    pub fn checked(&mut self, page: Option<Page>, out: &mut dyn FnMut(Entry)) -> Next {
+        let Mode::Checking { held, again, foreign, .. } = std::mem::replace(&mut self.mode, Mode::Live) else {
+            return Next::Continue;
+        };
+        let mut incomplete = again;
+        match page {
+            None => self.delivered = None,
+            // The first answer only says where the channel stands: whoever wants the past reads the history.
+            Some(page) if self.delivered.is_none() => self.delivered = Some(page.tail),
+            Some(page) => {
+                page.gap.map(Entry::Gap).into_iter().for_each(&mut *out);
+                page.messages.into_iter().map(Entry::Message).for_each(&mut *out);
+                self.delivered = Some(page.through);
+                incomplete |= page.through.position != page.tail.position;
+            }
+        }
+        let mut held = held.into_iter();
+        while let Some(message) = held.next() {
+            match self.judge(&message) {
+                Verdict::Follows => self.deliver(message, out),
+                Verdict::Repeats => {}
+                // The history was asked because of this epoch and does not know it: it has ended meanwhile.
+                Verdict::Ahead if self.is_foreign(&message) && foreign == epoch(&message) => {}
+                Verdict::Ahead => {
+                    let foreign = if self.is_foreign(&message) { epoch(&message) } else { None };
+                    return self.begin_check(std::iter::once(message).chain(held).collect(), foreign);
+                }
+            }
+        }
+        if incomplete { self.begin_check(Vec::new(), None) } else { Next::Continue }
+    }
+
+    /// How the message stands to what was delivered.
+    fn judge(&self, message: &Message) -> Verdict {
+        let (Some(position), Some(delivered)) = (message.position, self.delivered) else {
+            return Verdict::Follows;
+        };
+        let delivered = delivered.position;
+        if position.epoch == delivered.epoch {
+            match position.offset {
+                offset if offset == delivered.offset + 1 => Verdict::Follows,
+                offset if offset <= delivered.offset => Verdict::Repeats,
+                _ => Verdict::Ahead,
+            }
+        } else if position.epoch > delivered.epoch && position.offset == 1 {
+            // A new epoch from its first message on, right behind what was delivered, on a connection that lost
+            // nothing: the old epoch has ended and nobody who listens missed any of it.
+            Verdict::Follows
+        } else if position.epoch < delivered.epoch {
+            Verdict::Repeats
+        } else {
+            Verdict::Ahead
+        }
+    }
+
+    fn deliver(&mut self, message: Message, out: &mut dyn FnMut(Entry)) {
+        if let Some(position) = message.position {
+            self.delivered = Some(Tail { position, stamp: message.stamp });
+        }
+        out(message.into());
+    }
+
+    fn is_foreign(&self, message: &Message) -> bool {
+        self.delivered.map(|tail| tail.position.epoch) != epoch(message)
+    }
+
+    fn begin_check(&mut self, held: Vec<Message>, foreign: Option<u64>) -> Next {
+        let held_bytes = held.iter().map(|message| message.payload.len()).sum();
+        self.mode = Mode::Checking { held, held_bytes, again: false, foreign };
+        Next::Check
+    }
+}
+
+/// How a message stands to what was delivered before it.
+enum Verdict {
+    Follows,
+    Repeats,
+    Ahead,
+}
+
+fn epoch(message: &Message) -> Option<u64> {
+    message.position.map(|position| position.epoch)
+}

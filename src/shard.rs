@@ -1,0 +1,209 @@
+//! One thread's share of the subscribers: who is there, and the fan-out. Everything in here runs on one thread, so nothing
+//! is locked; what other threads have to say comes through the doorbell (new messages) and the door (new connections).
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use slab::Slab;
+
+use crate::app::App;
+use crate::batch::Batch;
+use crate::close::Close;
+use crate::dialect::Dialect;
+use crate::hub::Doorbell;
+use crate::topic::Topic;
+use crate::transport::connection::Connection;
+
+/// After so many subscribers the fan-out lets others on its thread run: pings are answered while it is busy.
+const TURN: usize = 256;
+/// How often the connections are looked through for those that are silent. One look for all, not a timer for each.
+const SWEEP: Duration = Duration::from_secs(1);
+
+/// What a thread's connections share.
+pub struct Shard {
+    /// Which thread.
+    pub index: usize,
+    /// What the whole instance shares.
+    pub app: Arc<App>,
+    connections: RefCell<Slab<Rc<Connection>>>,
+    topics: RefCell<HashMap<u64, LocalTopic>>,
+    /// Where bytes are read into, and frames encoded into, by whoever has its turn.
+    pub(crate) scratch: RefCell<Vec<u8>>,
+    pub(crate) read_buffer: RefCell<Box<[u8]>>,
+    /// Seconds since the thread began; advanced by the sweep, read by everybody.
+    pub(crate) now: Cell<u32>,
+}
+
+/// A topic's subscribers on this thread.
+struct LocalTopic {
+    topic: Arc<Topic>,
+    feeds: Vec<Rc<Feed>>,
+}
+
+/// The subscribers of a topic that share a dialect, and up to where they have been served.
+struct Feed {
+    dialect: &'static dyn Dialect,
+    /// Each with the index of the channel within the subscriber.
+    subscribers: RefCell<Slab<(Rc<Connection>, usize)>>,
+    served: Cell<u64>,
+}
+
+/// Where a connection stands in the tables: what it takes to leave them.
+pub struct Registration {
+    connection: usize,
+    feeds: Box<[(u64, Rc<Feed>, usize)]>,
+}
+
+impl Shard {
+    /// A thread's share, without connections.
+    pub fn new(index: usize, app: Arc<App>) -> Rc<Self> {
+        Rc::new(Self {
+            index,
+            app,
+            connections: RefCell::default(),
+            topics: RefCell::default(),
+            scratch: RefCell::default(),
+            read_buffer: RefCell::new(vec![0; 64 << 10].into()),
+            now: Cell::new(0),
+        })
+    }
+
+    /// How many subscribers there are.
+    pub fn len(&self) -> usize {
+        self.connections.borrow().len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Takes a connection into the fan-out.
+    pub fn register(&self, connection: &Rc<Connection>) -> Registration {
+        let session = connection.session.borrow();
+        let feeds = session.topics().enumerate().map(|(slot, topic)| {
+            let feed = self.feed(topic, session.dialect());
+            let key = feed.subscribers.borrow_mut().insert((connection.clone(), slot));
+            (topic.id, feed, key)
+        });
+        let feeds = feeds.collect();
+        let connection = self.connections.borrow_mut().insert(connection.clone());
+        Registration { connection, feeds }
+    }
+
+    /// Takes a connection out of the fan-out.
+    pub fn unregister(&self, registration: &Registration) {
+        self.connections.borrow_mut().remove(registration.connection);
+        let mut topics = self.topics.borrow_mut();
+        for (id, feed, key) in &registration.feeds {
+            feed.subscribers.borrow_mut().remove(*key);
+            if feed.subscribers.borrow().is_empty()
+                && let Some(local) = topics.get_mut(id)
+            {
+                local.feeds.retain(|held| !Rc::ptr_eq(held, feed));
+                if local.feeds.is_empty() {
+                    local.topic.abandoned(self.index);
+                    topics.remove(id);
+                }
+            }
+        }
+    }
+
+    fn feed(&self, topic: &Arc<Topic>, dialect: &'static dyn Dialect) -> Rc<Feed> {
+        let mut topics = self.topics.borrow_mut();
+        let local = topics.entry(topic.id).or_insert_with(|| {
+            topic.served(self.index, None);
+            LocalTopic { topic: topic.clone(), feeds: Vec::new() }
+        });
+        if let Some(feed) = local.feeds.iter().find(|feed| feed.dialect.name() == dialect.name()) {
+            return feed.clone();
+        }
+        let feed = Rc::new(Feed { dialect, subscribers: RefCell::default(), served: Cell::new(topic.end()) });
+        local.feeds.push(feed.clone());
+        feed
+    }
+
+    /// Delivers what is new, for as long as the thread lives.
+    pub async fn fan_out(self: Rc<Self>, doorbell: Arc<Doorbell>) {
+        let mut topics = Vec::new();
+        let mut batch = Batch::default();
+        loop {
+            doorbell.wait(&mut topics).await;
+            for topic in topics.drain(..) {
+                topic.unmark(self.index);
+                self.serve(&topic, &mut batch).await;
+            }
+            batch.shrink();
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Brings all subscribers of a topic up to the end of its log.
+    async fn serve(&self, topic: &Arc<Topic>, batch: &mut Batch) {
+        let feeds = match self.topics.borrow().get(&topic.id) {
+            Some(local) => local.feeds.clone(),
+            None => return,
+        };
+        for feed in &feeds {
+            while batch.fill(topic, feed.served.get(), feed.dialect) {
+                self.deliver(feed, batch).await;
+                feed.served.set(batch.next());
+            }
+        }
+        // Feeds that came meanwhile begin at an end that is not before these.
+        if let Some(served) = feeds.iter().map(|feed| feed.served.get()).min()
+            && self.topics.borrow().contains_key(&topic.id)
+        {
+            topic.served(self.index, Some(served));
+        }
+    }
+
+    /// Offers a batch to each subscriber of a feed.
+    async fn deliver(&self, feed: &Feed, batch: &Batch) {
+        let mut delivered = 0;
+        let mut key = 0;
+        // Subscribers come and go while others run: keys stay, and whoever comes begins behind this batch.
+        loop {
+            {
+                let subscribers = feed.subscribers.borrow();
+                let turn = key..(key + TURN).min(subscribers.capacity());
+                if turn.is_empty() {
+                    break;
+                }
+                key = turn.end;
+                for (connection, slot) in turn.filter_map(|key| subscribers.get(key)) {
+                    connection.offer(*slot, batch);
+                    delivered += 1;
+                }
+            }
+            if key < feed.subscribers.borrow().capacity() {
+                tokio::task::yield_now().await;
+            }
+        }
+        let metrics = &self.app.metrics;
+        metrics.messages_out.inc_by(delivered * batch.len() as u64);
+    }
+
+    /// Looks through the connections for those that are silent, for as long as the thread lives.
+    pub async fn sweep(self: Rc<Self>) {
+        let mut ticks = tokio::time::interval(SWEEP);
+        loop {
+            ticks.tick().await;
+            self.now.set(self.now.get() + SWEEP.as_secs() as u32);
+            for (_, connection) in self.connections.borrow().iter() {
+                connection.look(self.now.get());
+            }
+            self.app.metrics.set_connections(self.index, self.len());
+        }
+    }
+
+    /// Closes all connections.
+    pub fn close_all(&self, close: &Close) {
+        for (_, connection) in self.connections.borrow().iter() {
+            connection.close(close.clone());
+        }
+    }
+}

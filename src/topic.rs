@@ -1,0 +1,289 @@
+//! One channel as this instance sees it: its log, how far its order is proved, and how far each shard has read.
+//! Shared by the hub, which appends, and the shards, which read. It knows neither sockets nor encodings.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use tokio::sync::Notify;
+
+use crate::broker::{Page, Tail};
+use crate::channel::ChannelName;
+use crate::log::{Bounds, Found, Log};
+use crate::message::{Entry, Gap, GapReason, Message, Position};
+use crate::rules::Rule;
+use crate::sequence::{Next, Sequencer};
+
+/// Where a new subscriber begins.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Start {
+    /// From now on.
+    Live,
+    /// After a position that the client holds.
+    After(Position),
+    /// With the last so many messages.
+    Last(usize),
+}
+
+/// Where a reader of the topic goes on.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Place {
+    /// In the log, at this sequence number.
+    Log(u64),
+    /// The history must be asked first.
+    History(crate::broker::From),
+    /// What was asked for is gone; the reader is told, and goes on in the history after the gap.
+    Lost(Gap),
+}
+
+/// The entries from a sequence number on are no longer in the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FellBehind;
+
+/// A channel with subscribers on this instance.
+pub struct Topic {
+    /// Which channel.
+    pub channel: ChannelName,
+    /// What applies to it.
+    pub rule: Rule,
+    /// This instance's number for it, never used again.
+    pub id: u64,
+    state: Mutex<State>,
+    ready: Notify,
+    /// Per shard: whether it knows already that there is something to read.
+    marks: Box<[AtomicBool]>,
+    /// A page of history that several readers share.
+    pub(crate) shared_page: tokio::sync::Mutex<Option<SharedPage>>,
+}
+
+/// A page of history, what it was the answer to, and when it was read.
+pub(crate) struct SharedPage {
+    pub(crate) from: crate::broker::From,
+    pub(crate) page: Arc<Page>,
+    pub(crate) read_at: Instant,
+}
+
+struct State {
+    log: Log,
+    sequencer: Sequencer,
+    /// Per shard: up to where it has served its subscribers; `u64::MAX` where it has none.
+    served: Box<[u64]>,
+    /// The log's end when it was last trimmed by age.
+    aged: u64,
+    subscribers: usize,
+    idle_since: Option<Instant>,
+}
+
+impl Topic {
+    /// A topic that nobody has subscribed to in the broker yet.
+    pub fn new(id: u64, channel: ChannelName, rule: Rule, bounds: Bounds, shards: usize) -> Self {
+        let state = State {
+            log: Log::new(bounds),
+            sequencer: Sequencer::default(),
+            served: vec![u64::MAX; shards].into(),
+            aged: 0,
+            subscribers: 0,
+            idle_since: Some(Instant::now()),
+        };
+        let marks = (0..shards).map(|_| AtomicBool::new(false)).collect();
+        let shared_page = tokio::sync::Mutex::new(None);
+        Self { channel, rule, id, state: Mutex::new(state), ready: Notify::new(), marks, shared_page }
+    }
+
+    /// Waits until what is published from now on reaches this topic.
+    pub async fn ready(&self) {
+        loop {
+            let changed = self.ready.notified();
+            if self.lock().sequencer.is_live() {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    /// Counts a subscriber in. A topic with subscribers is not forgotten.
+    pub fn join(&self) {
+        let mut state = self.lock();
+        state.subscribers += 1;
+        state.idle_since = None;
+    }
+
+    /// Counts a subscriber out.
+    pub fn leave(&self) {
+        let mut state = self.lock();
+        state.subscribers -= 1;
+        if state.subscribers == 0 {
+            state.idle_since = Some(Instant::now());
+        }
+    }
+
+    /// Since when the topic has had no subscriber.
+    pub fn idle_since(&self) -> Option<Instant> {
+        self.lock().idle_since
+    }
+
+    /// Where the channel stands, as far as this instance has delivered; `None` where it keeps no history.
+    pub fn delivered(&self) -> Option<Tail> {
+        self.lock().sequencer.delivered()
+    }
+
+    /// What the log weighs, in bytes.
+    pub fn log_bytes(&self) -> usize {
+        self.lock().log.bytes()
+    }
+
+    /// Whether a message can be appended without dropping one that a shard has yet to read.
+    pub fn has_room(&self) -> bool {
+        let state = self.lock();
+        state.log.has_room(state.needed())
+    }
+
+    /// A message arrived from the broker.
+    pub(crate) fn arrive(&self, message: Message) -> Change {
+        self.change(|sequencer, out| sequencer.arrive(message, out))
+    }
+
+    /// Something may have been missed.
+    pub(crate) fn suspect(&self) -> Change {
+        self.change(|sequencer, _| sequencer.suspect())
+    }
+
+    /// The history answered.
+    pub(crate) fn checked(&self, page: Option<Page>) -> Change {
+        let change = self.change(|sequencer, out| sequencer.checked(page, out));
+        if change.next == Next::Continue {
+            self.ready.notify_waiters();
+        }
+        change
+    }
+
+    /// Lets the sequencer act, appends what it delivers, and says which shards must be woken.
+    fn change(&self, act: impl FnOnce(&mut Sequencer, &mut dyn FnMut(Entry)) -> Next) -> Change {
+        let mut state = self.lock();
+        let needed = state.needed();
+        let State { log, sequencer, served, .. } = &mut *state;
+        let before = log.end();
+        let next = act(sequencer, &mut |entry| log.push(entry, needed));
+        let dropped = sequencer.take_dropped();
+        let wake = if log.end() == before { Vec::new() } else { self.mark(served) };
+        Change { next, dropped, wake }
+    }
+
+    /// Marks the topic as changed for each shard that has subscribers; returns those that did not know yet.
+    fn mark(&self, served: &[u64]) -> Vec<usize> {
+        let reads = |&shard: &usize| served[shard] != u64::MAX && !self.marks[shard].swap(true, Ordering::AcqRel);
+        (0..served.len()).filter(reads).collect()
+    }
+
+    /// Where a subscriber begins that wants `start`, and the position it then holds.
+    pub fn locate(&self, start: Start) -> (Place, Option<Position>) {
+        use crate::broker::From;
+        let state = self.lock();
+        let end = Place::Log(state.log.end());
+        let Some(tail) = state.sequencer.delivered().map(|tail| tail.position) else {
+            // Nothing to resume in a channel without history; the last few that passed by are in the log.
+            let last = match start {
+                Start::Last(count) => Some(state.log.find_last(count).unwrap_or(state.log.start())),
+                _ => None,
+            };
+            return (last.map_or(end, Place::Log), None);
+        };
+        match start {
+            Start::Live if self.rule.keyed.is_some() => {
+                (Place::History(From::Keys), Some(Position::new(tail.epoch, 0)))
+            }
+            Start::Live | Start::Last(0) => (end, Some(tail)),
+            Start::Last(count) => {
+                let before = Position::new(tail.epoch, tail.offset.saturating_sub(count as u64));
+                (state.log.find_last(count).map_or(Place::History(From::Last(count)), Place::Log), Some(before))
+            }
+            Start::After(position) => {
+                let place = match state.log.find(position) {
+                    Found::At(sequence) => Place::Log(sequence),
+                    Found::Older if position == tail => end,
+                    Found::Older if position.epoch == tail.epoch && position.offset < tail.offset => {
+                        Place::History(From::After(position))
+                    }
+                    Found::Older => Place::Lost(Gap {
+                        resumes_after: Position::new(tail.epoch, 0),
+                        reason: GapReason::EpochChanged,
+                    }),
+                };
+                (place, Some(position))
+            }
+        }
+    }
+
+    /// Where to go on in the log for one who has everything up to `through`.
+    pub fn after_history(&self, through: Position) -> Place {
+        self.locate(Start::After(through)).0
+    }
+
+    /// The end of the log.
+    pub fn end(&self) -> u64 {
+        self.lock().log.end()
+    }
+
+    /// Calls `visit` with the entries from `cursor` on, until it answers `false`; returns the end of the log.
+    pub fn read(&self, cursor: u64, mut visit: impl FnMut(&Entry) -> bool) -> Result<u64, FellBehind> {
+        let state = self.lock();
+        for entry in state.log.read(cursor).ok_or(FellBehind)? {
+            if !visit(entry) {
+                break;
+            }
+        }
+        Ok(state.log.end())
+    }
+
+    /// A shard says up to where it has served its subscribers: entries before that may be dropped. Returns the log's
+    /// end, so that a shard that begins can begin there (`None`).
+    pub fn served(&self, shard: usize, cursor: Option<u64>) -> u64 {
+        let mut state = self.lock();
+        let end = state.log.end();
+        state.served[shard] = cursor.unwrap_or(end);
+        end
+    }
+
+    /// A shard has no subscriber of the topic any more.
+    pub fn abandoned(&self, shard: usize) {
+        self.lock().served[shard] = u64::MAX;
+    }
+
+    /// Drops from the log what stood there already at the last call and has been served: who has not come back for it
+    /// by now reads the history.
+    pub(crate) fn trim_idle(&self) {
+        let mut state = self.lock();
+        let end = state.log.end();
+        let before = std::mem::replace(&mut state.aged, end);
+        let sequence = before.min(state.needed());
+        state.log.trim_to(sequence);
+    }
+
+    /// A shard is about to read: what is appended from now on must wake it again.
+    pub fn unmark(&self, shard: usize) {
+        self.marks[shard].store(false, Ordering::Release);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // The state is whole after every line that holds it: a panic elsewhere does not spoil it.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn needed(&self) -> u64 {
+        self.served.iter().copied().min().unwrap_or(u64::MAX)
+    }
+}
+
+/// What an event did to the log, and what follows from it.
+#[derive(Debug)]
+#[must_use]
+pub(crate) struct Change {
+    /// Whether the history must be asked.
+    pub(crate) next: Next,
+    /// How many messages without a position could not be kept.
+    pub(crate) dropped: u64,
+    /// The shards that must be woken. Empty, and without an allocation, when all know already.
+    pub(crate) wake: Vec<usize>,
+}

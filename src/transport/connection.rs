@@ -1,0 +1,349 @@
+//! A subscriber's socket and the task that owns it: it reads, it writes what the fan-out could not, it asks the history,
+//! it publishes. The fan-out itself writes straight to the socket, and wakes the task only if that is full.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::FutureExt;
+use futures::future::LocalBoxFuture;
+use tokio::net::TcpStream;
+
+use crate::backoff::Backoff;
+use crate::batch::Batch;
+use crate::broker::{BrokerError, From, Page, Publication};
+use crate::close::{Close, Code};
+use crate::session::{Session, Waits};
+use crate::shard::Shard;
+use crate::topic::Topic;
+
+/// Silence after which the other side is asked whether it is there, and after which it is taken for gone, in seconds.
+const ASK_AFTER: u32 = 20;
+const GONE_AFTER: u32 = 45;
+/// How many looks of the sweep a closing connection has to take its last bytes.
+const ENDING_LOOKS: u32 = 3;
+/// How long the other side has for its part of a close.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+/// The most bytes that wait for a connection's own sake (pongs): a client that asks and never reads gets no more.
+const MOST_POSTED: usize = 4 << 10;
+
+/// What a client's bytes mean, by transport.
+pub trait Inbound {
+    /// Reads a chunk; adds what is to be published to `messages`. An error ends the connection.
+    fn receive(
+        &mut self,
+        chunk: &mut [u8],
+        connection: &Connection,
+        messages: &mut VecDeque<Bytes>,
+    ) -> Result<(), Close>;
+
+    /// Whether silence of the client means anything.
+    fn answers_heartbeats(&self) -> bool;
+}
+
+/// A subscriber's socket, shared between its own task and the fan-out of its thread.
+pub struct Connection {
+    pub(crate) session: RefCell<Session>,
+    stream: TcpStream,
+    shard: Rc<Shard>,
+    /// The task waits with this; woken when its session changed under it.
+    waker: Cell<Option<Waker>>,
+    woken: Cell<bool>,
+    /// When the client was last heard, and when it was last asked, by the shard's clock.
+    heard: Cell<u32>,
+    asked: Cell<u32>,
+    answers_heartbeats: bool,
+    /// How many looks of the sweep it has been ending for.
+    ending_looks: Cell<u32>,
+    /// Given up: nothing is waited for any more.
+    dead: Cell<bool>,
+}
+
+/// What the history answered, and to which of the channels.
+type Answer = (usize, Result<Option<Arc<Page>>, BrokerError>);
+
+/// What the task does next.
+enum Event {
+    Readable,
+    Pump,
+    Answered(Answer),
+    Published(Vec<Result<(), BrokerError>>),
+}
+
+/// What the task has under way beside its socket. Empty, and small, on an idle connection.
+#[derive(Default)]
+struct UnderWay {
+    history: Option<LocalBoxFuture<'static, Answer>>,
+    publish: Option<LocalBoxFuture<'static, Vec<Result<(), BrokerError>>>>,
+    messages: VecDeque<Bytes>,
+}
+
+impl Connection {
+    /// Drives a subscriber until it ends. `early` are bytes that the client sent ahead.
+    pub async fn drive(stream: TcpStream, session: Session, shard: Rc<Shard>, early: Bytes, mut inbound: impl Inbound) {
+        let now = shard.now.get();
+        let connection = Rc::new(Self {
+            session: RefCell::new(session),
+            stream,
+            shard: shard.clone(),
+            waker: Cell::default(),
+            woken: Cell::new(false),
+            heard: Cell::new(now),
+            asked: Cell::new(now),
+            answers_heartbeats: inbound.answers_heartbeats(),
+            ending_looks: Cell::new(0),
+            dead: Cell::new(false),
+        });
+        let registration = shard.register(&connection);
+        connection.run(early, &mut inbound).await;
+        shard.unregister(&registration);
+        let close = connection.session.borrow().ending().cloned();
+        shard.app.metrics.count_close(close.as_ref().map_or(Code::Gone, |close| close.code));
+        if close.is_some() && !connection.dead.get() {
+            connection.say_goodbye().await;
+        }
+    }
+
+    async fn run(&self, early: Bytes, inbound: &mut dyn Inbound) {
+        let mut under_way = UnderWay::default();
+        if !early.is_empty() {
+            self.take_in(&mut early.to_vec(), inbound, &mut under_way);
+        }
+        self.exchange(inbound, &mut under_way).await;
+        // What the client said before it left counts.
+        while let Some(publish) = under_way.publish.take() {
+            let _ = publish.await;
+            self.publish(&mut under_way);
+        }
+    }
+
+    async fn exchange(&self, inbound: &mut dyn Inbound, under_way: &mut UnderWay) {
+        loop {
+            let waits = self.pump();
+            match &waits {
+                Waits::End | Waits::Gone => return,
+                Waits::History(slot, from) if under_way.history.is_none() => {
+                    under_way.history = Some(self.ask(*slot, *from));
+                }
+                _ => {}
+            }
+            match poll_fn(|context| self.poll(context, &waits, under_way)).await {
+                _ if self.dead.get() => return,
+                Event::Readable => {
+                    if !self.read(inbound, under_way) {
+                        return;
+                    }
+                }
+                Event::Pump => {}
+                Event::Answered((slot, answer)) => match answer {
+                    Ok(page) => self.session.borrow_mut().answered(slot, page),
+                    Err(error) => tracing::debug!(%error, "the history did not answer"),
+                },
+                Event::Published(results) => self.report(results),
+            }
+            self.publish(under_way);
+        }
+    }
+
+    /// What can happen: the session changed; the socket has room again, if that is waited for; something under way has
+    /// ended; the client said something, if nothing of what it said before waits to be published.
+    fn poll(&self, context: &mut Context<'_>, waits: &Waits, under_way: &mut UnderWay) -> Poll<Event> {
+        if self.woken.take() {
+            return Poll::Ready(Event::Pump);
+        }
+        self.waker.set(Some(context.waker().clone()));
+        if *waits == Waits::Room && self.stream.poll_write_ready(context).is_ready() {
+            return Poll::Ready(Event::Pump);
+        }
+        if let Some(history) = &mut under_way.history
+            && let Poll::Ready(answer) = history.poll_unpin(context)
+        {
+            under_way.history = None;
+            return Poll::Ready(Event::Answered(answer));
+        }
+        if let Some(publish) = &mut under_way.publish {
+            return publish.poll_unpin(context).map(|results| {
+                under_way.publish = None;
+                Event::Published(results)
+            });
+        }
+        self.stream.poll_read_ready(context).map(|_| Event::Readable)
+    }
+
+    fn pump(&self) -> Waits {
+        let mut scratch = self.shard.scratch.borrow_mut();
+        let waits = self.session.borrow_mut().pump(&mut scratch, &mut |bytes| self.write(bytes));
+        if scratch.capacity() > 1 << 20 {
+            *scratch = Vec::new();
+        }
+        waits
+    }
+
+    /// Writes what the socket takes now. Never waits.
+    fn write(&self, bytes: &[u8]) -> io::Result<usize> {
+        self.stream.try_write(bytes)
+    }
+
+    /// The fan-out has a batch for one of the channels.
+    pub(crate) fn offer(&self, slot: usize, batch: &Batch) {
+        if !self.session.borrow_mut().offer(slot, batch, &mut |bytes| self.write(bytes)) {
+            self.wake();
+        }
+    }
+
+    /// Adds bytes that concern the connection itself, unless too many wait already.
+    pub(crate) fn post(&self, write: impl FnOnce(&'static dyn crate::dialect::Dialect, &mut Vec<u8>)) {
+        let mut session = self.session.borrow_mut();
+        if session.posted() < MOST_POSTED {
+            session.post(write);
+            drop(session);
+            self.wake();
+        }
+    }
+
+    /// Closes the connection, after the frame that is under way.
+    pub(crate) fn close(&self, close: Close) {
+        self.session.borrow_mut().end(close);
+        self.wake();
+    }
+
+    fn give_up(&self) {
+        self.dead.set(true);
+        self.wake();
+    }
+
+    fn wake(&self) {
+        self.woken.set(true);
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+
+    /// Whether the other side is still there: asks it after a silence, and gives it up after a longer one.
+    pub(crate) fn look(&self, now: u32) {
+        if self.session.borrow().ending().is_some() {
+            self.ending_looks.set(self.ending_looks.get() + 1);
+            if self.ending_looks.get() > ENDING_LOOKS {
+                self.give_up();
+            }
+        } else if self.answers_heartbeats && now.saturating_sub(self.heard.get()) > GONE_AFTER {
+            self.session.borrow_mut().end(Close::new(Code::Gone, ""));
+            self.give_up();
+        } else if now.saturating_sub(self.heard.get().max(self.asked.get())) >= ASK_AFTER {
+            self.asked.set(now);
+            self.post(|dialect, out| dialect.heartbeat(out));
+        }
+    }
+
+    /// Reads once. `false` if the client is gone.
+    fn read(&self, inbound: &mut dyn Inbound, under_way: &mut UnderWay) -> bool {
+        let mut buffer = self.shard.read_buffer.borrow_mut();
+        match self.stream.try_read(&mut buffer) {
+            Ok(0) => false,
+            Ok(length) => {
+                self.heard.set(self.shard.now.get());
+                self.take_in(&mut buffer[..length], inbound, under_way);
+                true
+            }
+            Err(error) => error.kind() == io::ErrorKind::WouldBlock,
+        }
+    }
+
+    fn take_in(&self, chunk: &mut [u8], inbound: &mut dyn Inbound, under_way: &mut UnderWay) {
+        if self.session.borrow().ending().is_some() {
+            return;
+        }
+        if let Err(close) = inbound.receive(chunk, self, &mut under_way.messages) {
+            self.close(close);
+        }
+        self.publish(under_way);
+    }
+
+    /// Begins to publish what the client said, in its order; one batch at a time.
+    fn publish(&self, under_way: &mut UnderWay) {
+        if under_way.publish.is_some() || under_way.messages.is_empty() {
+            return;
+        }
+        let messages = std::mem::take(&mut under_way.messages);
+        let Some(channel) = self.only_channel() else {
+            let detail = "name exactly one channel in the URL to publish through this connection";
+            self.close(Close::new(Code::PublishRefused, detail));
+            return;
+        };
+        let publication =
+            |payload| Publication { channel: channel.clone(), payload, key: None, remove: false, id: None };
+        let batch: Vec<_> = messages.into_iter().map(publication).collect();
+        let app = self.shard.app.clone();
+        under_way.publish = Some(
+            async move {
+                let results = app.publish(batch).await;
+                results.into_iter().map(|result| result.map(drop)).collect()
+            }
+            .boxed_local(),
+        );
+    }
+
+    fn only_channel(&self) -> Option<crate::channel::ChannelName> {
+        let session = self.session.borrow();
+        let mut topics = session.topics();
+        match (topics.next(), topics.next()) {
+            (Some(topic), None) => Some(topic.channel.clone()),
+            _ => None,
+        }
+    }
+
+    /// Tells the client what of its messages was not published.
+    fn report(&self, results: Vec<Result<(), BrokerError>>) {
+        for error in results.into_iter().filter_map(Result::err) {
+            let (code, message) = (error.code(), error.to_string());
+            let mut told = false;
+            self.session.borrow_mut().post(|dialect, out| told = dialect.publish_error(code, &message, out));
+            if !told {
+                self.close(Close::new(Code::PublishFailed, message));
+                return;
+            }
+        }
+    }
+
+    fn ask(&self, slot: usize, from: From) -> LocalBoxFuture<'static, Answer> {
+        let topic: Option<Arc<Topic>> = self.session.borrow().topics().nth(slot).cloned();
+        let app = self.shard.app.clone();
+        async move {
+            let Some(topic) = topic else { return (slot, Ok(None)) };
+            let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
+            // The client waits with us: its socket is read meanwhile, so its leaving ends this.
+            loop {
+                match app.hub.history(&topic, from).await {
+                    Err(BrokerError::Unavailable(_)) => tokio::time::sleep(backoff.next_delay()).await,
+                    answer => return (slot, answer),
+                }
+            }
+        }
+        .boxed_local()
+    }
+
+    /// Ends the sending half and waits a little for the client to end its own, so that the last bytes are not lost to a
+    /// reset.
+    async fn say_goodbye(&self) {
+        let _ = socket2::SockRef::from(&self.stream).shutdown(std::net::Shutdown::Write);
+        let drained = async {
+            let mut rest = [0; 512];
+            while self.stream.readable().await.is_ok() {
+                match self.stream.try_read(&mut rest) {
+                    Ok(0) => return,
+                    Ok(_) => {}
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    Err(_) => return,
+                }
+            }
+        };
+        // Running out of time is an end like any other.
+        let _ = tokio::time::timeout(CLOSE_TIMEOUT, drained).await;
+    }
+}

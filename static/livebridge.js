@@ -1,0 +1,324 @@
+/**
+ * The browser client of livebridge: one ES module, no dependencies.
+ *
+ *     import { connect } from "/livebridge.js";
+ *
+ *     const feed = connect({ channels: ["sheet:q3"] });
+ *     feed.on("message", ({ key, data }) => show(key, data));
+ *     await feed.publish({ value: 42 }, { key: "B4" });
+ *
+ * It keeps one WebSocket open, remembers how far each channel was read and resumes from there after a
+ * disconnect, so that nothing is lost or seen twice. Where that can't be had, it says so with a `gap`.
+ * What goes over the wire is described in docs/protocol.md.
+ *
+ * @typedef {{channel: string, data: any, key?: string, removed: boolean, epoch?: string, offset?: number}} Message
+ *   `data` is the parsed JSON, a string where the payload is not JSON, a `Uint8Array` where it is not text.
+ * @typedef {{channel: string, epoch?: string, offset?: number}} Position  No epoch and offset: no history is kept.
+ * @typedef {"connecting" | "open" | "waiting" | "closed"} State
+ *   "waiting": disconnected, the next attempt follows by itself. "closed": for good, `reason` says why.
+ */
+
+/** How long an attempt may take until the server's welcome, and a publish until its answer. */
+const PATIENCE_MS = 10_000;
+/** Full jitter: a random wait between 0 and BASE · 2^attempt, the latter at most CAP. */
+const BACKOFF_BASE_MS = 500;
+const BACKOFF_CAP_MS = 15_000;
+/** The clients of an instance that restarts come back spread over this time, not all at once. */
+const RESTART_SPREAD_MS = 2_000;
+/** A connection that lived for less counts as one more failed attempt. */
+const STABLE_AFTER_MS = 5_000;
+const PUBLISH_RETRIES = 3;
+
+/** Close codes; the table with their reasons is in docs/protocol.md. */
+const RESTARTING = 1012;
+const GAP = 4002;
+/** The same again would end the same way: protocol error, invalid UTF-8, publish refused, too big. */
+const FINAL = new Set([1002, 1007, 1008, 1009]);
+
+/**
+ * Opens a feed. It connects at once, after the caller had the chance to add its listeners.
+ *
+ * @param {object} options
+ * @param {string[]} options.channels  what to listen to, in order
+ * @param {string | URL} [options.url]  where livebridge is; default: where this module came from, else the page's origin
+ * @param {number} [options.last]  begin with the last N messages of each channel
+ * @returns {Feed}
+ */
+export function connect(options) {
+  return new Feed(options);
+}
+
+/** A publish that the server refused, or that did not get through. `code` and `status` are the server's. */
+export class PublishError extends Error {
+  constructor(message, { code = "unreachable", status = 0, cause } = {}) {
+    super(message, { cause });
+    this.name = "PublishError";
+    this.code = code;
+    this.status = status;
+  }
+}
+
+/** A fresh Idempotency-Key. `randomUUID` exists in secure contexts only, `getRandomValues` everywhere. */
+export function newIdempotencyKey() {
+  if (crypto.randomUUID) return crypto.randomUUID();
+  const bytes = crypto.getRandomValues(new Uint8Array(16));
+  return Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
+/**
+ * Events, each a `CustomEvent` whose `detail` is what `on` hands over:
+ *
+ * - `message`  {@link Message}
+ * - `state`    `{state, instance, retryInMs?, reason?}`
+ * - `gap`      `{channel, reason, message}`: messages of this channel may have been missed
+ * - `error`    `{code, message}`: something went wrong, the feed goes on
+ */
+export class Feed extends EventTarget {
+  constructor({ channels, url, last } = {}) {
+    super();
+    if (!Array.isArray(channels) || channels.length === 0) throw new TypeError("connect needs channels: [name, …]");
+    this.#channels = [...new Set(channels)];
+    this.#base = baseUrl(url);
+    this.#last = last;
+    globalThis.addEventListener?.("offline", this.#onOffline);
+    globalThis.addEventListener?.("online", this.#onOnline);
+    queueMicrotask(() => this.#state === "connecting" && this.#open());
+  }
+
+  /** @returns {State} */
+  get state() {
+    return this.#state;
+  }
+
+  /** The name of the instance that this feed is, or was last, connected to. */
+  get instance() {
+    return this.#instance;
+  }
+
+  /**
+   * Calls `listener` with the detail of each such event.
+   *
+   * @param {"message" | "state" | "gap" | "error"} name
+   * @param {(detail: any) => void} listener
+   * @returns {() => void} ends it
+   */
+  on(name, listener) {
+    const handle = (event) => listener(event.detail);
+    this.addEventListener(name, handle);
+    return () => this.removeEventListener(name, handle);
+  }
+
+  /**
+   * Publishes one message. A string, Blob, buffer or typed array goes out as it is, all else as JSON. Network
+   * failures and 502 to 504 are retried under the same Idempotency-Key, so the message appears once. It does not need
+   * the feed's own connection.
+   *
+   * @param {any} data  may be left out with `remove`
+   * @param {object} [options]
+   * @param {string} [options.channel]  default: the feed's channel, where it has exactly one
+   * @param {string} [options.key]  on a keyed channel: what this is the new value of
+   * @param {boolean} [options.remove]  on a keyed channel: removes the key
+   * @param {string} [options.idempotencyKey]  to go on with an earlier call that failed
+   * @returns {Promise<Position>} where the message stands now
+   * @throws {PublishError}
+   */
+  async publish(data, { channel, key, remove = false, idempotencyKey = newIdempotencyKey() } = {}) {
+    if (channel === undefined && this.#channels.length > 1) throw new TypeError("publish: say to which channel");
+    const pairs = [["channel", channel ?? this.#channels[0]]];
+    if (key !== undefined) pairs.push(["key", key]);
+    if (remove) pairs.push(["remove", "true"]);
+    const [type, body] = encode(data === undefined && remove ? "" : data);
+    const headers = { "Content-Type": type, "Idempotency-Key": idempotencyKey };
+
+    for (let attempt = 0; ; attempt++) {
+      let failure, retryAfterMs;
+      try {
+        const signal = AbortSignal.timeout(PATIENCE_MS);
+        const answer = await fetch(this.#address("publish", pairs), { method: "POST", headers, body, signal });
+        if (answer.ok) return (await answer.json()).messages[0];
+        failure = await refusal(answer);
+        if (answer.status < 502 || answer.status > 504) throw failure;
+        retryAfterMs = Number(answer.headers.get("Retry-After")) * 1000 || 0;
+      } catch (cause) {
+        if (cause instanceof PublishError) throw cause;
+        failure = new PublishError(`livebridge could not be reached: ${cause.message}`, { cause });
+      }
+      if (attempt === PUBLISH_RETRIES) throw failure;
+      await sleep(Math.min(BACKOFF_CAP_MS, Math.max(retryAfterMs ?? 0, backoff(attempt))));
+    }
+  }
+
+  /** Ends the feed for good. */
+  close() {
+    this.#end("closed by the page");
+  }
+
+  #channels;
+  #base;
+  #last;
+  /** @type {State} */
+  #state = "connecting";
+  #instance = "";
+  /** Channel → `EPOCH:OFFSET`, where the next connection resumes. */
+  #positions = new Map();
+  #socket = null;
+  #openedAt = 0;
+  #attempt = 0;
+  /** Runs out while connecting (no welcome came) and while waiting (the next attempt is due). */
+  #timer;
+
+  #onOffline = () => this.#socket && this.#lost(0, "the browser is offline");
+  #onOnline = () => {
+    if (this.#state === "open") return;
+    this.#attempt = 0;
+    this.#open();
+  };
+
+  #open() {
+    this.#drop();
+    let socket;
+    try {
+      socket = new WebSocket(this.#subscription().replace(/^http/, "ws"));
+    } catch (error) {
+      return this.#end(error.message); // a URL that the browser refuses, such as ws: from an https: page
+    }
+    this.#socket = socket;
+    this.#timer = setTimeout(() => this.#lost(0, `no welcome within ${PATIENCE_MS / 1000} s`), PATIENCE_MS);
+    // A socket that was dropped may still speak; only the current one is heard.
+    socket.onmessage = ({ data }) => socket === this.#socket && this.#receive(data);
+    socket.onclose = ({ code, reason }) => socket === this.#socket && this.#lost(code, reason);
+    this.#enter("connecting");
+  }
+
+  #receive(frame) {
+    let envelope;
+    try {
+      envelope = JSON.parse(frame);
+    } catch {
+      return this.#emit("error", { code: "frame_invalid", message: "the server sent a frame that is not JSON" });
+    }
+    const { event, channel, key, removed = false, epoch, offset, reason, code, message } = envelope;
+    if (event === "welcome") {
+      clearTimeout(this.#timer);
+      for (const start of envelope.channels) this.#remember(start);
+      this.#instance = envelope.instance;
+      this.#openedAt = Date.now();
+      this.#enter("open");
+    } else if (event === "gap") {
+      this.#remember(envelope);
+      this.#emit("gap", { channel, reason, message });
+    } else if (event === "error") {
+      this.#emit("error", { code, message });
+    } else if (event === undefined) {
+      this.#remember(envelope);
+      const data = envelope.encoding === "base64" ? fromBase64(envelope.data) : envelope.data;
+      this.#emit("message", { channel, data, key, removed, epoch, offset });
+    }
+  }
+
+  /** A message without a position (a plain Redis PUBLISH) leaves the last known one as it is. */
+  #remember({ channel, epoch, offset }) {
+    if (epoch !== undefined && offset !== undefined) this.#positions.set(channel, `${epoch}:${offset}`);
+  }
+
+  #lost(code, reason) {
+    const wasOpen = this.#state === "open";
+    this.#drop();
+    if (FINAL.has(code)) return this.#end(reason || `the server closed with code ${code}`);
+    if (wasOpen && Date.now() - this.#openedAt > STABLE_AFTER_MS) this.#attempt = 0;
+    const retryInMs = Math.round(code === RESTARTING ? Math.random() * RESTART_SPREAD_MS : backoff(this.#attempt++));
+    this.#timer = setTimeout(() => this.#open(), retryInMs);
+    if (code === GAP) this.#positions.clear();
+    this.#enter("waiting", { retryInMs, reason: reason || "the connection was lost" });
+    if (code === GAP) {
+      for (const channel of this.#channels) this.#emit("gap", { channel, reason: "gap", message: reason });
+    }
+    if (!wasOpen && this.#attempt === 1) this.#askWhy();
+  }
+
+  /** A browser hides why a handshake failed; the same request without the upgrade tells: 426 if nothing else is wrong. */
+  async #askWhy() {
+    const answer = await fetch(this.#subscription()).catch(() => null);
+    if (answer?.status !== 400) return;
+    const { message } = await refusal(answer);
+    if (this.#state !== "open") this.#end(message);
+  }
+
+  #drop() {
+    clearTimeout(this.#timer);
+    const socket = this.#socket;
+    this.#socket = null;
+    socket?.close();
+  }
+
+  #end(reason) {
+    if (this.#state === "closed") return;
+    this.#drop();
+    globalThis.removeEventListener?.("offline", this.#onOffline);
+    globalThis.removeEventListener?.("online", this.#onOnline);
+    this.#enter("closed", { reason });
+  }
+
+  #subscription() {
+    const pairs = this.#channels.map((channel) => ["channel", channel]);
+    if (this.#positions.size > 0) {
+      pairs.push(["since", this.#channels.map((channel) => this.#positions.get(channel) ?? "").join(",")]);
+    } else if (this.#last !== undefined) {
+      pairs.push(["last", this.#last]);
+    }
+    return this.#address("ws", [...pairs, ["format", "json"]]);
+  }
+
+  #address(path, pairs) {
+    const query = pairs.map(([name, value]) => `${name}=${encodeURIComponent(value)}`).join("&");
+    return new URL(`${path}?${query}`, this.#base).href;
+  }
+
+  #enter(state, more) {
+    this.#state = state;
+    this.#emit("state", { state, instance: this.#instance, ...more });
+  }
+
+  #emit(name, detail) {
+    this.dispatchEvent(new CustomEvent(name, { detail }));
+  }
+}
+
+/** The directory that `ws` and `publish` are in; also right behind a proxy that serves livebridge under a path. */
+function baseUrl(url) {
+  const own = new URL(import.meta.url);
+  const served = own.protocol.startsWith("http") && own.pathname.endsWith("/livebridge.js");
+  const fallback = served ? new URL(".", own) : globalThis.location?.origin;
+  const base = new URL(url === undefined ? fallback : String(url).replace(/^ws/, "http"), globalThis.location?.href);
+  base.search = base.hash = "";
+  if (!base.pathname.endsWith("/")) base.pathname += "/";
+  return base;
+}
+
+function backoff(attempt) {
+  return Math.random() * Math.min(BACKOFF_CAP_MS, BACKOFF_BASE_MS * 2 ** attempt);
+}
+
+function sleep(ms) {
+  return new Promise((resolve) => setTimeout(resolve, ms));
+}
+
+/** @returns {[string, BodyInit]} content type and body */
+function encode(data) {
+  if (typeof data === "string") return ["text/plain; charset=utf-8", data];
+  const binary = data instanceof Blob || data instanceof ArrayBuffer || ArrayBuffer.isView(data);
+  if (binary) return ["application/octet-stream", data];
+  const json = JSON.stringify(data);
+  if (json === undefined) throw new TypeError(`publish: ${typeof data} can't be published`);
+  return ["application/json", json];
+}
+
+async function refusal(answer) {
+  const { error } = await answer.json().catch(() => ({}));
+  const message = error?.message ?? `the server answered ${answer.status}`;
+  return new PublishError(message, { code: error?.code, status: answer.status });
+}
+
+function fromBase64(text) {
+  return Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
+}

@@ -1,0 +1,163 @@
+/**
+ * The sheet's values, shared: what this window commits is published, what the others commit is applied.
+ * Knows the feed and the rules of who wins; knows nothing of the DOM.
+ *
+ * The rule is 'the last commit wins', where last is what the channel's offsets say. A value committed here is
+ * shown at once. Until its offset is known, what arrives for the same cell is held back, then the later one stays.
+ */
+import { connect, newIdempotencyKey } from "./livebridge.js";
+import { SEED, accept } from "./plan.js";
+
+/** The snapshot that follows a first subscribe is how things stand, not news: it neither flashes nor counts. */
+const SNAPSHOT_MS = 300;
+/** A value that could not be saved is tried again after this long, and at every reconnect. */
+const RETRY_MS = 5_000;
+
+export class SharedSheet extends EventTarget {
+  /** @param {{channel: string, me: {name: string, colour: string}}} options */
+  constructor({ channel, me }) {
+    super();
+    this.channel = channel;
+    this.editsSeen = 0;
+    this.#me = me;
+    this.#cells = new Map([...SEED].map(([name, value]) => [name, { name, value }]));
+    this.#subscribe();
+  }
+
+  /** @returns {{name, value, editor?, colour?, unsaved?: boolean}} */
+  cell(name) {
+    return this.#cells.get(name);
+  }
+
+  get unsavedCount() {
+    return [...this.#cells.values()].filter((cell) => cell.unsaved).length;
+  }
+
+  /** Shows the value at once and publishes it. */
+  commit(name, value) {
+    const cell = this.#cells.get(name);
+    if (!cell || cell.value === value) return;
+    Object.assign(cell, { value, editor: this.#me.name, colour: this.#me.colour });
+    cell.pending = { value, id: newIdempotencyKey() };
+    cell.unsaved = this.#feed.state !== "open";
+    this.#changed(cell, { own: true });
+    this.#save(cell);
+  }
+
+  #me;
+  #cells;
+  #feed;
+  /** As long as this is in the future, what arrives is the snapshot. */
+  #snapshotUntil = 0;
+  /** The next connection is a new subscriber's: begin with the seed, the snapshot follows. */
+  #fresh = true;
+
+  #subscribe() {
+    this.#fresh = true;
+    this.#feed = connect({ channels: [this.channel] });
+    this.#feed.on("message", (message) => this.#receive(message));
+    this.#feed.on("gap", () => this.#startOver());
+    this.#feed.on("state", (state) => {
+      if (state.state === "open") {
+        if (this.#fresh) this.#reset();
+        for (const cell of this.#cells.values()) if (cell.pending) this.#save(cell);
+      }
+      this.#emit("state", state);
+    });
+  }
+
+  /** After a gap only a new subscriber's snapshot says how things stand. */
+  #startOver() {
+    this.#fresh = true;
+    if (this.#feed.state !== "open") return; // it reconnects without a position by itself
+    this.#feed.close();
+    this.#subscribe();
+  }
+
+  #reset() {
+    this.#fresh = false;
+    this.#snapshotUntil = performance.now() + SNAPSHOT_MS;
+    for (const cell of this.#cells.values()) {
+      cell.position = cell.held = undefined;
+      if (cell.pending || cell.value === SEED.get(cell.name)) continue;
+      Object.assign(cell, { value: SEED.get(cell.name), editor: undefined, colour: undefined });
+      this.#changed(cell, { quiet: true });
+    }
+  }
+
+  #receive(message) {
+    const quiet = performance.now() < this.#snapshotUntil;
+    const edit = readEdit(message);
+    if (!edit) return;
+    if (!quiet) this.editsSeen += 1;
+    this.#emit("edit", { ...edit, quiet });
+    const cell = this.#cells.get(edit.name);
+    if (cell.pending) cell.held = edit;
+    else this.#apply(cell, edit, quiet);
+  }
+
+  #apply(cell, edit, quiet = false) {
+    if (!isAfter(edit.position, cell.position)) return; // our own, come back
+    const { value, editor, colour, position } = edit;
+    Object.assign(cell, { value, editor, colour, position });
+    this.#changed(cell, { quiet });
+  }
+
+  /** One publish per cell at a time, so that a retry never overtakes the value after it. */
+  async #save(cell) {
+    if (cell.saving) return;
+    cell.saving = true;
+    const { value, id } = cell.pending;
+    const { name, colour } = this.#me;
+    let position, failure;
+    try {
+      const edit = { cell: cell.name, value, editor: name, colour };
+      position = await this.#feed.publish(edit, { key: cell.name, idempotencyKey: id });
+    } catch (error) {
+      failure = error;
+    }
+    cell.saving = false;
+    if (cell.pending.id !== id) return this.#save(cell); // edited again meanwhile
+    cell.unsaved = Boolean(failure);
+    if (failure) {
+      const refused = failure.status >= 400 && failure.status < 500;
+      if (!refused) setTimeout(() => cell.pending && this.#save(cell), RETRY_MS);
+      this.#emit("unsaved", { name: cell.name, message: failure.message });
+    } else {
+      cell.position = position.offset === undefined ? undefined : position;
+      cell.pending = undefined;
+      const { held } = cell;
+      cell.held = undefined;
+      if (held) this.#apply(cell, held);
+    }
+    this.#changed(cell, { quiet: true });
+  }
+
+  #changed(cell, how) {
+    this.#emit("cell", { cell, ...how });
+  }
+
+  #emit(name, detail) {
+    this.dispatchEvent(new CustomEvent(name, { detail }));
+  }
+}
+
+/**
+ * An edit is this page's `{cell, value, editor, colour}`, or any bare number or text with a cell as its key, so that
+ * `curl -d 95000 '…/publish?channel=sheet:q3&key=C4'` is one too. A removed key is back at its first value.
+ */
+function readEdit({ key, data, removed, epoch, offset }) {
+  const own = typeof data === "object" && data !== null;
+  const name = own ? (data.cell ?? key) : key;
+  if (!SEED.has(name)) return undefined;
+  const value = removed ? SEED.get(name) : accept(own ? data.value : data);
+  if (value === undefined) return undefined;
+  const editor = own && typeof data.editor === "string" ? data.editor.slice(0, 40) : "";
+  const colour = own && /^#[0-9a-f]{6}$/i.test(data.colour) ? data.colour : undefined;
+  return { name, value, editor, colour, position: offset === undefined ? undefined : { epoch, offset } };
+}
+
+/** Without positions, or across epochs, what came later is later. */
+function isAfter(a, b) {
+  return !a || !b || a.epoch !== b.epoch || a.offset > b.offset;
+}
