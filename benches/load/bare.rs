@@ -15,7 +15,7 @@ use socket2::{Domain, Socket, Type};
 
 use crate::Outcome;
 use crate::frames::{find, write_text};
-use crate::message::Message;
+use crate::message::{CHANNEL_PREFIX, Message};
 
 /// Bytes of an order on the wire.
 pub(crate) const ORDER: usize = 24;
@@ -87,7 +87,8 @@ pub(crate) fn serve(port: u16, frames: usize, writers: usize) -> Outcome<()> {
             }
             continue;
         }
-        let channel = head.split("load:").nth(1).and_then(|rest| rest.split(' ').next()?.parse().ok()).unwrap_or(0);
+        let channel =
+            head.split(CHANNEL_PREFIX).nth(1).and_then(|rest| rest.split(' ').next()?.parse().ok()).unwrap_or(0);
         accepted += 1;
         hands[accepted % writers].send((stream, channel)).ok();
     }

@@ -1,8 +1,8 @@
-//! How each kind of server is joined and read: raw WebSocket, Server-Sent Events, Socket.IO and the Pusher protocol.
+//! How each kind of server is joined and read: raw WebSocket, Server-Sent Events and Socket.IO.
 
 use crate::Outcome;
 use crate::frames::{self, Frame, find};
-use crate::message::{MARK, channel_name};
+use crate::message::MARK;
 
 /// What a reader speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -10,7 +10,6 @@ pub(crate) enum Dialect {
     WebSocket,
     Events,
     SocketIo,
-    Pusher,
 }
 
 /// What one step through received bytes came to; the number says how many bytes it used.
@@ -37,8 +36,7 @@ impl Dialect {
             "ws" => Ok(Self::WebSocket),
             "sse" => Ok(Self::Events),
             "socketio" => Ok(Self::SocketIo),
-            "pusher" => Ok(Self::Pusher),
-            _ => Err(format!("no dialect is called {name}: ws, sse, socketio, pusher").into()),
+            _ => Err(format!("no dialect is called {name}: ws, sse, socketio").into()),
         }
     }
 
@@ -47,7 +45,6 @@ impl Dialect {
             Self::WebSocket => "ws",
             Self::Events => "sse",
             Self::SocketIo => "socketio",
-            Self::Pusher => "pusher",
         }
     }
 
@@ -63,7 +60,7 @@ impl Dialect {
     }
 
     /// Reads on until the server has taken the subscriber in.
-    pub(crate) fn join(self, bytes: &[u8], stream: &mut Stream, channel: u32) -> Outcome<Step> {
+    pub(crate) fn join(self, bytes: &[u8], stream: &mut Stream) -> Outcome<Step> {
         if !stream.answered {
             return self.answer(bytes, stream);
         }
@@ -78,14 +75,6 @@ impl Dialect {
             // Engine.IO: `0{…}` opens, `40` asks for the default namespace, `40{…}` grants it.
             Self::SocketIo if text.starts_with(b"0") => frames::write_masked(1, b"40", &mut reply),
             Self::SocketIo if text.starts_with(b"40") => return Ok(Step::Joined(used)),
-            Self::Pusher if find(text, b"pusher:connection_established").is_some() => {
-                let subscribe =
-                    format!(r#"{{"event":"pusher:subscribe","data":{{"channel":"{}"}}}}"#, pusher_name(channel));
-                frames::write_masked(1, subscribe.as_bytes(), &mut reply);
-            }
-            Self::Pusher if find(text, b"subscription_succeeded").is_some() => {
-                return Ok(Step::Joined(used));
-            }
             _ => {
                 return Err(format!("unexpected while joining: {}", String::from_utf8_lossy(text)).into());
             }
@@ -119,9 +108,6 @@ impl Dialect {
         match frame {
             Frame::Data(payload) if self == Self::WebSocket => deliver(payload),
             Frame::Data(b"2") if self == Self::SocketIo => frames::write_masked(1, b"3", &mut reply),
-            Frame::Data(text) if find(text, b"pusher:ping").is_some() => {
-                frames::write_masked(1, br#"{"event":"pusher:pong"}"#, &mut reply)
-            }
             Frame::Data(text) => wrapped(text, deliver),
             Frame::Ping(payload) => frames::write_masked(10, payload, &mut reply),
             Frame::Pong => {}
@@ -131,14 +117,9 @@ impl Dialect {
     }
 }
 
-/// The Pusher protocol allows no `:` in channel names.
-pub(crate) fn pusher_name(channel: u32) -> String {
-    channel_name(channel).replace(':', "-")
-}
-
 /// Finds the message inside a JSON envelope: from its mark to the next quote or backslash.
 fn wrapped(text: &[u8], mut deliver: impl FnMut(&[u8])) {
-    // The channel's name contains the mark's letters too; only a message goes on with eight hexadecimal digits.
+    // An event's or channel's name may contain the mark's letters too; only a message goes on with digits.
     let mut from = 0;
     while let Some(found) = find(&text[from..], MARK) {
         let start = from + found;

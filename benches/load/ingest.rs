@@ -6,6 +6,7 @@ use mio::{Events, Poll};
 
 use crate::Outcome;
 use crate::message::{Message, now};
+use crate::process;
 use crate::publishers::{Path, Publishers};
 use crate::readers::Crowd;
 use crate::report::Row;
@@ -50,12 +51,15 @@ impl Play<'_> {
         stage.ask(batch, Duration::from_millis(500))?;
         stage.rest(Duration::from_millis(500))?;
         stage.restart()?;
+        let before = process::own_cpu_seconds();
         stage.ask(batch, self.seconds(3.0))?;
+        let own_cpu = process::own_cpu_seconds() - before;
         let (published, answers) = (stage.published(), stage.answer_times()?);
         let measured = stage.finish()?;
         let mut figures = vec![
             ("messages/s", published as f64 / measured.seconds),
             ("CPU µs/message", measured.server_cpu * 1e6 / published as f64),
+            ("publisher µs", own_cpu * 1e6 / published as f64),
             ("answer p50 ms", answers.milliseconds(0.5)),
             ("answer p99 ms", answers.milliseconds(0.99)),
         ];

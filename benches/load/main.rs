@@ -46,7 +46,7 @@ pub(crate) type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 struct Options {
     /// What to measure; `compare` first: for several servers in turn
     scenarios: Vec<Scenario>,
-    /// Servers: livebridge, naive, bare[:FRAMES[:WRITERS]], nchan, ws, socketio, sockudo, running
+    /// Servers: livebridge, naive, bare[:FRAMES[:WRITERS]], nchan, ws, socketio, running
     #[arg(long, value_delimiter = ',')]
     server: Vec<String>,
     /// How often to run everything, servers in turn
@@ -115,7 +115,7 @@ struct Options {
     /// A running server: its processes, to count their CPU and memory
     #[arg(long, value_delimiter = ',')]
     pid: Vec<u32>,
-    /// A running server: ws, sse, socketio or pusher
+    /// A running server: ws, sse or socketio
     #[arg(long)]
     dialect: Option<String>,
     /// Given by `cargo bench`; means nothing

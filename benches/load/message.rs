@@ -89,9 +89,12 @@ fn number(digits: &[u8]) -> Option<u64> {
     Some(value)
 }
 
+/// What every channel's name starts with; its index follows.
+pub(crate) const CHANNEL_PREFIX: &str = "load:";
+
 /// The name of a channel by its index.
 pub(crate) fn channel_name(index: u32) -> String {
-    format!("load:{index}")
+    format!("{CHANNEL_PREFIX}{index}")
 }
 
 /// Nanoseconds since 1970. The wall clock, because publisher and readers are different processes and `Instant` has no

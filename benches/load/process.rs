@@ -11,6 +11,11 @@ pub(crate) fn cpu_seconds(roots: &[u32]) -> f64 {
     family(roots).iter().filter_map(|pid| stat(*pid)).map(|(_, ticks)| ticks as f64 / TICKS).sum()
 }
 
+/// User and system time of this process alone, in seconds: what publishing costs.
+pub(crate) fn own_cpu_seconds() -> f64 {
+    stat(std::process::id()).map_or(0.0, |(_, ticks)| ticks as f64 / TICKS)
+}
+
 /// Proportional set size of these processes and their descendants, in bytes: memory shared with others counts in part.
 pub(crate) fn pss_bytes(roots: &[u32]) -> f64 {
     family(roots)

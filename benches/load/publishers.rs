@@ -12,7 +12,7 @@ use crate::Outcome;
 use crate::bare::{ORDERS_PATH, Order};
 use crate::frames::find;
 use crate::histogram::Histogram;
-use crate::message::{Message, channel_name, now};
+use crate::message::{CHANNEL_PREFIX, Message, channel_name, now};
 
 /// How messages get in.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,6 +32,8 @@ pub(crate) struct Publishers {
     links: Vec<Link>,
     path: Path,
     first_token: usize,
+    /// What one read() may bring.
+    buffer: Vec<u8>,
     /// From handing a request to the kernel to its answer.
     pub(crate) answer_times: Histogram,
 }
@@ -81,7 +83,7 @@ impl Publishers {
                 answered: 0,
             });
         }
-        Ok(Self { links, path, first_token, answer_times: Histogram::new() })
+        Ok(Self { links, path, first_token, buffer: vec![0; 64 * 1024], answer_times: Histogram::new() })
     }
 
     pub(crate) fn count(&self) -> usize {
@@ -127,13 +129,13 @@ impl Publishers {
                     message.write(size, &mut body);
                     body.extend_from_slice(b"\"}\n");
                 }
-                link.post(path, "application/x-ndjson", &body);
+                link.post(path, 0, "application/x-ndjson", &body);
             }
             Path::Post(path) => {
                 for message in messages {
                     payload.clear();
                     message.write(size, &mut payload);
-                    link.post(&path.replace("{channel}", &channel_name(message.channel)), "text/plain", &payload);
+                    link.post(path, message.channel, "text/plain", &payload);
                 }
             }
             Path::Redis => {
@@ -157,7 +159,7 @@ impl Publishers {
     pub(crate) fn turn(&mut self, token: usize) -> Outcome<()> {
         let link = &mut self.links[token - self.first_token];
         link.flush()?;
-        link.receive()?;
+        link.receive(&mut self.buffer)?;
         let mut used = 0;
         loop {
             let rest = &link.incoming[used..];
@@ -179,13 +181,15 @@ impl Publishers {
 }
 
 impl Link {
-    fn post(&mut self, path: &str, kind: &str, body: &[u8]) {
+    fn post(&mut self, path: &str, channel: u32, kind: &str, body: &[u8]) {
+        let (before, after) = path.split_once("{channel}").unwrap_or((path, ""));
+        write!(self.outgoing, "POST {before}").ok();
+        if before.len() < path.len() {
+            write!(self.outgoing, "{CHANNEL_PREFIX}{channel}{after}").ok();
+        }
         let length = body.len();
-        write!(
-            self.outgoing,
-            "POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\n\r\n"
-        )
-        .ok();
+        let head = " HTTP/1.1\r\nHost: localhost\r\nContent-Type: ";
+        write!(self.outgoing, "{head}{kind}\r\nContent-Length: {length}\r\n\r\n").ok();
         self.outgoing.extend_from_slice(body);
         self.asked.push_back(now());
     }
@@ -203,14 +207,18 @@ impl Link {
         Ok(())
     }
 
-    fn receive(&mut self) -> io::Result<()> {
-        let mut buffer = [0; 64 * 1024];
+    fn receive(&mut self, buffer: &mut [u8]) -> io::Result<()> {
         loop {
-            match self.socket.read(&mut buffer) {
+            match self.socket.read(buffer) {
                 Ok(0) => {
                     return Err(io::Error::new(ErrorKind::UnexpectedEof, "the server closed a publishing connection"));
                 }
-                Ok(count) => self.incoming.extend_from_slice(&buffer[..count]),
+                Ok(count) => {
+                    self.incoming.extend_from_slice(&buffer[..count]);
+                    if count < buffer.len() {
+                        return Ok(()); // the socket is empty (epoll(7)), the next arrival a new edge
+                    }
+                }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
                 Err(error) => return Err(error),
             }
@@ -228,19 +236,22 @@ fn redis_answer(bytes: &[u8]) -> Outcome<Option<usize>> {
 
 /// The length of the first HTTP answer; any status but 2xx is an error.
 fn http_answer(bytes: &[u8]) -> Outcome<Option<usize>> {
-    let Some(end) = find(bytes, b"\r\n\r\n") else {
-        return Ok(None);
-    };
-    let head = std::str::from_utf8(&bytes[..end])?.to_ascii_lowercase();
-    if head.as_bytes().get(9) != Some(&b'2') {
+    let Some(end) = find(bytes, b"\r\n\r\n") else { return Ok(None) };
+    if bytes.get(9) != Some(&b'2') {
         return Err(format!("a publish was refused: {}", String::from_utf8_lossy(bytes)).into());
     }
     let body = end + 4;
-    if let Some((_, value)) = head.split_once("content-length:") {
-        let length = value.lines().next().unwrap_or_default().trim().parse::<usize>()?;
-        return Ok((bytes.len() >= body + length).then_some(body + length));
+    let mut chunked = false;
+    for line in bytes[..end].split(|byte| *byte == b'\n') {
+        let colon = line.iter().position(|byte| *byte == b':').unwrap_or(line.len());
+        let (name, value) = (&line[..colon], line.get(colon + 1..).unwrap_or_default());
+        if name.eq_ignore_ascii_case(b"content-length") {
+            let length = std::str::from_utf8(value)?.trim().parse::<usize>()?;
+            return Ok((bytes.len() >= body + length).then_some(body + length));
+        }
+        chunked |= name.eq_ignore_ascii_case(b"transfer-encoding");
     }
-    if head.contains("chunked") {
+    if chunked {
         return Ok(find(&bytes[body..], b"0\r\n\r\n").map(|last| body + last + 5));
     }
     Ok(Some(body))

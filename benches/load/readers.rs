@@ -172,7 +172,7 @@ impl Reader {
     }
 
     fn hear(&mut self) -> Outcome<()> {
-        let mut buffer = [0; 64 * 1024];
+        let mut buffer = [0; 4096];
         loop {
             match self.output.read(&mut buffer) {
                 Ok(0) => return Err("a reader process ended".into()),

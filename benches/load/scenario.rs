@@ -303,9 +303,17 @@ impl Play<'_> {
         for subscribers in &steps {
             rows.push(play.burst("growth", format!("{subscribers} connections, 1 channel"), *subscribers, 1, 16)?);
         }
-        for channels in [10, 100, 1000, 10_000].into_iter().filter(|channels| *channels <= largest) {
-            let case = format!("{largest} connections, {channels} channels");
-            rows.push(play.burst("growth", case, largest, channels, (16 * channels as u64).min(MANY_OUTSTANDING))?);
+        // As many as one reader process holds, so that the curve of channels has one reader throughout.
+        let connections = largest.min(10_000);
+        for channels in [10, 100, 1000, 10_000].into_iter().filter(|channels| connections.is_multiple_of(*channels)) {
+            let case = format!("{connections} connections, {channels} channels");
+            rows.push(play.burst(
+                "growth",
+                case,
+                connections,
+                channels,
+                (16 * channels as u64).min(MANY_OUTSTANDING),
+            )?);
         }
         Ok(rows)
     }

@@ -68,9 +68,14 @@ impl Kind {
             "livebridge" => Kind::Livebridge,
             "naive" => Kind::Naive,
             "running" => Kind::Running,
-            "bare" => Kind::Bare(numbers.first().copied().unwrap_or(1).max(1), numbers.get(1).copied().unwrap_or(1).max(1)),
-            "nchan" | "ws" | "socketio" | "sockudo" => Kind::Alternative(kind.to_owned()),
-            _ => return Err(format!("no server is called {name}: livebridge, naive, bare[:FRAMES[:WRITERS]], nchan, ws, socketio, sockudo, running").into()),
+            "bare" => {
+                Kind::Bare(numbers.first().copied().unwrap_or(1).max(1), numbers.get(1).copied().unwrap_or(1).max(1))
+            }
+            "nchan" | "ws" | "socketio" => Kind::Alternative(kind.to_owned()),
+            _ => return Err(format!(
+                "no server is called {name}: livebridge, naive, bare[:FRAMES[:WRITERS]], nchan, ws, socketio, running"
+            )
+            .into()),
         })
     }
 }
@@ -158,16 +163,9 @@ impl Server {
             String::from_utf8_lossy(&output.stdout).split_whitespace().filter_map(|pid| pid.parse().ok()).collect();
         self.ports = vec![port];
         self.publish_port = port;
-        match name {
-            "socketio" => {
-                self.path = "/socket.io/?EIO=4&transport=websocket&channel={channel}".to_owned();
-                self.dialect = Dialect::SocketIo;
-            }
-            "sockudo" => {
-                self.path = "/app/load?protocol=7".to_owned();
-                self.dialect = Dialect::Pusher;
-            }
-            _ => {}
+        if name == "socketio" {
+            self.path = "/socket.io/?EIO=4&transport=websocket&channel={channel}".to_owned();
+            self.dialect = Dialect::SocketIo;
         }
         await_accept(port)
     }

@@ -1,0 +1,18 @@
+//! The promises of livebridge, tested on the wire: real processes, a real redis-server, real signals.
+//!
+//! * `contract`: what every broker must do; runs against both
+//! * `http`: requests, errors, limits, the commands
+//! * `history`: positions, resume, gaps that are told
+//! * `keyed`: the latest value of each key
+//! * `outages`: Redis and instances go away and come back; clients stop reading or vanish
+//! * `faults`: all of it at once, under load, counted
+//! * `model`: random interleavings against a simple model
+//! * `codec`: the WebSocket codec against tungstenite
+//! * `support`: starts and stops what the tests need
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+#![allow(missing_docs, unreachable_pub, reason = "nothing here is anybody else's interface")]
+
+mod contract;
+mod http;
+mod support;
