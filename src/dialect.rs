@@ -11,6 +11,17 @@ use crate::channel::ChannelName;
 use crate::close::Close;
 use crate::message::{Entry, Position};
 
+/// Where a subscriber begins in a channel.
+#[derive(Clone, Copy, Debug)]
+pub struct Standing<'a> {
+    /// Which channel.
+    pub channel: &'a ChannelName,
+    /// The position that it starts after; `None` where the channel keeps no history.
+    pub position: Option<Position>,
+    /// The channel's newest offset: messages up to it are the past.
+    pub head: Option<u64>,
+}
+
 /// One way to encode what a subscriber receives. All text and binary frames of a dialect can be shared between its
 /// subscribers, unless it is [`Dialect::personal`].
 pub trait Dialect: Sync {
@@ -22,8 +33,8 @@ pub trait Dialect: Sync {
         false
     }
 
-    /// What a subscriber receives first: the instance, and for each channel the position that it starts after.
-    fn welcome(&self, instance: &str, channels: &[(&ChannelName, Option<Position>)], out: &mut Vec<u8>);
+    /// What a subscriber receives first: the instance, and where it begins in each channel.
+    fn welcome(&self, instance: &str, channels: &[Standing<'_>], out: &mut Vec<u8>);
 
     /// Appends an entry as one ready frame. `positions`, for a personal dialect alone, are what the subscriber holds in each
     /// of its channels once it has received the entry. An error ends the subscriber with that reason.

@@ -10,10 +10,10 @@ use std::sync::Arc;
 use crate::batch::Batch;
 use crate::broker::{From, Page};
 use crate::close::{Close, Code};
-use crate::dialect::Dialect;
+use crate::dialect::{Dialect, Standing};
 use crate::hub::Membership;
 use crate::message::{Entry, Position};
-use crate::topic::{FellBehind, Place, Start, Topic};
+use crate::topic::{FellBehind, Located, Place, Start, Topic};
 
 /// How many bytes are encoded for one write to a subscriber that catches up.
 const CHUNK: usize = 64 << 10;
@@ -84,19 +84,25 @@ impl Session {
         instance: &str,
     ) -> Self {
         let mut slots: Vec<Slot> = Vec::with_capacity(memberships.len());
+        let mut heads = Vec::with_capacity(memberships.len());
         for (membership, start) in memberships {
-            let (place, position) = membership.topic().locate(start);
+            let Located { place, position, head } = membership.topic().locate(start);
             let reading = match place {
                 Place::Log(cursor) => Reading::Log(cursor),
                 Place::History(from) => Reading::History(from),
                 // The history says exactly what is gone, and goes on with what is there.
                 Place::Lost(_) => Reading::History(position.map_or(From::Oldest, From::After)),
             };
+            heads.push(head);
             slots.push(Slot { membership, reading, position });
         }
         let mut outbox = head;
-        let standing: Vec<_> = slots.iter().map(|slot| (&slot.topic().channel, slot.position)).collect();
-        dialect.welcome(instance, &standing, &mut outbox);
+        let standings: Vec<_> = slots
+            .iter()
+            .zip(heads)
+            .map(|(slot, head)| Standing { channel: &slot.topic().channel, position: slot.position, head })
+            .collect();
+        dialect.welcome(instance, &standings, &mut outbox);
         Self { dialect, slots: slots.into(), outbox, unfinished: None, blocked: false, ending: None }
     }
 

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use tokio::sync::Notify;
 
-use crate::broker::{Page, Tail};
+use crate::broker::{From, Page, Tail};
 use crate::channel::ChannelName;
 use crate::log::{Bounds, Found, Log};
 use crate::message::{Entry, Gap, GapReason, Message, Position};
@@ -31,9 +31,20 @@ pub enum Place {
     /// In the log, at this sequence number.
     Log(u64),
     /// The history must be asked first.
-    History(crate::broker::From),
+    History(From),
     /// What was asked for is gone; the reader is told, and goes on in the history after the gap.
     Lost(Gap),
+}
+
+/// Where a subscriber begins.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Located {
+    /// Where it reads first.
+    pub place: Place,
+    /// The position that it starts after; `None` where the channel keeps no history.
+    pub position: Option<Position>,
+    /// The channel's newest offset.
+    pub head: Option<u64>,
 }
 
 /// The entries from a sequence number on are no longer in the log.
@@ -58,7 +69,7 @@ pub struct Topic {
 
 /// A page of history, what it was the answer to, and when it was read.
 pub(crate) struct SharedPage {
-    pub(crate) from: crate::broker::From,
+    pub(crate) from: From,
     pub(crate) page: Arc<Page>,
     pub(crate) read_at: Instant,
 }
@@ -175,27 +186,24 @@ impl Topic {
         (0..served.len()).filter(reads).collect()
     }
 
-    /// Where a subscriber begins that wants `start`, and the position it then holds.
-    pub fn locate(&self, start: Start) -> (Place, Option<Position>) {
-        use crate::broker::From;
+    /// Where a subscriber begins that wants `start`.
+    pub fn locate(&self, start: Start) -> Located {
         let state = self.lock();
         let end = Place::Log(state.log.end());
         let Some(tail) = state.sequencer.delivered().map(|tail| tail.position) else {
             // Nothing to resume in a channel without history; the last few that passed by are in the log.
-            let last = match start {
-                Start::Last(count) => Some(state.log.find_last(count).unwrap_or(state.log.start())),
-                _ => None,
+            let place = match start {
+                Start::Last(count) => Place::Log(state.log.find_last(count).unwrap_or(state.log.start())),
+                _ => end,
             };
-            return (last.map_or(end, Place::Log), None);
+            return Located { place, position: None, head: None };
         };
-        match start {
-            Start::Live if self.rule.keyed.is_some() => {
-                (Place::History(From::Keys), Some(Position::new(tail.epoch, 0)))
-            }
-            Start::Live | Start::Last(0) => (end, Some(tail)),
+        let (place, position) = match start {
+            Start::Live if self.rule.keyed.is_some() => (Place::History(From::Keys), Position::new(tail.epoch, 0)),
+            Start::Live | Start::Last(0) => (end, tail),
             Start::Last(count) => {
                 let before = Position::new(tail.epoch, tail.offset.saturating_sub(count as u64));
-                (state.log.find_last(count).map_or(Place::History(From::Last(count)), Place::Log), Some(before))
+                (state.log.find_last(count).map_or(Place::History(From::Last(count)), Place::Log), before)
             }
             Start::After(position) => {
                 let place = match state.log.find(position) {
@@ -204,19 +212,20 @@ impl Topic {
                     Found::Older if position.epoch == tail.epoch && position.offset < tail.offset => {
                         Place::History(From::After(position))
                     }
-                    Found::Older => Place::Lost(Gap {
-                        resumes_after: Position::new(tail.epoch, 0),
-                        reason: GapReason::EpochChanged,
-                    }),
+                    Found::Older => {
+                        let resumes_after = Position::new(tail.epoch, 0);
+                        Place::Lost(Gap { resumes_after, reason: GapReason::EpochChanged })
+                    }
                 };
-                (place, Some(position))
+                (place, position)
             }
-        }
+        };
+        Located { place, position: Some(position), head: Some(tail.offset) }
     }
 
     /// Where to go on in the log for one who has everything up to `through`.
     pub fn after_history(&self, through: Position) -> Place {
-        self.locate(Start::After(through)).0
+        self.locate(Start::After(through)).place
     }
 
     /// The end of the log.

@@ -5,6 +5,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
+use super::Standing;
 use crate::channel::ChannelName;
 use crate::message::{Gap, Message, Position};
 
@@ -72,14 +73,16 @@ fn as_json(text: &str) -> Option<&RawValue> {
 pub struct Welcome<'a> {
     event: &'static str,
     instance: &'a str,
-    channels: Vec<Standing<'a>>,
+    channels: Vec<WelcomeChannel<'a>>,
 }
 
 #[derive(Serialize)]
-struct Standing<'a> {
+struct WelcomeChannel<'a> {
     channel: &'a str,
     #[serde(flatten)]
     place: Option<Place>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    head: Option<u64>,
 }
 
 #[derive(Serialize)]
@@ -89,13 +92,14 @@ struct Place {
 }
 
 impl<'a> Welcome<'a> {
-    /// Names the instance and where each channel stands.
-    pub fn new(instance: &'a str, channels: &[(&'a ChannelName, Option<Position>)]) -> Self {
-        let channels = channels
-            .iter()
-            .map(|(channel, position)| Standing { channel: channel.as_str(), place: position.map(Place::new) })
-            .collect();
-        Self { event: "welcome", instance, channels }
+    /// Names the instance and where the subscriber begins in each channel.
+    pub fn new(instance: &'a str, channels: &[Standing<'a>]) -> Self {
+        let welcome = |standing: &Standing<'a>| WelcomeChannel {
+            channel: standing.channel.as_str(),
+            place: standing.position.map(Place::new),
+            head: standing.head,
+        };
+        Self { event: "welcome", instance, channels: channels.iter().map(welcome).collect() }
     }
 }
 

@@ -6,7 +6,7 @@ use std::io::Write;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
-use super::Dialect;
+use super::{Dialect, Standing};
 use super::envelope::{self, GapNotice, Welcome};
 use crate::channel::ChannelName;
 use crate::close::Close;
@@ -23,8 +23,8 @@ impl Dialect for SingleChannelEvents {
         "sse"
     }
 
-    fn welcome(&self, instance: &str, channels: &[(&ChannelName, Option<Position>)], out: &mut Vec<u8>) {
-        let positions: Vec<_> = channels.iter().map(|(_, position)| *position).collect();
+    fn welcome(&self, instance: &str, channels: &[Standing<'_>], out: &mut Vec<u8>) {
+        let positions: Vec<_> = channels.iter().map(|standing| standing.position).collect();
         write_welcome(instance, channels, &positions, out);
     }
 
@@ -62,7 +62,7 @@ impl Dialect for MultiChannelEvents {
         true
     }
 
-    fn welcome(&self, instance: &str, channels: &[(&ChannelName, Option<Position>)], out: &mut Vec<u8>) {
+    fn welcome(&self, instance: &str, channels: &[Standing<'_>], out: &mut Vec<u8>) {
         SingleChannelEvents.welcome(instance, channels, out);
     }
 
@@ -93,7 +93,7 @@ impl Dialect for MultiChannelEvents {
 
 fn write_welcome(
     instance: &str,
-    channels: &[(&ChannelName, Option<Position>)],
+    channels: &[Standing<'_>],
     positions: &[Option<Position>],
     out: &mut Vec<u8>,
 ) {

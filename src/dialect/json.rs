@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::Dialect;
+use super::{Dialect, Standing};
 use super::envelope::{self, Envelope, ErrorNotice, GapNotice, Welcome};
 use super::frame::{self, MAX_HEADER, Opcode};
 use crate::channel::ChannelName;
@@ -17,7 +17,7 @@ impl Dialect for Json {
         "json"
     }
 
-    fn welcome(&self, instance: &str, channels: &[(&ChannelName, Option<Position>)], out: &mut Vec<u8>) {
+    fn welcome(&self, instance: &str, channels: &[Standing<'_>], out: &mut Vec<u8>) {
         write_text(&Welcome::new(instance, channels), out);
     }
 

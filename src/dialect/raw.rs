@@ -1,6 +1,6 @@
 //! The plain WebSocket dialect: each message is one frame, verbatim.
 
-use super::Dialect;
+use super::{Dialect, Standing};
 use super::frame::{self, Opcode};
 use crate::channel::ChannelName;
 use crate::close::{Close, Code};
@@ -14,7 +14,7 @@ impl Dialect for Raw {
         "raw"
     }
 
-    fn welcome(&self, _: &str, _: &[(&ChannelName, Option<Position>)], _: &mut Vec<u8>) {}
+    fn welcome(&self, _: &str, _: &[Standing<'_>], _: &mut Vec<u8>) {}
 
     fn encode(&self, _: &ChannelName, entry: &Entry, _: &[Option<Position>], out: &mut Vec<u8>) -> Result<(), Close> {
         match entry {

@@ -14,5 +14,7 @@
 #![allow(missing_docs, unreachable_pub, reason = "nothing here is anybody else's interface")]
 
 mod contract;
+mod history;
 mod http;
+mod keyed;
 mod support;

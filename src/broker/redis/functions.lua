@@ -95,7 +95,7 @@ local function publish(keys, args)
     i = i + 1
   end
   local rule = rule_of(channel)
-  if (key or removed) and not rule.keyed then return redis.error_reply('LIVEBRIDGE_NOT_KEYED') end
+  if (key or removed) and not rule.keyed then return redis.error_reply('LIVEBRIDGE_NOT_KEYED the channel is not keyed; change its rule') end
   if not rule.messages then
     redis.call('PUBLISH', channel, payload)
     return {}

@@ -72,8 +72,7 @@ impl Library {
 
 /// Whether the server answered that it does not do this at all, rather than failing at it.
 fn is_refusal(error: &RedisError) -> bool {
-    let text = error.to_string();
-    ["unknown command", "NOPERM", "unknown subcommand"].iter().any(|sign| text.contains(sign))
+    error.code() == Some("NOPERM") || error.to_string().contains("unknown")
 }
 
 /// Whether an error means that the code is not (or no longer) in Redis, as after a restart or `FUNCTION FLUSH`.
