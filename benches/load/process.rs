@@ -29,15 +29,28 @@ pub(crate) fn pss_bytes(roots: &[u32]) -> f64 {
         .sum()
 }
 
-/// The most that the kernel holds for one connection to `port`, both ends' queues together, in bytes.
-pub(crate) fn fullest_queue(port: u16) -> u64 {
+/// FIN_WAIT1, FIN_WAIT2 and CLOSING, as /proc/net/tcp writes them: this end has closed, the other has not.
+const CLOSED_HERE: [&str; 3] = ["04", "05", "0B"];
+
+/// What the kernel knows about the connections to a server's port.
+#[derive(Default)]
+pub(crate) struct Connections {
+    /// The most that it holds for one of them, both ends' queues together, in bytes.
+    pub(crate) fullest: u64,
+    /// Those that the server has closed while data or the peer still keeps them: a stuck reader never gets to see the end.
+    pub(crate) closed: u64,
+}
+
+/// The connections to `port`, from /proc/net/tcp.
+pub(crate) fn connections(port: u16) -> Connections {
     let Ok(table) = fs::read_to_string("/proc/net/tcp") else {
-        return 0;
+        return Connections::default();
     };
+    let mut closed = 0;
     let mut queues: HashMap<(String, String), u64> = HashMap::new();
     for line in table.lines().skip(1) {
         let fields: Vec<&str> = line.split_whitespace().collect();
-        let [_, local, remote, _, sizes, ..] = fields[..] else {
+        let [_, local, remote, state, sizes, ..] = fields[..] else {
             continue;
         };
         let Some((sending, receiving)) = sizes.split_once(':') else {
@@ -46,12 +59,13 @@ pub(crate) fn fullest_queue(port: u16) -> u64 {
         let hexadecimal = |text| u64::from_str_radix(text, 16).unwrap_or(0);
         let ends = |address: &str| address.ends_with(&format!(":{port:04X}"));
         if ends(local) {
+            closed += u64::from(CLOSED_HERE.contains(&state));
             *queues.entry((local.to_owned(), remote.to_owned())).or_insert(0) += hexadecimal(sending);
         } else if ends(remote) {
             *queues.entry((remote.to_owned(), local.to_owned())).or_insert(0) += hexadecimal(receiving);
         }
     }
-    queues.into_values().max().unwrap_or(0)
+    Connections { fullest: queues.into_values().max().unwrap_or(0), closed }
 }
 
 fn family(roots: &[u32]) -> Vec<u32> {

@@ -133,7 +133,8 @@ impl Server {
                 command
                     .arg(std::path::absolute(program)?)
                     .env("LISTEN", format!("127.0.0.1:{port}"))
-                    .env_remove("REDIS_URL");
+                    .env_remove("REDIS_URL")
+                    .env("LIVEBRIDGE_LOG", "warn");
                 if !redis.is_empty() {
                     command.env("REDIS_URL", &redis);
                 }

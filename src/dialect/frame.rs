@@ -64,8 +64,13 @@ pub fn write_close(close: &Close, out: &mut Vec<u8>) {
 /// What a client said.
 #[derive(PartialEq, Eq, Debug)]
 pub enum Incoming {
-    /// A whole message; whether it was sent as text follows from its bytes, as everywhere.
-    Message(Vec<u8>),
+    /// A whole message.
+    Message {
+        /// Whether it was sent as text. The bridge goes by the bytes, as everywhere; an echo needs to know.
+        text: bool,
+        /// What it says.
+        bytes: Vec<u8>,
+    },
     /// To be answered with a pong of the same payload.
     Ping(Vec<u8>),
     /// The answer to a ping, or unasked for.
@@ -79,9 +84,17 @@ pub enum Incoming {
 pub struct Decoder {
     /// Bytes of a frame that is not complete yet.
     partial: Vec<u8>,
-    /// The fragments of a message so far, and whether it is text.
-    message: Option<(bool, Vec<u8>)>,
+    message: Option<Fragments>,
     limit: usize,
+}
+
+/// The fragments of a message so far.
+#[derive(Debug)]
+struct Fragments {
+    text: bool,
+    bytes: Vec<u8>,
+    /// How many of the bytes are known to be UTF-8, in a text.
+    checked: usize,
 }
 
 impl Decoder {
@@ -100,9 +113,11 @@ impl Decoder {
         let mut bytes = std::mem::take(&mut self.partial);
         bytes.extend_from_slice(chunk);
         let consumed = self.decode_all(&mut bytes, &mut visit)?;
-        if consumed < bytes.len() {
-            bytes.drain(..consumed);
+        if consumed == 0 {
             self.partial = bytes;
+        } else {
+            // A copy: the buffer may be as large as the largest message.
+            self.partial = bytes[consumed..].to_vec();
         }
         Ok(())
     }
@@ -115,7 +130,7 @@ impl Decoder {
     /// Reads all complete frames; returns how many bytes they had.
     fn decode_all(&mut self, bytes: &mut [u8], visit: &mut impl FnMut(Incoming)) -> Result<usize, Close> {
         let mut at = 0;
-        while let Some(header) = Header::parse(&bytes[at..], self.room())? {
+        while let Some(header) = Header::parse(&bytes[at..], |opcode| self.room(opcode))? {
             let payload = header.payload.start + at..header.payload.end + at;
             if payload.end > bytes.len() {
                 break;
@@ -133,39 +148,48 @@ impl Decoder {
         Ok(at)
     }
 
-    /// How many bytes the message may still get.
-    fn room(&self) -> usize {
-        self.limit - self.message.as_ref().map_or(0, |(_, bytes)| bytes.len())
+    /// How many bytes a data frame may have here.
+    fn room(&self, opcode: Opcode) -> Result<usize, Close> {
+        match (&self.message, opcode) {
+            (None, Opcode::Continuation) => Err(protocol_error("a continuation without a message to continue")),
+            (Some(_), Opcode::Text | Opcode::Binary) => Err(protocol_error("a new message within a fragmented one")),
+            (Some(message), _) => Ok(self.limit - message.bytes.len()),
+            (None, _) => Ok(self.limit),
+        }
     }
 
     fn frame(&mut self, header: &Header, payload: &[u8]) -> Result<Option<Incoming>, Close> {
         match header.opcode {
-            Opcode::Ping => Ok(Some(Incoming::Ping(payload.to_vec()))),
-            Opcode::Pong => Ok(Some(Incoming::Pong)),
-            Opcode::Close => close_code(payload).map(|code| Some(Incoming::Close(code))),
-            Opcode::Continuation => {
-                let Some((_, message)) = &mut self.message else {
-                    return Err(protocol_error("a continuation without a message to continue"));
-                };
-                message.extend_from_slice(payload);
-                if header.fin { self.complete() } else { Ok(None) }
-            }
-            Opcode::Text | Opcode::Binary => {
-                if self.message.is_some() {
-                    return Err(protocol_error("a new message within a fragmented one"));
-                }
-                self.message = Some((header.opcode == Opcode::Text, payload.to_vec()));
-                if header.fin { self.complete() } else { Ok(None) }
-            }
+            Opcode::Ping => return Ok(Some(Incoming::Ping(payload.to_vec()))),
+            Opcode::Pong => return Ok(Some(Incoming::Pong)),
+            Opcode::Close => return close_code(payload).map(|code| Some(Incoming::Close(code))),
+            Opcode::Continuation | Opcode::Text | Opcode::Binary => {}
         }
+        let text = header.opcode == Opcode::Text;
+        let mut message = self.message.take().unwrap_or(Fragments { text, bytes: Vec::new(), checked: 0 });
+        message.bytes.extend_from_slice(payload);
+        if message.text {
+            message.check(header.fin)?;
+        }
+        if header.fin {
+            return Ok(Some(Incoming::Message { text: message.text, bytes: message.bytes }));
+        }
+        self.message = Some(message);
+        Ok(None)
     }
+}
 
-    fn complete(&mut self) -> Result<Option<Incoming>, Close> {
-        let Some((is_text, bytes)) = self.message.take() else { return Ok(None) };
-        if is_text && std::str::from_utf8(&bytes).is_err() {
-            return Err(Close::new(Code::InvalidUtf8, "a text message must be UTF-8; send bytes as binary"));
+impl Fragments {
+    /// Checks what is new; a character may go on in the next fragment, unless this was the last.
+    fn check(&mut self, is_last: bool) -> Result<(), Close> {
+        match std::str::from_utf8(&self.bytes[self.checked..]) {
+            Ok(new) => self.checked += new.len(),
+            Err(error) if error.error_len().is_none() && !is_last => self.checked += error.valid_up_to(),
+            Err(_) => {
+                return Err(Close::new(Code::InvalidUtf8, "a text message must be UTF-8; send bytes as binary"));
+            }
         }
-        Ok(Some(Incoming::Message(bytes)))
+        Ok(())
     }
 }
 
@@ -177,8 +201,8 @@ struct Header {
 }
 
 impl Header {
-    /// Reads a header; `None` if it is not complete. `room` is what a message may still get.
-    fn parse(bytes: &[u8], room: usize) -> Result<Option<Self>, Close> {
+    /// Reads a header; `None` if it is not complete. `room` says how long a data frame may be, if it may come at all.
+    fn parse(bytes: &[u8], room: impl FnOnce(Opcode) -> Result<usize, Close>) -> Result<Option<Self>, Close> {
         let [first, second, rest @ ..] = bytes else { return Ok(None) };
         if first & 0x70 != 0 {
             return Err(protocol_error("a reserved bit is set, but no extension was agreed on"));
@@ -204,7 +228,7 @@ impl Header {
             return Err(protocol_error("a control frame must be whole and at most 125 bytes long"));
         }
         // Judged by the header alone, so that what is too long is never buffered.
-        if !is_control && length > room as u64 {
+        if !is_control && length > room(opcode)? as u64 {
             return Err(Close::new(Code::MessageTooBig, "the message exceeds the limit of this server"));
         }
         let Some(mask) = rest[size..].first_chunk::<4>() else { return Ok(None) };
@@ -232,11 +256,12 @@ fn close_code(payload: &[u8]) -> Result<Option<u16>, Close> {
         [high, low, reason @ ..] => (u16::from_be_bytes([*high, *low]), reason),
         [_] => return Err(protocol_error("half a close code")),
     };
-    if !matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999) {
-        return Err(protocol_error("a close code that must not be sent"));
-    }
     if std::str::from_utf8(reason).is_err() {
         return Err(Close::new(Code::InvalidUtf8, "a close reason must be UTF-8"));
+    }
+    // 1012 to 1014 are IANA's; 1004 means nothing; 1005, 1006 and 1015 are never sent.
+    if !matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999) {
+        return Err(protocol_error("a close code that must not be sent"));
     }
     Ok(Some(code))
 }

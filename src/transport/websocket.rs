@@ -69,7 +69,8 @@ impl Inbound for Frames {
     ) -> Result<(), Close> {
         let mut closed = None;
         self.0.decode(chunk, |incoming| match incoming {
-            Incoming::Message(bytes) => messages.push_back(bytes.into()),
+            // Its kind follows from its bytes, for those who receive it.
+            Incoming::Message { bytes, .. } => messages.push_back(bytes.into()),
             Incoming::Ping(payload) => connection.post(|_, out| frame::write(Opcode::Pong, &payload, out)),
             Incoming::Pong => {}
             Incoming::Close(code) => closed = Some(Close::answer(code)),

@@ -17,4 +17,5 @@ mod contract;
 mod history;
 mod http;
 mod keyed;
+mod outages;
 mod support;

@@ -77,8 +77,7 @@ fn is_refusal(error: &RedisError) -> bool {
 
 /// Whether an error means that the code is not (or no longer) in Redis, as after a restart or `FUNCTION FLUSH`.
 pub(super) fn is_missing(error: &RedisError) -> bool {
-    let text = error.to_string();
-    text.contains("NOSCRIPT") || text.contains("Function not found")
+    error.code() == Some("NOSCRIPT") || error.to_string().contains("Function not found")
 }
 
 /// The rules as Lua tables. Patterns consist of channel characters and `*`, which is checked at parsing.

@@ -1,0 +1,273 @@
+//! Redis and instances go away and come back; clients stop reading, or vanish. One fault at a time.
+
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::support::instance::{Instance, Options};
+use crate::support::redis::Redis;
+use crate::support::{channel, soon, until};
+
+async fn until_ready(instance: &Instance, ready: bool) {
+    until(if ready { "ready again" } else { "not ready" }, || async {
+        instance.get("/readyz").await.0.is_success() == ready
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_stay_while_redis_is_away_and_publishing_is_refused_until_it_is_back() {
+    let mut redis = Redis::persistent().await;
+    let instance = Options::redis(&redis).start().await;
+    let (one, two) = (channel("one"), channel("two"));
+    let mut socket = instance.ws(&format!("channel={one}")).await;
+    let mut events = instance.events(&format!("channel={two}")).await;
+    redis.stop();
+    until_ready(&instance, false).await;
+    let asked = Instant::now();
+    let refused = reqwest::Client::new().post(instance.url("/publish")).body("x").send().await.unwrap();
+    assert_eq!(refused.status(), 503);
+    assert!(refused.headers().contains_key("retry-after"));
+    assert!(asked.elapsed() < Duration::from_secs(5), "bounded");
+    assert_eq!(instance.get("/healthz").await.0, 200, "alive, though not ready");
+    redis.start_again().await;
+    until_ready(&instance, true).await;
+    instance.publish(&one, "to the socket").await;
+    instance.publish(&two, "to the stream").await;
+    assert_eq!(socket.text().await, "to the socket");
+    assert_eq!(events.next().await.data, "to the stream");
+    let log = instance.log();
+    assert_eq!(log.matches("Redis is unavailable").count(), 1, "{log}");
+    assert_eq!(log.matches("Redis answers").count(), 2, "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_published_while_an_instance_could_not_hear_arrives_in_order_afterwards() {
+    let redis = Redis::start().await;
+    let deaf = Options::redis(&redis).start().await;
+    let other = Options::redis(&redis).start().await;
+    let channel = channel("gap");
+    let mut socket = deaf.ws(&format!("channel={channel}")).await;
+    other.publish(&channel, "1").await;
+    assert_eq!(socket.text().await, "1");
+    // A stopped process hears nothing; meanwhile Redis drops its connections.
+    deaf.signal("STOP");
+    redis.cli(&["CLIENT", "KILL", "TYPE", "pubsub"]);
+    for number in 2..=50 {
+        let published = async { other.post(&format!("/publish?channel={channel}"), number.to_string()).await.0 == 200 };
+        // The other instance was cut off as well, and is back in a moment.
+        if !published.await {
+            until("published", || async {
+                other.post(&format!("/publish?channel={channel}"), number.to_string()).await.0 == 200
+            })
+            .await;
+        }
+    }
+    deaf.signal("CONT");
+    for number in 2..=50 {
+        assert_eq!(socket.text().await, number.to_string());
+    }
+    until_ready(&deaf, true).await;
+    other.publish(&channel, "live").await;
+    assert_eq!(socket.text().await, "live");
+    assert!(deaf.metric("livebridge_gaps_repaired_total").await >= 1.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_subscription_that_redis_cut_for_a_full_buffer_is_repaired() {
+    let redis = Redis::start().await;
+    let rules = "[[channel]]\nmatch = '*'\nhistory = { messages = 2000, age = '5m' }\n";
+    let slow = Options::redis(&redis).rules(rules).start().await;
+    let channel = channel("overflow");
+    let mut socket = slow.ws(&format!("channel={channel}")).await;
+    redis.cli(&["CONFIG", "SET", "client-output-buffer-limit", "pubsub 1mb 0 0"]);
+    slow.signal("STOP");
+    let payload = "x".repeat(100_000);
+    for number in 0..300 {
+        let answer = redis.cli(&["FCALL", "livebridge_publish", "1", &channel, &format!("{number} {payload}")]);
+        assert!(answer.ends_with(&(number + 1).to_string()), "{answer}");
+    }
+    assert_eq!(redis.listeners(&channel), 0, "Redis has cut the subscriber: else this tests nothing");
+    slow.signal("CONT");
+    for number in 0..300 {
+        assert!(socket.text().await.starts_with(&format!("{number} ")));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_quiet_channel_is_checked_after_a_reconnect() {
+    let redis = Redis::start().await;
+    let instance = Options::redis(&redis).start().await;
+    let channel = channel("quiet");
+    let mut socket = instance.ws(&format!("channel={channel}")).await;
+    instance.signal("STOP");
+    redis.cli(&["CLIENT", "KILL", "TYPE", "pubsub"]);
+    redis.cli(&["FCALL", "livebridge_publish", "1", &channel, "the only one, and nothing after it"]);
+    instance.signal("CONT");
+    assert_eq!(socket.text().await, "the only one, and nothing after it");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_that_came_back_empty_is_told_as_a_gap() {
+    let mut redis = Redis::start().await;
+    let instance = Options::redis(&redis).start().await;
+    let channel = channel("empty");
+    let mut raw = instance.ws(&format!("channel={channel}")).await;
+    let mut json = instance.ws(&format!("channel={channel}&format=json")).await;
+    json.json().await;
+    let mut events = instance.events(&format!("channel={channel}")).await;
+    instance.publish(&channel, "before").await;
+    assert_eq!((raw.text().await.as_str(), &json.json().await["offset"]), ("before", &1.into()));
+    assert_eq!(events.next().await.data, "before");
+    redis.stop();
+    redis.start_again().await;
+    let (code, reason) = raw.closed().await;
+    assert!(code == 4002 && reason.starts_with("gap"), "{code} {reason}");
+    let gap = json.json().await;
+    assert_eq!((&gap["event"], &gap["reason"]), (&"gap".into(), &"epoch_changed".into()), "{gap}");
+    assert_eq!(events.next().await.kind, "livebridge:gap");
+    until_ready(&instance, true).await;
+    instance.publish(&channel, "after").await;
+    let envelope = json.json().await;
+    assert_eq!((&envelope["data"], &envelope["offset"]), (&"after".into(), &1.into()));
+    assert_eq!(envelope["epoch"], gap["epoch"]);
+    assert_eq!(events.next().await.data, "after");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_that_lacked_the_tail_begins_a_new_epoch() {
+    let redis = Redis::start().await;
+    let instance = Options::redis(&redis).start().await;
+    let channel = channel("failover");
+    let mut json = instance.ws(&format!("channel={channel}&format=json")).await;
+    json.json().await;
+    for number in 1..=5 {
+        instance.publish(&channel, number.to_string()).await;
+        assert_eq!(json.json().await["offset"], number);
+    }
+    // What a failover to a replica does that had not received the last two: the history is set back.
+    let key = |what: &str| format!("livebridge:{{{channel}}}:{what}");
+    instance.signal("STOP");
+    redis.cli(&["CLIENT", "KILL", "TYPE", "pubsub"]);
+    redis.cli(&["HSET", &key("meta"), "o", "3"]);
+    redis.cli(&["DEL", &key("log")]);
+    redis.cli(&["FCALL", "livebridge_publish", "1", &channel, "another fourth"]);
+    instance.signal("CONT");
+    let gap = json.json().await;
+    assert_eq!(gap["reason"], "epoch_changed", "{gap}");
+    let fourth = json.json().await;
+    assert_eq!((&fourth["data"], &fourth["epoch"]), (&"another fourth".into(), &gap["epoch"]));
+    until_ready(&instance, true).await;
+    instance.publish(&channel, "fifth").await;
+    assert_eq!(json.json().await["data"], "fifth");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_that_stands_still_is_noticed_and_nothing_is_accepted_and_dropped() {
+    let redis = Redis::start().await;
+    let instance = Options::redis(&redis).start().await;
+    let channel = channel("still");
+    let mut socket = instance.ws(&format!("channel={channel}")).await;
+    redis.signal("STOP");
+    let asked = Instant::now();
+    let (status, _) = instance.post(&format!("/publish?channel={channel}"), "unknown").await;
+    assert_eq!(status, 503);
+    assert!(asked.elapsed() < Duration::from_secs(10), "bounded");
+    until_ready(&instance, false).await;
+    redis.signal("CONT");
+    until_ready(&instance, true).await;
+    instance.publish(&channel, "known").await;
+    // The unanswered one may have taken effect: 503 says that it is unknown, never that it was dropped.
+    let mut received = socket.text().await;
+    if received == "unknown" {
+        received = socket.text().await;
+    }
+    assert_eq!(received, "known");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instance_starts_without_redis_and_is_ready_when_it_comes() {
+    let mut redis = Redis::start().await;
+    redis.stop();
+    let instance = Options::redis(&redis).start_unready();
+    until_ready(&instance, false).await;
+    let refused = crate::support::sse::Events::try_connect(&instance.url("/events"), None).await;
+    assert!(refused.is_err(), "a subscription that would hear nothing is refused");
+    redis.start_again().await;
+    until_ready(&instance, true).await;
+    let mut socket = instance.ws("").await;
+    instance.publish("live", "hello").await;
+    assert_eq!(socket.text().await, "hello");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_subscriber_is_closed_and_does_not_delay_others() {
+    let instance = Options::default().flag("--log-messages 32").start().await;
+    let channel = channel("slow");
+    let mut slow = instance.ws(&format!("channel={channel}")).await;
+    let mut quick = instance.ws(&format!("channel={channel}")).await;
+    let large = "x".repeat(200_000);
+    let mut last = String::new();
+    for number in 0..100 {
+        last = instance.publish(&channel, format!("{number} {large}")).await.unwrap();
+        assert!(quick.text().await.starts_with(&format!("{number} ")));
+    }
+    let mut received = 0;
+    let (code, reason) = loop {
+        match slow.next().await {
+            tungstenite::Message::Text(text) => {
+                assert!(text.starts_with(&format!("{received} ")), "in order, none missing");
+                received += 1;
+            }
+            tungstenite::Message::Close(Some(frame)) => break (u16::from(frame.code), frame.reason.to_string()),
+            other => panic!("{other:?}"),
+        }
+    };
+    assert!(received < 100);
+    assert_eq!(code, 4001);
+    let since = reason.split("since=").nth(1).expect(&reason);
+    assert!(last.starts_with(since.split(':').next().unwrap()));
+    let mut resumed = instance.ws(&format!("channel={channel}&since={since}")).await;
+    assert!(resumed.text().await.starts_with(&format!("{received} ")), "resumed from {since}");
+    until("its memory is counted out", || async { instance.metric("livebridge_connections").await == 2.0 }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_that_vanished_without_a_fin_is_gone_within_a_minute() {
+    let instance = Instance::embedded().await;
+    let mut stream = tokio::net::TcpStream::connect(&instance.address).await.unwrap();
+    let request = "GET /ws HTTP/1.1\r\nHost: x\r\nConnection: keep-alive, Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n";
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let connected = Instant::now();
+    // It reads, as a kernel would acknowledge, but never says anything: no pong, no close.
+    let mut received = Vec::new();
+    let end = tokio::time::timeout(Duration::from_secs(60), stream.read_to_end(&mut received)).await;
+    assert!(end.is_ok(), "still open after a minute");
+    assert!(connected.elapsed() > Duration::from_secs(30), "given up too soon");
+    assert!(received.ends_with(&[0x89, 0x00]) || received.contains(&0x89), "it was asked by a ping");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_tells_everybody_and_ends_within_its_bound() {
+    for signal in ["TERM", "INT"] {
+        let mut instance = Instance::embedded().await;
+        let mut socket = instance.ws("").await;
+        let mut events = instance.events("").await;
+        // A client that never reads nor answers must not hold the stop up.
+        let mut stuck = tokio::net::TcpStream::connect(&instance.address).await.unwrap();
+        stuck.write_all(b"GET /events HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+        let mut idle = tokio::net::TcpStream::connect(&instance.address).await.unwrap();
+        idle.write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+        instance.publish("live", "x").await;
+        assert_eq!(socket.text().await, "x");
+        let asked = Instant::now();
+        instance.signal(signal);
+        let (code, reason) = socket.closed().await;
+        assert!(code == 1012 && reason.starts_with("restarting"), "{code} {reason}");
+        assert_eq!(events.next().await.data, "x");
+        assert_eq!(soon("the stream ends", events.try_next()).await, None);
+        let status = instance.ended().await;
+        assert_eq!(status.code(), Some(0), "{signal}");
+        assert!(asked.elapsed() < Duration::from_secs(12), "{:?}", asked.elapsed());
+    }
+}
