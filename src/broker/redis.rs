@@ -3,6 +3,7 @@
 
 mod commands;
 mod connection;
+mod gather;
 mod library;
 mod note;
 mod subscriber;
@@ -14,6 +15,7 @@ use futures::future::{BoxFuture, FutureExt};
 
 use self::commands::Commands;
 use self::connection::{ANSWER_TIMEOUT, Address, CONNECT_TIMEOUT};
+use self::gather::Gather;
 use self::subscriber::Subscriber;
 use super::{Broker, BrokerError, From, Health, Page, Publication};
 use crate::channel::ChannelName;
@@ -28,6 +30,7 @@ const PUBLISH_TIMEOUT: Duration = CONNECT_TIMEOUT.saturating_add(ANSWER_TIMEOUT)
 /// A broker behind a Redis URL.
 pub struct RedisBroker {
     commands: Arc<Commands>,
+    gather: Arc<Gather>,
     subscriber: Arc<Subscriber>,
 }
 
@@ -49,19 +52,32 @@ impl RedisBroker {
         let commands = Arc::new(Commands::new(address.clone(), rules));
         let subscriber = Arc::new(Subscriber::new(instance, intake, metrics));
         tokio::spawn(subscriber.clone().supervise(address, commands.clone()));
-        Ok(Self { commands, subscriber })
+        let gather = Arc::new(Gather::default());
+        tokio::spawn(gather.clone().run(commands.clone()));
+        Ok(Self { commands, gather, subscriber })
     }
 }
 
 impl Broker for RedisBroker {
-    fn publish(&self, batch: Vec<Publication>) -> BoxFuture<'_, Vec<Result<Option<Position>, BrokerError>>> {
+    fn publish(&self, mut batch: Vec<Publication>) -> BoxFuture<'_, Vec<Result<Option<Position>, BrokerError>>> {
         async move {
             if let Health::Down(why) = self.health() {
                 return batch.iter().map(|_| Err(BrokerError::Unavailable(why.clone()))).collect();
             }
-            match tokio::time::timeout(PUBLISH_TIMEOUT, self.commands.publish(&batch)).await {
+            let count = batch.len();
+            let publishing = async {
+                match batch.pop() {
+                    Some(only) if batch.is_empty() => vec![self.gather.publish(only).await],
+                    Some(last) => {
+                        batch.push(last);
+                        self.commands.publish(&batch).await
+                    }
+                    None => Vec::new(),
+                }
+            };
+            match tokio::time::timeout(PUBLISH_TIMEOUT, publishing).await {
                 Ok(results) => results,
-                Err(_) => batch.iter().map(|_| Err(BrokerError::Unavailable("no answer in time".into()))).collect(),
+                Err(_) => vec![Err(BrokerError::Unavailable("no answer in time".into())); count],
             }
         }
         .boxed()

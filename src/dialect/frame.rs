@@ -282,3 +282,128 @@ fn unmask(bytes: &mut [u8], mask: [u8; 4]) {
         *byte ^= mask;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MASK: [u8; 4] = [0x12, 0x34, 0x56, 0x78];
+
+    /// A client's frame.
+    fn sent(first: u8, payload: &[u8]) -> Vec<u8> {
+        let mut frame = Vec::new();
+        write_header(Opcode::Binary, payload.len(), &mut frame);
+        frame[0] = first;
+        frame[1] |= MASKED;
+        frame.extend(MASK);
+        frame.extend(payload.iter().zip(MASK.iter().cycle()).map(|(byte, mask)| byte ^ mask));
+        frame
+    }
+
+    /// What is read of a stream in chunks of at most `size` bytes, and why reading ended, if it did.
+    fn read(bytes: &[u8], size: usize, limit: usize) -> (Vec<Incoming>, Option<Code>) {
+        let mut decoder = Decoder::new(limit);
+        let mut seen = Vec::new();
+        for chunk in bytes.chunks(size) {
+            if let Err(close) = decoder.decode(&mut chunk.to_vec(), |incoming| seen.push(incoming)) {
+                return (seen, Some(close.code));
+            }
+        }
+        (seen, None)
+    }
+
+    fn binary(bytes: &[u8]) -> Incoming {
+        Incoming::Message { text: false, bytes: bytes.to_vec() }
+    }
+
+    #[test]
+    fn a_header_has_the_size_that_its_length_needs() {
+        for (length, header) in [
+            (0, &b"\x82\x00"[..]),
+            (125, b"\x82\x7D"),
+            (126, b"\x82\x7E\x00\x7E"),
+            (65_535, b"\x82\x7E\xFF\xFF"),
+            (65_536, b"\x82\x7F\x00\x00\x00\x00\x00\x01\x00\x00"),
+        ] {
+            let mut out = Vec::new();
+            write_header(Opcode::Binary, length, &mut out);
+            assert_eq!(out, header, "{length}");
+            assert!(out.len() <= MAX_HEADER);
+        }
+    }
+
+    #[test]
+    fn a_message_of_any_size_is_read_whatever_chunks_it_comes_in() {
+        for length in [0, 1, 3, 4, 5, 7, 8, 9, 125, 126, 65_535, 65_536] {
+            let payload: Vec<u8> = (0..length).map(|index| (index % 251) as u8).collect();
+            let bytes = [sent(0x82, &payload), sent(0x89, b"?")].concat();
+            // Sizes that are no multiples of the mask's four bytes move its border through every place.
+            for size in [1, 2, 3, 5, 6, 7, 9, 13, 4096, bytes.len()] {
+                let expected = vec![binary(&payload), Incoming::Ping(b"?".to_vec())];
+                assert_eq!(read(&bytes, size, length), (expected, None), "{length} bytes in chunks of {size}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_limit_counts_all_fragments_and_no_control_frame() {
+        let begun = [sent(0x02, b"abc"), sent(0x89, b"12345678")].concat();
+        let ping = || Incoming::Ping(b"12345678".to_vec());
+        let exact = [begun.clone(), sent(0x80, b"de")].concat();
+        assert_eq!(read(&exact, 1, 5), (vec![ping(), binary(b"abcde")], None));
+        assert_eq!(
+            read(&[begun.clone(), sent(0x80, b"def")].concat(), 1, 5),
+            (vec![ping()], Some(Code::MessageTooBig))
+        );
+        // Another message is as forbidden when it is too big.
+        assert_eq!(read(&[begun, sent(0x82, b"def")].concat(), 1, 5), (vec![ping()], Some(Code::ProtocolError)));
+        assert_eq!(read(&sent(0x80, b"too long"), 1, 5), (vec![], Some(Code::ProtocolError)));
+        // The header is enough: nothing of what it announces is waited for.
+        assert_eq!(read(b"\x82\xFF\xFF\xFF\xFF\xFF\xFF\xFF\xFF\xFF", 1, 5), (vec![], Some(Code::MessageTooBig)));
+    }
+
+    #[test]
+    fn a_text_is_refused_at_its_first_wrong_fragment() {
+        let euro = "€".as_bytes();
+        let split = [sent(0x01, &euro[..1]), sent(0x00, &euro[1..2]), sent(0x80, &euro[2..])].concat();
+        assert_eq!(read(&split, 7, 3), (vec![Incoming::Message { text: true, bytes: euro.to_vec() }], None));
+        let (seen, code) = read(&[sent(0x01, b"a\xFF"), sent(0x89, b"")].concat(), 64, 9);
+        assert_eq!((seen, code), (vec![], Some(Code::InvalidUtf8)));
+        let (seen, code) = read(&[sent(0x01, &euro[..2]), sent(0x89, b""), sent(0x80, b"")].concat(), 64, 9);
+        assert_eq!((seen, code), (vec![Incoming::Ping(Vec::new())], Some(Code::InvalidUtf8)));
+    }
+
+    #[test]
+    fn only_close_codes_that_may_be_sent_are_taken() {
+        let allowed = |code: u16| matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999);
+        for code in 0..=u16::MAX {
+            let (seen, refused) = read(&sent(0x88, &code.to_be_bytes()), 64, 0);
+            match allowed(code) {
+                true => assert_eq!((seen, refused), (vec![Incoming::Close(Some(code))], None)),
+                false => assert_eq!((seen, refused), (vec![], Some(Code::ProtocolError)), "{code}"),
+            }
+        }
+        assert_eq!(read(&sent(0x88, b""), 64, 0), (vec![Incoming::Close(None)], None));
+        assert_eq!(read(&sent(0x88, b"\x03"), 64, 0), (vec![], Some(Code::ProtocolError)));
+        assert_eq!(read(&sent(0x88, b"\x03\xE8\xFF"), 64, 0), (vec![], Some(Code::InvalidUtf8)));
+    }
+
+    #[test]
+    fn nothing_is_read_after_a_close() {
+        let bytes = [sent(0x88, b""), sent(0x89, b"late"), b"\xFF\xFF".to_vec()].concat();
+        assert_eq!(read(&bytes, bytes.len(), 9), (vec![Incoming::Close(None)], None));
+    }
+
+    #[test]
+    fn a_large_message_leaves_no_large_buffer_behind() {
+        let mut decoder = Decoder::new(1 << 20);
+        let bytes = [sent(0x82, &vec![7; 1 << 20]), sent(0x89, b"?")].concat();
+        let (most, rest) = bytes.split_at(bytes.len() - 1);
+        for chunk in most.chunks(64 << 10) {
+            decoder.decode(&mut chunk.to_vec(), |_| {}).expect("valid frames");
+        }
+        assert!(!decoder.is_idle() && decoder.partial.capacity() < 1 << 10, "{}", decoder.partial.capacity());
+        decoder.decode(&mut rest.to_vec(), |_| {}).expect("valid frames");
+        assert!(decoder.is_idle() && decoder.partial.capacity() == 0);
+    }
+}

@@ -22,6 +22,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
+use tokio::task::spawn_local;
 use warp::filters::BoxedFilter;
 
 use super::subscribe::{Subscription, Takeover, Transport};
@@ -101,8 +102,7 @@ pub async fn serve(
             // The copy lets go of hyper's read buffer, which is much larger than what is left in it.
             let early = Bytes::copy_from_slice(&parts.read_buf);
             drop(parts.read_buf);
-            // A task of its own: this one is as large as hyper's state.
-            tokio::task::spawn_local(subscribe(stream, head, subscription, shard, early));
+            subscribe(stream, &head, subscription, shard, early);
         }
         None => {
             let _ = tokio::io::AsyncWriteExt::shutdown(&mut stream).await;
@@ -110,21 +110,26 @@ pub async fn serve(
     }
 }
 
-async fn subscribe(
+/// Begins a subscriber's life, as a task of its own: the one that served HTTP is as large as hyper's state.
+fn subscribe(
     stream: TcpStream,
-    head: http::response::Parts,
+    head: &http::response::Parts,
     subscription: Subscription,
     shard: Rc<Shard>,
     early: Bytes,
 ) {
     let Subscription { dialect, transport, channels } = subscription;
-    let app = shard.app.clone();
-    let session = Session::new(dialect, channels, write_head(&head), &app.instance);
+    let session = Session::new(dialect, channels, write_head(head), &shard.app.instance);
+    let limit = shard.app.limits.message_bytes;
     match transport {
         Transport::WebSocket => {
-            Connection::drive(stream, session, shard, early, Frames::new(app.limits.message_bytes)).await;
+            let connection = Connection::new(stream, session, shard, true);
+            spawn_local(connection.drive(early, Frames::new(limit)));
         }
-        Transport::Sse => Connection::drive(stream, session, shard, early, Silent).await,
+        Transport::Sse => {
+            let connection = Connection::new(stream, session, shard, false);
+            spawn_local(connection.drive(early, Silent));
+        }
     }
 }
 

@@ -7,7 +7,6 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::{Buf, Bytes, BytesMut};
 use futures::{Stream, StreamExt};
 use hyper::StatusCode;
-use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use warp::reply::Response;
@@ -20,11 +19,21 @@ use crate::message::Position;
 
 const NDJSON: &str = "application/x-ndjson";
 
+/// The header lines that matter here.
+pub struct Headers {
+    /// `Content-Type`.
+    pub content_type: Option<String>,
+    /// `Content-Length`.
+    pub content_length: Option<usize>,
+    /// `Idempotency-Key`.
+    pub idempotency_key: Option<String>,
+}
+
 /// Answers a request to publish.
 pub async fn publish(
     app: Arc<App>,
     query: String,
-    headers: HeaderMap,
+    headers: Headers,
     body: impl Stream<Item = Result<impl Buf, warp::Error>> + Unpin,
 ) -> Response {
     match try_publish(&app, &Query::parse(&query), &headers, body).await {
@@ -36,22 +45,15 @@ pub async fn publish(
 async fn try_publish(
     app: &App,
     query: &Query,
-    headers: &HeaderMap,
+    headers: &Headers,
     body: impl Stream<Item = Result<impl Buf, warp::Error>> + Unpin,
 ) -> Result<Response, ApiError> {
-    let is_batch = headers
-        .get(CONTENT_TYPE)
-        .and_then(|kind| kind.to_str().ok())
-        .is_some_and(|kind| kind.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case(NDJSON)));
+    let kind = headers.content_type.as_deref().and_then(|kind| kind.split(';').next());
+    let is_batch = kind.is_some_and(|kind| kind.trim().eq_ignore_ascii_case(NDJSON));
     let (limit, what) =
         if is_batch { (app.limits.batch_bytes, "batch") } else { (app.limits.message_bytes, "message") };
-    let body = collect(headers, body, limit, what).await?;
-    let id = match headers.get("idempotency-key") {
-        None => None,
-        Some(id) => Some(check_key(
-            id.to_str().map_err(|_| ApiError::parameter("an Idempotency-Key consists of visible ASCII characters"))?,
-        )?),
-    };
+    let body = collect(headers.content_length, body, limit, what).await?;
+    let id = headers.idempotency_key.as_deref().map(check_key).transpose()?;
     let batch =
         if is_batch { parse_batch(app, query, &body, id.as_deref())? } else { single(app, query, &body, id.as_ref())? };
     if app.is_draining() {
@@ -93,7 +95,7 @@ impl<'a> Receipt<'a> {
 
 /// Reads the body, as long as it is within the limit.
 async fn collect(
-    headers: &HeaderMap,
+    announced: Option<usize>,
     mut body: impl Stream<Item = Result<impl Buf, warp::Error>> + Unpin,
     limit: usize,
     what: &str,
@@ -102,7 +104,7 @@ async fn collect(
         let message = format!("a {what} may have at most {limit} bytes; send less, or raise the limit of the server");
         ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", message)
     };
-    let announced = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok()).unwrap_or(0);
+    let announced = announced.unwrap_or(0);
     if announced > limit {
         return Err(too_large());
     }

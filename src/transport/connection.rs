@@ -42,9 +42,6 @@ pub trait Inbound {
         connection: &Connection,
         messages: &mut VecDeque<Bytes>,
     ) -> Result<(), Close>;
-
-    /// Whether silence of the client means anything.
-    fn answers_heartbeats(&self) -> bool;
 }
 
 /// A subscriber's socket, shared between its own task and the fan-out of its thread.
@@ -85,28 +82,33 @@ struct UnderWay {
 }
 
 impl Connection {
-    /// Drives a subscriber until it ends. `early` are bytes that the client sent ahead.
-    pub async fn drive(stream: TcpStream, session: Session, shard: Rc<Shard>, early: Bytes, mut inbound: impl Inbound) {
+    /// A subscriber's socket. `answers_heartbeats`: whether silence of the client means that it is gone.
+    pub fn new(stream: TcpStream, session: Session, shard: Rc<Shard>, answers_heartbeats: bool) -> Rc<Self> {
         let now = shard.now.get();
-        let connection = Rc::new(Self {
+        Rc::new(Self {
             session: RefCell::new(session),
             stream,
-            shard: shard.clone(),
+            shard,
             waker: Cell::default(),
             woken: Cell::new(false),
             heard: Cell::new(now),
             asked: Cell::new(now),
-            answers_heartbeats: inbound.answers_heartbeats(),
+            answers_heartbeats,
             ending_looks: Cell::new(0),
             dead: Cell::new(false),
-        });
-        let registration = shard.register(&connection);
-        connection.run(early, &mut inbound).await;
-        shard.unregister(&registration);
-        let close = connection.session.borrow().ending().cloned();
-        shard.app.metrics.count_close(close.as_ref().map_or(Code::Gone, |close| close.code));
-        if close.is_some() && !connection.dead.get() {
-            connection.say_goodbye().await;
+        })
+    }
+
+    /// Drives the subscriber until it ends. `early` are bytes that the client sent ahead.
+    pub async fn drive(self: Rc<Self>, early: Bytes, mut inbound: impl Inbound) {
+        let registration = self.shard.register(&self);
+        self.run(early, &mut inbound).await;
+        self.shard.unregister(&registration);
+        let close = self.session.borrow().ending().cloned();
+        self.shard.app.metrics.count_close(close.as_ref().map_or(Code::Gone, |close| close.code));
+        if close.is_some() && !self.dead.get() {
+            // On the heap: every idle connection would carry its size.
+            Box::pin(self.say_goodbye()).await;
         }
     }
 

@@ -15,8 +15,4 @@ impl Inbound for Silent {
         // Requests pipelined behind one that never ends are never answered.
         Ok(())
     }
-
-    fn answers_heartbeats(&self) -> bool {
-        false
-    }
 }

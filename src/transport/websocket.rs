@@ -77,8 +77,4 @@ impl Inbound for Frames {
         })?;
         closed.map_or(Ok(()), Err)
     }
-
-    fn answers_heartbeats(&self) -> bool {
-        true
-    }
 }
