@@ -38,7 +38,10 @@ async fn main() -> io::Result<()> {
 /// Answers a handshake; an ordinary request is refused.
 async fn answer(mut request: Request<Body>) -> Result<Response<Empty<Bytes>>, hyper::http::Error> {
     let Ok(accept) = websocket::accept(request.headers()) else {
-        return Response::builder().status(StatusCode::UPGRADE_REQUIRED).header(UPGRADE, "websocket").body(Empty::new());
+        return Response::builder()
+            .status(StatusCode::UPGRADE_REQUIRED)
+            .header(UPGRADE, "websocket")
+            .body(Empty::new());
     };
     let upgrade = hyper::upgrade::on(&mut request);
     tokio::spawn(async move {

@@ -193,7 +193,8 @@ impl Hub {
                 }
                 Err(error) => {
                     tracing::debug!(channel = %topic.channel, %error, "cannot read the history yet");
-                    if topic.idle_since().is_some_and(|since| since.elapsed() > LINGER) {
+                    // Only a forgotten topic may be left so: one that is joined again would wait for ever.
+                    if !self.holds(&topic) {
                         return;
                     }
                     tokio::time::sleep(backoff.next_delay()).await;
@@ -250,9 +251,13 @@ impl Hub {
         loop {
             ticks.tick().await;
             let expired = |topic: &Arc<Topic>| topic.idle_since().is_some_and(|since| since.elapsed() > LINGER);
-            let forgotten: Vec<_> = self.lock().extract_if(|_, topic| expired(topic)).collect();
-            for (channel, _) in &forgotten {
-                self.broker.unsubscribe(channel);
+            {
+                // Under the lock, as in `join`: a channel that is opened again at this moment must not lose its
+                // new subscription to the end of the old one.
+                let mut topics = self.lock();
+                for (channel, _) in topics.extract_if(|_, topic| expired(topic)) {
+                    self.broker.unsubscribe(&channel);
+                }
             }
             if trimmed.elapsed() > LOG_IDLE {
                 trimmed = Instant::now();
@@ -260,6 +265,11 @@ impl Hub {
                 topics.iter().for_each(|topic| topic.trim_idle());
             }
         }
+    }
+
+    /// Whether the topic has not been forgotten.
+    fn holds(&self, topic: &Arc<Topic>) -> bool {
+        self.lock().get(&topic.channel).is_some_and(|held| Arc::ptr_eq(held, topic))
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<ChannelName, Arc<Topic>>> {

@@ -26,21 +26,24 @@ pub struct Intake {
 struct Queue {
     events: VecDeque<Event>,
     bytes: usize,
-    /// Channels of which a message found no room.
+    /// Channels of which a message found no room, which is among the events.
     missed: HashSet<ChannelName>,
     dropped: u64,
 }
 
 impl Intake {
     /// Adds an event. A message that finds no room is dropped, and its channel reported as [`Event::Missed`]
-    /// once there is room again: what has a position is then read from the history.
+    /// in its place: what has a position is then read from the history.
     pub fn push(&self, event: Event) {
         let mut queue = self.lock();
         let weight = weight(&event);
         if queue.bytes + weight > MOST_BYTES && !queue.events.is_empty() {
             queue.dropped += 1;
             let (Event::Arrived(channel, _) | Event::Subscribed(channel) | Event::Missed(channel)) = event;
-            queue.missed.insert(channel);
+            // In its place: what follows must not pass for the continuation of what came before.
+            if queue.missed.insert(channel.clone()) {
+                queue.events.push_back(Event::Missed(channel));
+            }
             return;
         }
         queue.bytes += weight;
@@ -73,7 +76,7 @@ impl Intake {
                 if !queue.events.is_empty() {
                     std::mem::swap(&mut queue.events, events);
                     queue.bytes = 0;
-                    events.extend(queue.missed.drain().map(Event::Missed));
+                    queue.missed.clear();
                     let dropped = std::mem::take(&mut queue.dropped);
                     drop(queue);
                     self.room.notify_waiters();

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
+use futures::FutureExt;
 use socket2::{Domain, Socket, Type};
 use tokio::net::TcpListener;
 use tokio::runtime::Builder;
@@ -14,9 +15,9 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{LocalSet, spawn_local};
 
 use crate::app::App;
-use crate::broker::Broker;
 use crate::broker::memory::MemoryBroker;
 use crate::broker::redis::{RedisBroker, UrlError};
+use crate::broker::{Broker, Health};
 use crate::close::{Close, Code};
 use crate::config::Settings;
 use crate::http::{edge, routes};
@@ -28,9 +29,11 @@ use crate::shard::Shard;
 /// How many connections may wait to be accepted; the kernel caps it by `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
 /// After so long without an acknowledgement the kernel gives a peer up: one that vanished without a FIN is gone.
-const PEER_TIMEOUT: Duration = Duration::from_secs(45);
+const PEER_TIMEOUT: Duration = Duration::from_secs(40);
 /// How many accepted connections may wait for a thread.
 const DOOR: usize = 1024;
+/// How long the first connection is put off for a broker that does not answer yet.
+const FIRST_BROKER_ATTEMPT: Duration = Duration::from_secs(2);
 /// How long to wait when there are no descriptors left.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
 
@@ -112,6 +115,12 @@ impl Server {
             () = stop => {}
         }
         self.app.start_draining();
+        // Who had connected before we stopped listening gets an answer, too.
+        while let Some(Ok(pending)) = self.listener.accept().now_or_never() {
+            if let Ok(stream) = pending.0.into_std() {
+                let _ = self.doors[0].try_send((stream, pending.1));
+            }
+        }
         let Self { listener, doors, threads, draining, drain, .. } = self;
         drop((listener, doors));
         let _ = draining.send(true);
@@ -121,6 +130,14 @@ impl Server {
     }
 
     async fn accept(&self) {
+        // A load balancer may send clients as soon as the port accepts them: better when they can be served.
+        let broker = self.app.hub.broker();
+        let up = async {
+            while broker.health() != Health::Up {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let _ = tokio::time::timeout(FIRST_BROKER_ATTEMPT, up).await;
         // Round robin: each thread gets its share of the subscribers, and so of the work.
         for door in self.doors.iter().cycle() {
             let accepted = loop {

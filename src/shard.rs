@@ -29,6 +29,8 @@ pub struct Shard {
     /// What the whole instance shares.
     pub app: Arc<App>,
     connections: RefCell<Slab<Rc<Connection>>>,
+    /// Connections that exist, those included that are not registered yet or are saying goodbye.
+    pub(crate) alive: Cell<usize>,
     topics: RefCell<HashMap<u64, LocalTopic>>,
     /// Where bytes are read into, and frames encoded into, by whoever has its turn.
     pub(crate) scratch: RefCell<Vec<u8>>,
@@ -64,6 +66,7 @@ impl Shard {
             index,
             app,
             connections: RefCell::default(),
+            alive: Cell::new(0),
             topics: RefCell::default(),
             scratch: RefCell::default(),
             read_buffer: RefCell::new(vec![0; 64 << 10].into()),
@@ -76,9 +79,9 @@ impl Shard {
         self.connections.borrow().len()
     }
 
-    /// Whether there are none.
+    /// Whether there are none, not even one that is saying goodbye.
     pub fn is_empty(&self) -> bool {
-        self.len() == 0
+        self.alive.get() == 0
     }
 
     /// Takes a connection into the fan-out.

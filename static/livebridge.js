@@ -11,8 +11,9 @@
  * disconnect, so that nothing is lost or seen twice. Where that can't be had, it says so with a `gap`.
  * What goes over the wire is described in docs/protocol.md.
  *
- * @typedef {{channel: string, data: any, key?: string, removed: boolean, epoch?: string, offset?: number}} Message
- *   `data` is the parsed JSON, a string where the payload is not JSON, a `Uint8Array` where it is not text.
+ * @typedef {{channel: string, data: any, key?: string, removed: boolean, past: boolean, epoch?: string, offset?: number}}
+ *   Message  `data`: the parsed JSON, a string where the payload is not JSON, a `Uint8Array` where it is not text.
+ *   `past`: published before this connection joined, and here because of a resume, `last` or a keyed channel.
  * @typedef {{channel: string, epoch?: string, offset?: number}} Position  No epoch and offset: no history is kept.
  * @typedef {"connecting" | "open" | "waiting" | "closed"} State
  *   "waiting": disconnected, the next attempt follows by itself. "closed": for good, `reason` says why.
@@ -31,7 +32,6 @@ const PUBLISH_RETRIES = 3;
 
 /** Close codes; the table with their reasons is in docs/protocol.md. */
 const RESTARTING = 1012;
-const GAP = 4002;
 /** The same again would end the same way: protocol error, invalid UTF-8, publish refused, too big. */
 const FINAL = new Set([1002, 1007, 1008, 1009]);
 
@@ -52,17 +52,18 @@ export function connect(options) {
 export class PublishError extends Error {
   constructor(message, { code = "unreachable", status = 0, cause } = {}) {
     super(message, { cause });
-    this.name = "PublishError";
-    this.code = code;
-    this.status = status;
+    Object.assign(this, { name: "PublishError", code, status });
+  }
+
+  /** Whether the same may well succeed a little later. */
+  get temporary() {
+    return this.status === 0 || (this.status >= 502 && this.status <= 504);
   }
 }
 
-/** A fresh Idempotency-Key. `randomUUID` exists in secure contexts only, `getRandomValues` everywhere. */
+/** A fresh Idempotency-Key. Not `randomUUID`: that exists in secure contexts only. */
 export function newIdempotencyKey() {
-  if (crypto.randomUUID) return crypto.randomUUID();
-  const bytes = crypto.getRandomValues(new Uint8Array(16));
-  return Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
+  return Array.from(crypto.getRandomValues(new Uint32Array(4)), (word) => word.toString(36)).join("");
 }
 
 /**
@@ -71,9 +72,13 @@ export function newIdempotencyKey() {
  * - `message`  {@link Message}
  * - `state`    `{state, instance, retryInMs?, reason?}`
  * - `gap`      `{channel, reason, message}`: messages of this channel may have been missed
- * - `error`    `{code, message}`: something went wrong, the feed goes on
  */
 export class Feed extends EventTarget {
+  /** @type {State} */
+  state = "connecting";
+  /** The name of the instance that this feed is, or was last, connected to. */
+  instance = "";
+
   constructor({ channels, url, last } = {}) {
     super();
     if (!Array.isArray(channels) || channels.length === 0) throw new TypeError("connect needs channels: [name, …]");
@@ -82,26 +87,10 @@ export class Feed extends EventTarget {
     this.#last = last;
     globalThis.addEventListener?.("offline", this.#onOffline);
     globalThis.addEventListener?.("online", this.#onOnline);
-    queueMicrotask(() => this.#state === "connecting" && this.#open());
+    queueMicrotask(() => this.state === "connecting" && this.#open());
   }
 
-  /** @returns {State} */
-  get state() {
-    return this.#state;
-  }
-
-  /** The name of the instance that this feed is, or was last, connected to. */
-  get instance() {
-    return this.#instance;
-  }
-
-  /**
-   * Calls `listener` with the detail of each such event.
-   *
-   * @param {"message" | "state" | "gap" | "error"} name
-   * @param {(detail: any) => void} listener
-   * @returns {() => void} ends it
-   */
+  /** Calls `listener` with the detail of each event of that name. @returns {() => void} ends it */
   on(name, listener) {
     const handle = (event) => listener(event.detail);
     this.addEventListener(name, handle);
@@ -109,9 +98,8 @@ export class Feed extends EventTarget {
   }
 
   /**
-   * Publishes one message. A string, Blob, buffer or typed array goes out as it is, all else as JSON. Network
-   * failures and 502 to 504 are retried under the same Idempotency-Key, so the message appears once. It does not need
-   * the feed's own connection.
+   * Publishes one message. A string, Blob, buffer or typed array goes out as it is, all else as JSON. What may succeed
+   * later is retried under the same Idempotency-Key, so the message appears once. The feed may be disconnected.
    *
    * @param {any} data  may be left out with `remove`
    * @param {object} [options]
@@ -127,7 +115,7 @@ export class Feed extends EventTarget {
     const pairs = [["channel", channel ?? this.#channels[0]]];
     if (key !== undefined) pairs.push(["key", key]);
     if (remove) pairs.push(["remove", "true"]);
-    const [type, body] = encode(data === undefined && remove ? "" : data);
+    const [type, body] = encode(data ?? (remove ? "" : null));
     const headers = { "Content-Type": type, "Idempotency-Key": idempotencyKey };
 
     for (let attempt = 0; ; attempt++) {
@@ -137,15 +125,22 @@ export class Feed extends EventTarget {
         const answer = await fetch(this.#address("publish", pairs), { method: "POST", headers, body, signal });
         if (answer.ok) return (await answer.json()).messages[0];
         failure = await refusal(answer);
-        if (answer.status < 502 || answer.status > 504) throw failure;
-        retryAfterMs = Number(answer.headers.get("Retry-After")) * 1000 || 0;
+        retryAfterMs = Number(answer.headers.get("Retry-After")) * 1000;
       } catch (cause) {
-        if (cause instanceof PublishError) throw cause;
         failure = new PublishError(`livebridge could not be reached: ${cause.message}`, { cause });
       }
-      if (attempt === PUBLISH_RETRIES) throw failure;
-      await sleep(Math.min(BACKOFF_CAP_MS, Math.max(retryAfterMs ?? 0, backoff(attempt))));
+      if (!failure.temporary || attempt === PUBLISH_RETRIES) throw failure;
+      const waitMs = Math.min(BACKOFF_CAP_MS, Math.max(retryAfterMs || 0, backoff(attempt)));
+      await new Promise((resolve) => setTimeout(resolve, waitMs));
     }
+  }
+
+  /** Forgets how far the channels were read and joins them anew: a keyed channel tells all its values again. */
+  rejoin() {
+    if (this.state === "closed") return;
+    this.#positions.clear();
+    this.#joined = false;
+    this.#open();
   }
 
   /** Ends the feed for good. */
@@ -156,11 +151,12 @@ export class Feed extends EventTarget {
   #channels;
   #base;
   #last;
-  /** @type {State} */
-  #state = "connecting";
-  #instance = "";
   /** Channel → `EPOCH:OFFSET`, where the next connection resumes. */
   #positions = new Map();
+  /** Channel → the newest offset at the time of joining. */
+  #heads = new Map();
+  /** Whether a connection was open since the last (re)join: then what is no resume leaves a gap. */
+  #joined = false;
   #socket = null;
   #openedAt = 0;
   #attempt = 0;
@@ -169,7 +165,7 @@ export class Feed extends EventTarget {
 
   #onOffline = () => this.#socket && this.#lost(0, "the browser is offline");
   #onOnline = () => {
-    if (this.#state === "open") return;
+    if (this.state === "open") return;
     this.#attempt = 0;
     this.#open();
   };
@@ -191,29 +187,33 @@ export class Feed extends EventTarget {
   }
 
   #receive(frame) {
-    let envelope;
-    try {
-      envelope = JSON.parse(frame);
-    } catch {
-      return this.#emit("error", { code: "frame_invalid", message: "the server sent a frame that is not JSON" });
-    }
-    const { event, channel, key, removed = false, epoch, offset, reason, code, message } = envelope;
+    const envelope = JSON.parse(frame);
+    const { event, channel, key, removed = false, epoch, offset, reason, message } = envelope;
     if (event === "welcome") {
-      clearTimeout(this.#timer);
-      for (const start of envelope.channels) this.#remember(start);
-      this.#instance = envelope.instance;
-      this.#openedAt = Date.now();
-      this.#enter("open");
+      this.#welcomed(envelope);
     } else if (event === "gap") {
       this.#remember(envelope);
+      this.#heads.delete(channel);
       this.#emit("gap", { channel, reason, message });
-    } else if (event === "error") {
-      this.#emit("error", { code, message });
     } else if (event === undefined) {
       this.#remember(envelope);
       const data = envelope.encoding === "base64" ? fromBase64(envelope.data) : envelope.data;
-      this.#emit("message", { channel, data, key, removed, epoch, offset });
+      const past = offset <= this.#heads.get(channel); // false where either is missing
+      this.#emit("message", { channel, data, key, removed, past, epoch, offset });
     }
+  }
+
+  #welcomed({ instance, channels }) {
+    clearTimeout(this.#timer);
+    const lost = this.#joined ? this.#channels.filter((channel) => !this.#positions.has(channel)) : [];
+    for (const start of channels) this.#remember(start);
+    this.#heads = new Map(channels.map(({ channel, head }) => [channel, head]));
+    this.instance = instance;
+    this.#openedAt = Date.now();
+    this.#joined = true;
+    this.#enter("open");
+    const message = "the channel keeps no history: what came while disconnected is lost";
+    for (const channel of lost) this.#emit("gap", { channel, reason: "no_history", message });
   }
 
   /** A message without a position (a plain Redis PUBLISH) leaves the last known one as it is. */
@@ -222,17 +222,13 @@ export class Feed extends EventTarget {
   }
 
   #lost(code, reason) {
-    const wasOpen = this.#state === "open";
+    const wasOpen = this.state === "open";
     this.#drop();
     if (FINAL.has(code)) return this.#end(reason || `the server closed with code ${code}`);
     if (wasOpen && Date.now() - this.#openedAt > STABLE_AFTER_MS) this.#attempt = 0;
     const retryInMs = Math.round(code === RESTARTING ? Math.random() * RESTART_SPREAD_MS : backoff(this.#attempt++));
     this.#timer = setTimeout(() => this.#open(), retryInMs);
-    if (code === GAP) this.#positions.clear();
     this.#enter("waiting", { retryInMs, reason: reason || "the connection was lost" });
-    if (code === GAP) {
-      for (const channel of this.#channels) this.#emit("gap", { channel, reason: "gap", message: reason });
-    }
     if (!wasOpen && this.#attempt === 1) this.#askWhy();
   }
 
@@ -241,7 +237,7 @@ export class Feed extends EventTarget {
     const answer = await fetch(this.#subscription()).catch(() => null);
     if (answer?.status !== 400) return;
     const { message } = await refusal(answer);
-    if (this.#state !== "open") this.#end(message);
+    if (this.state !== "open") this.#end(message);
   }
 
   #drop() {
@@ -252,7 +248,7 @@ export class Feed extends EventTarget {
   }
 
   #end(reason) {
-    if (this.#state === "closed") return;
+    if (this.state === "closed") return;
     this.#drop();
     globalThis.removeEventListener?.("offline", this.#onOffline);
     globalThis.removeEventListener?.("online", this.#onOnline);
@@ -275,8 +271,8 @@ export class Feed extends EventTarget {
   }
 
   #enter(state, more) {
-    this.#state = state;
-    this.#emit("state", { state, instance: this.#instance, ...more });
+    this.state = state;
+    this.#emit("state", { state, instance: this.instance, ...more });
   }
 
   #emit(name, detail) {
@@ -299,18 +295,11 @@ function backoff(attempt) {
   return Math.random() * Math.min(BACKOFF_CAP_MS, BACKOFF_BASE_MS * 2 ** attempt);
 }
 
-function sleep(ms) {
-  return new Promise((resolve) => setTimeout(resolve, ms));
-}
-
 /** @returns {[string, BodyInit]} content type and body */
 function encode(data) {
   if (typeof data === "string") return ["text/plain; charset=utf-8", data];
   const binary = data instanceof Blob || data instanceof ArrayBuffer || ArrayBuffer.isView(data);
-  if (binary) return ["application/octet-stream", data];
-  const json = JSON.stringify(data);
-  if (json === undefined) throw new TypeError(`publish: ${typeof data} can't be published`);
-  return ["application/json", json];
+  return binary ? ["application/octet-stream", data] : ["application/json", JSON.stringify(data)];
 }
 
 async function refusal(answer) {

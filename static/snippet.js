@@ -32,5 +32,6 @@ export function copyButton(button, text) {
 export function curlLine(body, channel, more = "") {
   const name = encodeURIComponent(channel).replaceAll("%3A", ":").replaceAll("'", "%27");
   const address = new URL(`publish?channel=${name}${more}`, document.baseURI);
-  return `curl -d '${String(body).replaceAll("'", "'\\''")}' '${address.href}'`;
+  const option = String(body).startsWith("@") ? "--data-raw" : "-d"; // -d @name would send a file
+  return `curl ${option} '${String(body).replaceAll("'", "'\\''")}' '${address.href}'`;
 }

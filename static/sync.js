@@ -8,10 +8,10 @@
 import { connect, newIdempotencyKey } from "./livebridge.js";
 import { SEED, accept } from "./plan.js";
 
-/** The snapshot that follows a first subscribe is how things stand, not news: it neither flashes nor counts. */
-const SNAPSHOT_MS = 300;
 /** A value that could not be saved is tried again after this long, and at every reconnect. */
 const RETRY_MS = 5_000;
+/** A value that is not saved after this long is marked. */
+const UNSAVED_AFTER_MS = 1_000;
 
 export class SharedSheet extends EventTarget {
   /** @param {{channel: string, me: {name: string, colour: string}}} options */
@@ -47,36 +47,32 @@ export class SharedSheet extends EventTarget {
   #me;
   #cells;
   #feed;
-  /** As long as this is in the future, what arrives is the snapshot. */
-  #snapshotUntil = 0;
-  /** The next connection is a new subscriber's: begin with the seed, the snapshot follows. */
+  /** The next connection is a new subscriber's: begin with the first values, how things stand follows. */
   #fresh = true;
+  /** This connection is one: what it says of the past is how things stand, and neither flashes nor counts. */
+  #quietPast = true;
 
   #subscribe() {
-    this.#fresh = true;
     this.#feed = connect({ channels: [this.channel] });
     this.#feed.on("message", (message) => this.#receive(message));
-    this.#feed.on("gap", () => this.#startOver());
+    this.#feed.on("gap", () => {
+      this.#fresh = true;
+      this.#feed.rejoin();
+    });
     this.#feed.on("state", (state) => {
-      if (state.state === "open") {
-        if (this.#fresh) this.#reset();
-        for (const cell of this.#cells.values()) if (cell.pending) this.#save(cell);
-      }
+      if (state.state === "open") this.#opened();
       this.#emit("state", state);
     });
   }
 
-  /** After a gap only a new subscriber's snapshot says how things stand. */
-  #startOver() {
-    this.#fresh = true;
-    if (this.#feed.state !== "open") return; // it reconnects without a position by itself
-    this.#feed.close();
-    this.#subscribe();
+  #opened() {
+    this.#quietPast = this.#fresh;
+    if (this.#fresh) this.#reset();
+    this.#fresh = false;
+    for (const cell of this.#cells.values()) if (cell.pending) this.#save(cell);
   }
 
   #reset() {
-    this.#fresh = false;
-    this.#snapshotUntil = performance.now() + SNAPSHOT_MS;
     for (const cell of this.#cells.values()) {
       cell.position = cell.held = undefined;
       if (cell.pending || cell.value === SEED.get(cell.name)) continue;
@@ -86,7 +82,7 @@ export class SharedSheet extends EventTarget {
   }
 
   #receive(message) {
-    const quiet = performance.now() < this.#snapshotUntil;
+    const quiet = message.past && this.#quietPast;
     const edit = readEdit(message);
     if (!edit) return;
     if (!quiet) this.editsSeen += 1;
@@ -109,6 +105,7 @@ export class SharedSheet extends EventTarget {
     cell.saving = true;
     const { value, id } = cell.pending;
     const { name, colour } = this.#me;
+    const late = setTimeout(() => this.#mark(cell, true), UNSAVED_AFTER_MS);
     let position, failure;
     try {
       const edit = { cell: cell.name, value, editor: name, colour };
@@ -116,12 +113,11 @@ export class SharedSheet extends EventTarget {
     } catch (error) {
       failure = error;
     }
+    clearTimeout(late);
     cell.saving = false;
     if (cell.pending.id !== id) return this.#save(cell); // edited again meanwhile
-    cell.unsaved = Boolean(failure);
     if (failure) {
-      const refused = failure.status >= 400 && failure.status < 500;
-      if (!refused) setTimeout(() => cell.pending && this.#save(cell), RETRY_MS);
+      if (failure.temporary) setTimeout(() => cell.pending && this.#save(cell), RETRY_MS);
       this.#emit("unsaved", { name: cell.name, message: failure.message });
     } else {
       cell.position = position.offset === undefined ? undefined : position;
@@ -130,6 +126,11 @@ export class SharedSheet extends EventTarget {
       cell.held = undefined;
       if (held) this.#apply(cell, held);
     }
+    this.#mark(cell, Boolean(failure));
+  }
+
+  #mark(cell, unsaved) {
+    cell.unsaved = unsaved;
     this.#changed(cell, { quiet: true });
   }
 

@@ -6,8 +6,8 @@ use std::io::Write;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
-use super::{Dialect, Standing};
 use super::envelope::{self, GapNotice, Welcome};
+use super::{Dialect, Standing};
 use crate::channel::ChannelName;
 use crate::close::Close;
 use crate::message::{Entry, Message, Position};
@@ -91,12 +91,7 @@ impl Dialect for MultiChannelEvents {
     }
 }
 
-fn write_welcome(
-    instance: &str,
-    channels: &[Standing<'_>],
-    positions: &[Option<Position>],
-    out: &mut Vec<u8>,
-) {
+fn write_welcome(instance: &str, channels: &[Standing<'_>], positions: &[Option<Position>], out: &mut Vec<u8>) {
     if positions.iter().any(Option::is_some) {
         write_id(positions, out);
     }

@@ -2,9 +2,9 @@
 
 use serde::Serialize;
 
-use super::{Dialect, Standing};
 use super::envelope::{self, Envelope, ErrorNotice, GapNotice, Welcome};
 use super::frame::{self, MAX_HEADER, Opcode};
+use super::{Dialect, Standing};
 use crate::channel::ChannelName;
 use crate::close::Close;
 use crate::message::{Entry, Position};

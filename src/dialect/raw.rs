@@ -1,7 +1,7 @@
 //! The plain WebSocket dialect: each message is one frame, verbatim.
 
-use super::{Dialect, Standing};
 use super::frame::{self, Opcode};
+use super::{Dialect, Standing};
 use crate::channel::ChannelName;
 use crate::close::{Close, Code};
 use crate::message::{Entry, Position};

@@ -21,7 +21,7 @@ use hyper::{Request, Version, http};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpStream;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::spawn_local;
 use warp::filters::BoxedFilter;
 
@@ -39,6 +39,9 @@ const HEAD_BYTES: usize = 16 << 10;
 /// The most header lines.
 const HEAD_LINES: usize = 64;
 
+/// How long, while draining, a connection that has not asked anything yet is waited for.
+const FIRST_REQUEST_GRACE: Duration = Duration::from_secs(1);
+
 /// The address that a request came from.
 #[derive(Clone, Copy, Debug)]
 pub struct Peer(pub SocketAddr);
@@ -55,10 +58,12 @@ pub async fn serve(
     mut draining: watch::Receiver<bool>,
 ) {
     let handover: Rc<RefCell<Option<Handover>>> = Rc::default();
+    let asked = Rc::new(Notify::new());
     let answer = TowerToHyperService::new(warp::service(routes));
     let service = {
-        let handover = handover.clone();
+        let (handover, asked) = (handover.clone(), asked.clone());
         service_fn(move |mut request: Request<Incoming>| {
+            asked.notify_one();
             request.extensions_mut().insert(Peer(peer));
             let answer = answer.call(request);
             let handover = handover.clone();
@@ -82,9 +87,16 @@ pub async fn serve(
         .max_headers(HEAD_LINES)
         .serve_connection(TokioIo::new(stream), service);
     let taken = {
-        let mut drained = pin!(async { draining.wait_for(|draining| *draining).await.is_ok() }.fuse());
+        let mut drained = pin!(
+            async {
+                let _ = draining.wait_for(|draining| *draining).await;
+                // A first request that is on its way is answered.
+                let _ = tokio::time::timeout(FIRST_REQUEST_GRACE, asked.notified()).await;
+            }
+            .fuse()
+        );
         poll_fn(|context| {
-            if drained.poll_unpin(context) == Poll::Ready(true) {
+            if drained.poll_unpin(context).is_ready() {
                 std::pin::Pin::new(&mut connection).graceful_shutdown();
             }
             let ended = connection.poll_without_shutdown(context);

@@ -37,10 +37,10 @@ pub fn routes(app: Arc<App>) -> BoxedFilter<(Response,)> {
         .and(with_app.clone())
         .and(query)
         .then(|name, app, query| history::messages(app, name, query));
-    let healthz = warp::path!("healthz").and(warp::get()).and(with_app.clone()).map(|app: Arc<App>| healthz(&app));
-    let readyz = warp::path!("readyz").and(warp::get()).and(with_app.clone()).map(|app: Arc<App>| readyz(&app));
+    let healthz = warp::path!("healthz").and(get_or_head()).and(with_app.clone()).map(|app: Arc<App>| healthz(&app));
+    let readyz = warp::path!("readyz").and(get_or_head()).and(with_app.clone()).map(|app: Arc<App>| readyz(&app));
     let metrics = warp::path!("metrics").and(warp::get()).and(with_app).map(|app: Arc<App>| metrics(&app));
-    let files = warp::get()
+    let files = get_or_head()
         .and(warp::path::tail())
         .and_then(async |path: warp::path::Tail| assets::find(path.as_str()).ok_or_else(warp::reject::not_found));
 
@@ -63,6 +63,11 @@ pub fn routes(app: Arc<App>) -> BoxedFilter<(Response,)> {
         .recover(refuse)
         .unify()
         .boxed()
+}
+
+/// Load balancers and link checkers ask with HEAD.
+fn get_or_head() -> impl Filter<Extract = (), Error = Rejection> + Copy {
+    warp::get().or(warp::head()).unify()
 }
 
 /// Picks the header lines that publishing needs: cloning all of them costs more than the rest of the routing.

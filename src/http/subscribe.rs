@@ -70,11 +70,11 @@ async fn try_websocket(app: &Arc<App>, query: &Query, headers: &HeaderMap) -> Re
     let starts = query.starts(&channels, None)?;
     let dialect: &'static dyn Dialect = if query.wants_json()? { &Json } else { &Raw };
     let accept = websocket::accept(headers).map_err(|error| {
-        let mut status = StatusCode::UPGRADE_REQUIRED;
-        if error == websocket::HandshakeError::Key {
-            status = StatusCode::BAD_REQUEST;
-        }
-        ApiError::new(status, "upgrade_required", error.to_string())
+        let (status, code) = match error {
+            websocket::HandshakeError::Key => (StatusCode::BAD_REQUEST, "handshake_invalid"),
+            _ => (StatusCode::UPGRADE_REQUIRED, "upgrade_required"),
+        };
+        ApiError::new(status, code, error.to_string())
     });
     let accept = match accept {
         Ok(accept) => accept,

@@ -24,14 +24,17 @@ use crate::shard::Shard;
 use crate::topic::Topic;
 
 /// Silence after which the other side is asked whether it is there, and after which it is taken for gone, in seconds.
-const ASK_AFTER: u32 = 20;
+const ASK_AFTER: u32 = 15;
 const GONE_AFTER: u32 = 45;
 /// How many looks of the sweep a closing connection has to take its last bytes.
 const ENDING_LOOKS: u32 = 3;
 /// How long the other side has for its part of a close.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
-/// The most bytes that wait for a connection's own sake (pongs): a client that asks and never reads gets no more.
-const MOST_POSTED: usize = 4 << 10;
+/// With so many bytes waiting for the connection's own sake (pongs, error notices) the client is not read further: who asks
+/// without reading the answers has to wait.
+const MOST_POSTED: usize = 16 << 10;
+/// How much a client may still send after it was told to go.
+const MOST_DRAINED: usize = 1 << 20;
 
 /// What a client's bytes mean, by transport.
 pub trait Inbound {
@@ -85,6 +88,7 @@ impl Connection {
     /// A subscriber's socket. `answers_heartbeats`: whether silence of the client means that it is gone.
     pub fn new(stream: TcpStream, session: Session, shard: Rc<Shard>, answers_heartbeats: bool) -> Rc<Self> {
         let now = shard.now.get();
+        shard.alive.set(shard.alive.get() + 1);
         Rc::new(Self {
             session: RefCell::new(session),
             stream,
@@ -154,7 +158,7 @@ impl Connection {
     }
 
     /// What can happen: the session changed; the socket has room again, if that is waited for; something under way has
-    /// ended; the client said something, if nothing of what it said before waits to be published.
+    /// ended; the client said something, if nothing of what it said before waits to be published or answered.
     fn poll(&self, context: &mut Context<'_>, waits: &Waits, under_way: &mut UnderWay) -> Poll<Event> {
         if self.woken.take() {
             return Poll::Ready(Event::Pump);
@@ -174,6 +178,9 @@ impl Connection {
                 under_way.publish = None;
                 Event::Published(results)
             });
+        }
+        if self.session.borrow().posted() >= MOST_POSTED {
+            return Poll::Pending;
         }
         self.stream.poll_read_ready(context).map(|_| Event::Readable)
     }
@@ -199,14 +206,10 @@ impl Connection {
         }
     }
 
-    /// Adds bytes that concern the connection itself, unless too many wait already.
+    /// Adds bytes that concern the connection itself.
     pub(crate) fn post(&self, write: impl FnOnce(&'static dyn crate::dialect::Dialect, &mut Vec<u8>)) {
-        let mut session = self.session.borrow_mut();
-        if session.posted() < MOST_POSTED {
-            session.post(write);
-            drop(session);
-            self.wake();
-        }
+        self.session.borrow_mut().post(write);
+        self.wake();
     }
 
     /// Closes the connection, after the frame that is under way.
@@ -239,6 +242,9 @@ impl Connection {
             self.give_up();
         } else if now.saturating_sub(self.heard.get().max(self.asked.get())) >= ASK_AFTER {
             self.asked.set(now);
+            if self.session.borrow().posted() >= MOST_POSTED {
+                return;
+            }
             self.post(|dialect, out| dialect.heartbeat(out));
         }
     }
@@ -300,16 +306,14 @@ impl Connection {
         }
     }
 
-    /// Tells the client what of its messages was not published.
+    /// Tells the client, once for a batch, if something of it was not published.
     fn report(&self, results: Vec<Result<(), BrokerError>>) {
-        for error in results.into_iter().filter_map(Result::err) {
-            let (code, message) = (error.code(), error.to_string());
-            let mut told = false;
-            self.session.borrow_mut().post(|dialect, out| told = dialect.publish_error(code, &message, out));
-            if !told {
-                self.close(Close::new(Code::PublishFailed, message));
-                return;
-            }
+        let Some(error) = results.into_iter().find_map(Result::err) else { return };
+        let (code, message) = (error.code(), error.to_string());
+        let mut told = false;
+        self.session.borrow_mut().post(|dialect, out| told = dialect.publish_error(code, &message, out));
+        if !told {
+            self.close(Close::new(Code::PublishFailed, message));
         }
     }
 
@@ -335,11 +339,12 @@ impl Connection {
     async fn say_goodbye(&self) {
         let _ = socket2::SockRef::from(&self.stream).shutdown(std::net::Shutdown::Write);
         let drained = async {
-            let mut rest = [0; 512];
-            while self.stream.readable().await.is_ok() {
-                match self.stream.try_read(&mut rest) {
+            let mut drained = 0;
+            // `poll_read_ready` takes its turn with the others; `readable` would let a flood have the thread.
+            while drained < MOST_DRAINED && poll_fn(|context| self.stream.poll_read_ready(context)).await.is_ok() {
+                match self.stream.try_read(&mut self.shard.read_buffer.borrow_mut()) {
                     Ok(0) => return,
-                    Ok(_) => {}
+                    Ok(length) => drained += length,
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                     Err(_) => return,
                 }
@@ -347,5 +352,11 @@ impl Connection {
         };
         // Running out of time is an end like any other.
         let _ = tokio::time::timeout(CLOSE_TIMEOUT, drained).await;
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.shard.alive.set(self.shard.alive.get() - 1);
     }
 }

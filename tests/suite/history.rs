@@ -51,8 +51,7 @@ impl Setup {
     async fn publish(&self, channel: &str, from: u64, to: u64) -> String {
         let lines: String =
             (from..=to).map(|number| format!("{{\"channel\":\"{channel}\",\"data\":{number}}}\n")).collect();
-        let (status, answer) =
-            self.one.post_with("/publish", &[("content-type", "application/x-ndjson")], lines).await;
+        let (status, answer) = self.one.post_with("/publish", &[("content-type", "application/x-ndjson")], lines).await;
         assert_eq!(status, 200, "{answer}");
         position(answer["messages"].as_array().unwrap().last().unwrap()).unwrap_or_default()
     }
@@ -207,7 +206,10 @@ async fn the_last_few_messages_come_first(setup: Setup) {
     for (asked, first) in [(3, 8), (10, 1), (500, 1), (0, 11)] {
         let mut socket = setup.two().ws(&format!("channel={channel}&last={asked}&format=json")).await;
         let welcome = socket.json().await;
-        assert_eq!((&welcome["channels"][0]["offset"], &welcome["channels"][0]["head"]), (&(first - 1).into(), &10.into()));
+        assert_eq!(
+            (&welcome["channels"][0]["offset"], &welcome["channels"][0]["head"]),
+            (&(first - 1).into(), &10.into())
+        );
         for expected in first..=10 {
             assert_eq!(socket.json().await["offset"], expected);
         }
@@ -273,7 +275,9 @@ async fn a_thousand_clients_that_resume_share_the_reading(setup: Setup) {
     let reads = || {
         let redis = setup.redis.as_ref()?;
         let stats = redis.cli(&["INFO", "commandstats"]);
-        let calls = stats.lines().filter_map(|line| line.strip_prefix("cmdstat_xrange:calls=")?.split(',').next()?.parse::<u64>().ok());
+        let calls = stats
+            .lines()
+            .filter_map(|line| line.strip_prefix("cmdstat_xrange:calls=")?.split(',').next()?.parse::<u64>().ok());
         Some(calls.sum::<u64>())
     };
     let before = reads();
@@ -301,7 +305,8 @@ async fn an_idempotency_key_makes_a_retry_appear_once(setup: Setup) {
     let (_, first) = setup.one.post_with(&path, &headers, "paid").await;
     let (_, again) = setup.two().post_with(&path, &headers, "paid").await;
     assert_eq!(first, again);
-    let batch = format!("{{\"channel\":\"{channel}\",\"data\":1,\"id\":\"x\"}}\n{{\"channel\":\"{channel}\",\"data\":2}}\n");
+    let batch =
+        format!("{{\"channel\":\"{channel}\",\"data\":1,\"id\":\"x\"}}\n{{\"channel\":\"{channel}\",\"data\":2}}\n");
     let headers = [("idempotency-key", "batch-1"), ("content-type", "application/x-ndjson")];
     let (_, first): (_, Value) = setup.one.post_with("/publish", &headers, batch.clone()).await;
     let (_, again) = setup.two().post_with("/publish", &headers, batch).await;
@@ -326,7 +331,9 @@ async fn any_redis_client_gets_a_position_with_one_call() {
     assert_eq!((&envelope["data"], &envelope["offset"]), (&"hello".into(), &1.into()));
     assert_eq!(envelope["epoch"], welcome["channels"][0]["epoch"]);
     assert!(answer.starts_with(envelope["epoch"].as_str().unwrap()), "{answer}");
-    assert!(redis.cli(&["FCALL", "livebridge_publish", "1", &channel, "x", "colour", "red"]).contains("unknown option"));
+    assert!(
+        redis.cli(&["FCALL", "livebridge_publish", "1", &channel, "x", "colour", "red"]).contains("unknown option")
+    );
 }
 
 #[tokio::test]

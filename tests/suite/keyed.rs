@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
+use crate::support::channel;
 use crate::support::instance::{Instance, Options, position};
 use crate::support::redis::Redis;
 use crate::support::ws::Socket;
-use crate::support::channel;
 
 const RULES: &str = "
 [[channel]]

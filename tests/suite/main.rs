@@ -1,6 +1,7 @@
 //! The promises of livebridge, tested on the wire: real processes, a real redis-server, real signals.
 //!
 //! * `contract`: what every broker must do; runs against both
+//! * `hostile`: clients that mean no good
 //! * `http`: requests, errors, limits, the commands
 //! * `history`: positions, resume, gaps that are told
 //! * `keyed`: the latest value of each key
@@ -8,14 +9,20 @@
 //! * `faults`: all of it at once, under load, counted
 //! * `model`: random interleavings against a simple model
 //! * `codec`: the WebSocket codec against tungstenite
+//! * `browser`: the demo in a real Chromium
 //! * `support`: starts and stops what the tests need
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 #![allow(missing_docs, unreachable_pub, reason = "nothing here is anybody else's interface")]
 
+mod browser;
+mod codec;
 mod contract;
+mod faults;
 mod history;
+mod hostile;
 mod http;
 mod keyed;
+mod model;
 mod outages;
 mod support;

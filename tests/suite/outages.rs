@@ -271,3 +271,41 @@ async fn a_stop_tells_everybody_and_ends_within_its_bound() {
         assert!(asked.elapsed() < Duration::from_secs(12), "{:?}", asked.elapsed());
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_on_its_way_at_a_stop_is_answered() {
+    let mut instance = Instance::embedded().await;
+    let mut connected = Vec::new();
+    for _ in 0..20 {
+        connected.push(tokio::net::TcpStream::connect(&instance.address).await.unwrap());
+    }
+    instance.signal("TERM");
+    until("draining is logged", || async { instance.log().contains("stopping") }).await;
+    for stream in &mut connected {
+        stream.write_all(b"POST /publish HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nx").await.unwrap();
+        let mut answer = String::new();
+        soon("an answer", stream.read_to_string(&mut answer)).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("draining"), "{answer:?}");
+    }
+    assert_eq!(instance.ended().await.code(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_that_stood_still_drops_nothing_that_waits_in_its_socket() {
+    let redis = Redis::start().await;
+    let rules = "[[channel]]\nmatch = 'plain:*'\nhistory = false\n";
+    let instance = Options::redis(&redis).rules(rules).start().await;
+    let channel = channel("plain");
+    let mut events = instance.events(&format!("channel={channel}")).await;
+    instance.signal("STOP");
+    for number in 0..10 {
+        redis.cli(&["PUBLISH", &channel, &number.to_string()]);
+    }
+    // Longer than the canary may stay away: time that this process did not have must not count against Redis.
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    instance.signal("CONT");
+    for number in 0..10 {
+        assert_eq!(events.next().await.data, number.to_string());
+    }
+    assert!(!instance.log().contains("deaf"));
+}

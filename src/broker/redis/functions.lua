@@ -147,7 +147,8 @@ local function read_log(page, channel, first, count, bytes, oldest_stamp)
   local step = math.min(count, 100)
   local from = whole(first)
   while count > 0 do
-    local entries = redis.call('XRANGE', key_of(channel, 'log'), from, '+', 'COUNT', math.min(step, count))
+    local asked = math.min(step, count)
+    local entries = redis.call('XRANGE', key_of(channel, 'log'), from, '+', 'COUNT', asked)
     for _, entry in ipairs(entries) do
       local offset, at, length = add_entry(page, entry[1], entry[2])
       size = size + length
@@ -157,7 +158,7 @@ local function read_log(page, channel, first, count, bytes, oldest_stamp)
       end
       through, stamp, count = offset, at, count - 1
     end
-    if #entries < step then return through, stamp, true end
+    if #entries < asked then return through, stamp, true end
     from = '(' .. entries[#entries][1]
   end
   return through, stamp, false

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use redis::aio::MultiplexedConnection;
 use redis::{PushInfo, PushKind, RedisResult, Value};
 use tokio::sync::Notify;
-use tokio::time::Instant;
+use tokio::time::{Instant, MissedTickBehavior};
 
 use super::commands::Commands;
 use super::connection::Address;
@@ -24,8 +24,11 @@ use crate::metrics::Metrics;
 
 /// How often the canary flies.
 const BEAT: Duration = Duration::from_secs(1);
-/// Without a canary for so long the connection is taken for deaf: long enough for a slow command of somebody else.
-const DEAF_AFTER: Duration = Duration::from_secs(4);
+/// After so many canaries in a row that did not come back the connection is taken for deaf: long enough for a slow command
+/// of somebody else. Counted, not timed, so that a stall of this process itself proves nothing.
+const DEAF_AFTER: u32 = 4;
+/// A connection that lived so long was a good one: the next attempt after it comes at once.
+const GOOD_AFTER: Duration = Duration::from_secs(4);
 /// How many channels one SUBSCRIBE names.
 const CHUNK: usize = 500;
 
@@ -92,7 +95,7 @@ impl Subscriber {
             self.set_down(&why);
             // Publishing shares the fate: a half-dead Redis must not take what it will lose.
             commands.disconnect().await;
-            if began.elapsed() > DEAF_AFTER {
+            if began.elapsed() > GOOD_AFTER {
                 backoff.reset();
             }
             tokio::time::sleep(backoff.next_delay()).await;
@@ -110,21 +113,23 @@ impl Subscriber {
         send(&mut connection, &all, true).await?;
         let mut sent = self.returned.load(Ordering::Acquire);
         let mut beats = tokio::time::interval(BEAT);
-        let mut last_heard = Instant::now();
+        beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut unanswered = 0;
         // What can happen: the connection ends; a canary is due, or overdue; one came back, which alone proves that
         // the connection hears; the wanted channels change.
         loop {
             tokio::select! {
                 () = ended.notified() => return Ok("the connection was closed"),
                 _ = beats.tick() => {
-                    if last_heard.elapsed() > DEAF_AFTER {
+                    if unanswered >= DEAF_AFTER {
                         return Ok("the connection is deaf: messages sent through Redis do not come back");
                     }
                     sent += 1;
+                    unanswered += 1;
                     commands.publish_plain(&self.canary, &sent.to_string()).await?;
                 }
                 () = self.heard.notified() => {
-                    last_heard = Instant::now();
+                    unanswered = 0;
                     self.set_up(all.len());
                 }
                 () = self.changed.notified() => self.send_pending(&mut connection).await?,

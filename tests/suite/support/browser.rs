@@ -1,0 +1,190 @@
+//! A real Chromium, driven by chromedriver.
+
+use std::io::{BufRead, BufReader};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use fantoccini::wd::WebDriverCompatibleCommand;
+use fantoccini::{Client, ClientBuilder, Locator};
+use hyper_util::client::legacy::connect::HttpConnector;
+use reqwest::{Method, Url};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::sync::{Mutex, MutexGuard};
+
+use super::PATIENCE;
+use super::instance::Instance;
+
+/// The Enter key, as WebDriver spells it.
+pub const ENTER: char = '\u{e007}';
+
+/// Each window is a browser with a dozen processes: one test at a time.
+static TURN: Mutex<()> = Mutex::const_new(());
+
+/// A chromedriver and the browsers that it started; all of them are gone when dropped.
+pub struct Browser {
+    address: String,
+    driver: Child,
+    _stdout: BufReader<ChildStdout>,
+    folder: TempDir,
+    _turn: MutexGuard<'static, ()>,
+}
+
+impl Browser {
+    pub async fn start() -> Self {
+        let turn = TURN.lock().await;
+        let folder = tempfile::tempdir().unwrap();
+        let mut driver = Command::new("chromedriver")
+            .args(["--port=0", "--log-level=OFF"])
+            .env("HOME", folder.path())
+            .process_group(0)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("chromedriver is installed (./scripts/test does it)");
+        let mut stdout = BufReader::new(driver.stdout.take().unwrap());
+        let address = loop {
+            let mut line = String::new();
+            assert!(stdout.read_line(&mut line).unwrap() > 0, "chromedriver did not start");
+            if let Some((_, port)) = line.split_once("successfully on port ") {
+                break format!("http://127.0.0.1:{}", port.trim().trim_end_matches('.'));
+            }
+        };
+        Self { address, driver, _stdout: stdout, folder, _turn: turn }
+    }
+
+    /// A window of a browser of its own, at this instance's page.
+    pub async fn open(&self, instance: &Instance) -> Window {
+        let profile = tempfile::tempdir_in(self.folder.path()).unwrap().keep();
+        let arguments = [
+            "--headless=new",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-quic",
+            "--disable-dev-shm-usage",
+            "--no-first-run",
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--disable-sync",
+            "--hide-scrollbars",
+            "--window-size=1280,800",
+            &format!("--user-data-dir={}", profile.display()),
+        ];
+        let wishes = json!({
+            "goog:chromeOptions": { "binary": "/usr/bin/chromium", "args": arguments },
+            "goog:loggingPrefs": { "browser": "ALL" },
+        });
+        let client = ClientBuilder::new(HttpConnector::new())
+            .capabilities(wishes.as_object().unwrap().clone())
+            .connect(&self.address)
+            .await
+            .expect("a session of chromium");
+        client.goto(&instance.url("/")).await.unwrap();
+        Window { client }
+    }
+}
+
+impl Drop for Browser {
+    fn drop(&mut self) {
+        let group = format!("-{}", self.driver.id());
+        let _ = Command::new("kill").args(["-KILL", "--", &group]).status();
+        let _ = self.driver.wait();
+    }
+}
+
+/// One page.
+pub struct Window {
+    client: Client,
+}
+
+impl Window {
+    /// What a JavaScript expression is; what it throws fails the test.
+    pub async fn eval(&self, expression: &str) -> Value {
+        let script = format!("return ({expression});");
+        self.client.execute(&script, vec![]).await.unwrap_or_else(|error| panic!("{expression}: {error}"))
+    }
+
+    /// Waits until a JavaScript expression is true of the page.
+    pub async fn until(&self, expression: &str) {
+        let asked = Instant::now();
+        while self.eval(&format!("Boolean({expression})")).await != true {
+            if asked.elapsed() > PATIENCE {
+                let page = self.eval("document.body.innerText").await;
+                let console = self.console().await;
+                panic!("not within {PATIENCE:?}: {expression}\nconsole: {console:#?}\n{}", page.as_str().unwrap_or(""));
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Waits until the element with this id has this text.
+    pub async fn until_text(&self, id: &str, text: &str) {
+        let text = json!(text);
+        self.until(&format!("document.getElementById('{id}').textContent === {text}")).await;
+    }
+
+    pub async fn text(&self, selector: &str) -> String {
+        let text = self.eval(&format!("document.querySelector({}).textContent", json!(selector))).await;
+        text.as_str().unwrap().to_owned()
+    }
+
+    pub async fn click(&self, selector: &str) {
+        self.client.find(Locator::Css(selector)).await.unwrap().click().await.unwrap();
+    }
+
+    /// Types into the element, as a keyboard does.
+    pub async fn keys(&self, selector: &str, keys: &str) {
+        self.client.find(Locator::Css(selector)).await.unwrap().send_keys(keys).await.unwrap();
+    }
+
+    /// Replaces what a field says.
+    pub async fn fill(&self, selector: &str, text: &str) {
+        let field = self.client.find(Locator::Css(selector)).await.unwrap();
+        field.clear().await.unwrap();
+        field.send_keys(text).await.unwrap();
+    }
+
+    pub async fn reload(&self) {
+        self.client.refresh().await.unwrap();
+    }
+
+    /// A command of the DevTools protocol.
+    pub async fn devtools(&self, command: &str, parameters: &Value) {
+        let body = json!({ "cmd": command, "params": parameters });
+        self.client.issue_cmd(Post { path: "goog/cdp/execute", body }).await.unwrap();
+    }
+
+    /// What the browser wrote to its console since this was last asked, except plain notes: `LEVEL source: message`.
+    pub async fn console(&self) -> Vec<String> {
+        let entries = self.client.issue_cmd(Post { path: "se/log", body: json!({ "type": "browser" }) }).await.unwrap();
+        let field = |entry: &Value, name: &str| entry[name].as_str().unwrap_or_default().to_owned();
+        let entries = entries.as_array().unwrap().iter();
+        entries
+            .filter(|entry| ["SEVERE", "WARNING"].contains(&field(entry, "level").as_str()))
+            .map(|entry| format!("{} {}: {}", field(entry, "level"), field(entry, "source"), field(entry, "message")))
+            .collect()
+    }
+
+    pub async fn screenshot(&self) -> Vec<u8> {
+        self.client.screenshot().await.unwrap()
+    }
+}
+
+/// A command that WebDriver itself does not have.
+#[derive(Debug)]
+struct Post {
+    path: &'static str,
+    body: Value,
+}
+
+impl WebDriverCompatibleCommand for Post {
+    fn endpoint(&self, base: &Url, session: Option<&str>) -> Result<Url, <Url as std::str::FromStr>::Err> {
+        base.join(&format!("session/{}/{}", session.unwrap_or_default(), self.path))
+    }
+
+    fn method_and_body(&self, _: &Url) -> (Method, Option<String>) {
+        (Method::POST, Some(self.body.to_string()))
+    }
+}
