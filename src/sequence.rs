@@ -121,11 +121,12 @@ impl Sequencer {
         let mut held = held.into_iter();
         while let Some(message) = held.next() {
             match self.judge(&message) {
-                Verdict::Follows => self.deliver(message, out),
+                // While something before it is known to be missing, not even the first message of a new epoch follows.
+                Verdict::Follows if !(incomplete && self.is_foreign(&message)) => self.deliver(message, out),
                 Verdict::Repeats => {}
                 // The history was asked because of this epoch and does not know it: it has ended meanwhile.
                 Verdict::Ahead if self.is_foreign(&message) && foreign == epoch(&message) => {}
-                Verdict::Ahead => {
+                Verdict::Follows | Verdict::Ahead => {
                     let foreign = if self.is_foreign(&message) { epoch(&message) } else { None };
                     return self.begin_check(std::iter::once(message).chain(held).collect(), foreign);
                 }
@@ -164,8 +165,9 @@ impl Sequencer {
         out(message.into());
     }
 
+    /// Whether the message is of another epoch than what was delivered.
     fn is_foreign(&self, message: &Message) -> bool {
-        self.delivered.map(|tail| tail.position.epoch) != epoch(message)
+        matches!((self.delivered, epoch(message)), (Some(tail), Some(epoch)) if tail.position.epoch != epoch)
     }
 
     fn begin_check(&mut self, held: Vec<Message>, foreign: Option<u64>) -> Next {

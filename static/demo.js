@@ -73,7 +73,7 @@ function showConnection({ state, instance, retryInMs, reason = "" }) {
   const words = {
     connecting: [instance ? "reconnecting, last on " : "connecting …", ""],
     open: ["live on ", ""],
-    waiting: [instance ? "disconnected from " : "disconnected", ", trying again"],
+    waiting: [instance ? "disconnected from " : "disconnected", ", retrying"],
     closed: [instance ? "disconnected from " : "not connected", `: ${reason}`],
   };
   const [before, after] = words[state];
@@ -89,7 +89,7 @@ function showConnection({ state, instance, retryInMs, reason = "" }) {
   const due = Date.now() + retryInMs;
   const tick = () => {
     const seconds = Math.max(1, Math.ceil((due - Date.now()) / 1000));
-    $("connection-countdown").textContent = ` in ${seconds} s …`;
+    $("connection-countdown").textContent = ` in ${seconds} s`;
   };
   tick();
   countdown = setInterval(tick, 1000);

@@ -18,17 +18,17 @@ export const COLUMNS = [
 ];
 
 const ROWS = [
-  ["Platform", "Infrastructure", 184000, 121500, 178000, "Second region in August"],
-  ["Mobile", "Apps", 142000, 96200, 139500, "A release every two weeks"],
-  ["Web", "Storefront", 128000, 99400, 133000, "New checkout, over by 5k"],
-  ["Data", "Analytics", 98000, 52300, 94000, "Warehouse move, week 31"],
+  ["Platform", "Infrastructure", 184000, 121500, 178000, "Second region: Aug"],
+  ["Mobile", "Apps", 142000, 96200, 139500, "Biweekly releases"],
+  ["Web", "Storefront", 128000, 99400, 133000, "Checkout over by 5k"],
+  ["Data", "Analytics", 98000, 52300, 94000, "Warehouse move"],
   ["Security", "Trust office", 64000, 38750, 61000, "Pen test in week 33"],
   ["Design", "Brand studio", 76000, 41900, 72500, ""],
-  ["Research", "Labs", 52000, 17800, 44000, "Two studies, one optional"],
+  ["Research", "Labs", 52000, 17800, 44000, "Two studies running"],
   ["Support", "Service desk", 58000, 44100, 57200, "Weekend rota"],
   ["Field sales", "Region north", 112000, 71600, 109000, ""],
-  ["Partners", "Alliances", 47000, 21450, 43800, "Renewals due in September"],
-  ["Marketing", "Growth", 134000, 118200, 136500, "Autumn launch moved up"],
+  ["Partners", "Alliances", 47000, 21450, 43800, "Renewals due in Sep"],
+  ["Marketing", "Growth", 134000, 118200, 136500, "Launch moved up"],
   ["Events", "Growth", 69000, 30900, 66000, "Venue booked"],
 ];
 

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::support::instance::{Instance, Options};
+use crate::support::proxy::Proxy;
 use crate::support::redis::Redis;
 use crate::support::{channel, soon, until};
 
@@ -308,4 +309,24 @@ async fn a_process_that_stood_still_drops_nothing_that_waits_in_its_socket() {
         assert_eq!(events.next().await.data, number.to_string());
     }
     assert!(!instance.log().contains("deaf"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_looks_alive_and_is_deaf_is_replaced() {
+    let redis = Redis::start().await;
+    let proxy = Proxy::start(redis.port).await;
+    let mut options = Options::redis(&redis);
+    options.redis_url = Some(format!("redis://127.0.0.1:{}/", proxy.port));
+    let deaf = options.start().await;
+    let channel = channel("deaf");
+    let mut socket = deaf.ws(&format!("channel={channel}")).await;
+    deaf.publish(&channel, "heard").await;
+    assert_eq!(socket.text().await, "heard");
+    // What Redis says on the connections that are open now vanishes on the way; new ones work.
+    proxy.deafen();
+    redis.cli(&["FCALL", "livebridge_publish", "1", &channel, "not heard"]);
+    assert_eq!(socket.text().await, "not heard", "the canary was missed, and the gap repaired");
+    until_ready(&deaf, true).await;
+    deaf.publish(&channel, "heard again").await;
+    assert_eq!(socket.text().await, "heard again");
 }

@@ -13,8 +13,8 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::sync::{Mutex, MutexGuard};
 
-use super::PATIENCE;
 use super::instance::Instance;
+use super::{PATIENCE, soon};
 
 /// The Enter key, as WebDriver spells it.
 pub const ENTER: char = '\u{e007}';
@@ -26,7 +26,8 @@ static TURN: Mutex<()> = Mutex::const_new(());
 pub struct Browser {
     address: String,
     driver: Child,
-    _stdout: BufReader<ChildStdout>,
+    /// Kept open, since a process that can't say something to it ends.
+    stdout: Option<BufReader<ChildStdout>>,
     folder: TempDir,
     _turn: MutexGuard<'static, ()>,
 }
@@ -36,7 +37,7 @@ impl Browser {
         let turn = TURN.lock().await;
         let folder = tempfile::tempdir().unwrap();
         let mut driver = Command::new("chromedriver")
-            .args(["--port=0", "--log-level=OFF"])
+            .arg("--port=0")
             .env("HOME", folder.path())
             .process_group(0)
             .stdin(Stdio::null())
@@ -44,15 +45,13 @@ impl Browser {
             .stderr(Stdio::null())
             .spawn()
             .expect("chromedriver is installed (./scripts/test does it)");
-        let mut stdout = BufReader::new(driver.stdout.take().unwrap());
-        let address = loop {
-            let mut line = String::new();
-            assert!(stdout.read_line(&mut line).unwrap() > 0, "chromedriver did not start");
-            if let Some((_, port)) = line.split_once("successfully on port ") {
-                break format!("http://127.0.0.1:{}", port.trim().trim_end_matches('.'));
-            }
-        };
-        Self { address, driver, _stdout: stdout, folder, _turn: turn }
+        let stdout = BufReader::new(driver.stdout.take().unwrap());
+        let mut browser = Self { address: String::new(), driver, stdout: None, folder, _turn: turn };
+        let (stdout, port) =
+            soon("chromedriver starts", tokio::task::spawn_blocking(|| read_port(stdout))).await.unwrap();
+        browser.stdout = Some(stdout);
+        browser.address = format!("http://127.0.0.1:{port}");
+        browser
     }
 
     /// A window of a browser of its own, at this instance's page.
@@ -76,13 +75,23 @@ impl Browser {
             "goog:chromeOptions": { "binary": "/usr/bin/chromium", "args": arguments },
             "goog:loggingPrefs": { "browser": "ALL" },
         });
-        let client = ClientBuilder::new(HttpConnector::new())
-            .capabilities(wishes.as_object().unwrap().clone())
-            .connect(&self.address)
-            .await
-            .expect("a session of chromium");
+        let mut builder = ClientBuilder::new(HttpConnector::new());
+        builder.capabilities(wishes.as_object().unwrap().clone());
+        let client = soon("chromium starts", builder.connect(&self.address)).await.expect("a session of chromium");
         client.goto(&instance.url("/")).await.unwrap();
         Window { client }
+    }
+}
+
+/// Reads on until chromedriver says which port it got.
+fn read_port(mut stdout: BufReader<ChildStdout>) -> (BufReader<ChildStdout>, u16) {
+    let mut line = String::new();
+    loop {
+        line.clear();
+        assert!(stdout.read_line(&mut line).unwrap() > 0, "chromedriver ended");
+        if let Some((_, port)) = line.split_once("successfully on port ") {
+            return (stdout, port.trim().trim_end_matches('.').parse().unwrap());
+        }
     }
 }
 
@@ -103,7 +112,9 @@ impl Window {
     /// What a JavaScript expression is; what it throws fails the test.
     pub async fn eval(&self, expression: &str) -> Value {
         let script = format!("return ({expression});");
-        self.client.execute(&script, vec![]).await.unwrap_or_else(|error| panic!("{expression}: {error}"))
+        soon(expression, self.client.execute(&script, vec![]))
+            .await
+            .unwrap_or_else(|error| panic!("{expression}: {error}"))
     }
 
     /// Waits until a JavaScript expression is true of the page.

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -55,7 +56,8 @@ impl Proxy {
         self.faults.send_modify(|faults| faults.held = held);
     }
 
-    /// Swallows what the server says on the connections that there are. Others, and what the client says, still pass.
+    /// Swallows what the server says on the connections that there are and have subscribed to something: they look alive and
+    /// are deaf. Commands, new connections, and what the client says still pass.
     pub fn deafen(&self) {
         self.faults.send_modify(|faults| faults.deafened += 1);
     }
@@ -80,8 +82,9 @@ async fn relay(mut client: TcpStream, target_port: u16, faults: watch::Receiver<
     let cut = {
         let (asked, replied) = client.split();
         let (replies, asks) = server.split();
-        let there = Direction { born, faults: faults.clone(), replies: false };
-        let back = Direction { born, faults, replies: true };
+        let subscribed = AtomicBool::new(false);
+        let there = Direction { born, faults: faults.clone(), replies: false, subscribed: &subscribed };
+        let back = Direction { born, faults, replies: true, subscribed: &subscribed };
         tokio::select! { cut = there.forward(asked, asks) => cut, cut = back.forward(replies, replied) => cut }
     };
     if cut {
@@ -91,13 +94,14 @@ async fn relay(mut client: TcpStream, target_port: u16, faults: watch::Receiver<
     }
 }
 
-struct Direction {
+struct Direction<'a> {
     born: Faults,
     faults: watch::Receiver<Faults>,
     replies: bool,
+    subscribed: &'a AtomicBool,
 }
 
-impl Direction {
+impl Direction<'_> {
     /// Forwards until an end. `true` if the connection is to be reset.
     async fn forward(mut self, mut from: ReadHalf<'_>, mut to: WriteHalf<'_>) -> bool {
         let mut buffer = vec![0; 16 << 10];
@@ -125,7 +129,10 @@ impl Direction {
                     Ok(length) => length,
                 },
             };
-            let deaf = self.replies && now.deafened != self.born.deafened;
+            if !self.replies && buffer[..length].windows(9).any(|word| word == b"SUBSCRIBE") {
+                self.subscribed.store(true, Ordering::Relaxed);
+            }
+            let deaf = self.replies && now.deafened != self.born.deafened && self.subscribed.load(Ordering::Relaxed);
             let step = if now.sliced { SLICE } else { length };
             for piece in buffer[..length].chunks(step) {
                 if !deaf && to.write_all(piece).await.is_err() {
