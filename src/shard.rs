@@ -188,6 +188,7 @@ impl Shard {
         }
         let metrics = &self.app.metrics;
         metrics.messages_out.inc_by(delivered * batch.len() as u64);
+        metrics.writes.inc_by(delivered);
     }
 
     /// Looks through the connections for those that are silent, for as long as the thread lives.

@@ -7,7 +7,7 @@ use std::convert::Infallible;
 use std::future::{pending, poll_fn};
 use std::io::Write;
 use std::net::SocketAddr;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
@@ -86,27 +86,18 @@ pub async fn serve(
         .max_buf_size(HEAD_BYTES)
         .max_headers(HEAD_LINES)
         .serve_connection(TokioIo::new(stream), service);
-    let taken = {
-        let mut drained = pin!(
-            async {
-                let _ = draining.wait_for(|draining| *draining).await;
-                // A first request that is on its way is answered.
-                let _ = tokio::time::timeout(FIRST_REQUEST_GRACE, asked.notified()).await;
-            }
-            .fuse()
-        );
-        poll_fn(|context| {
-            if drained.poll_unpin(context).is_ready() {
-                std::pin::Pin::new(&mut connection).graceful_shutdown();
-            }
-            let ended = connection.poll_without_shutdown(context);
-            match handover.borrow_mut().take() {
-                Some(handover) => Poll::Ready(Some(handover)),
-                None => ended.map(|_| None),
-            }
-        })
-        .await
-    };
+    let mut drained = pin!(until_drained(&mut draining, &asked).fuse());
+    let taken = poll_fn(|context| {
+        if drained.poll_unpin(context).is_ready() {
+            Pin::new(&mut connection).graceful_shutdown();
+        }
+        let ended = connection.poll_without_shutdown(context);
+        match handover.borrow_mut().take() {
+            Some(handover) => Poll::Ready(Some(handover)),
+            None => ended.map(|_| None),
+        }
+    })
+    .await;
     let parts = connection.into_parts();
     let mut stream = parts.io.into_inner();
     match taken {
@@ -120,6 +111,13 @@ pub async fn serve(
             let _ = tokio::io::AsyncWriteExt::shutdown(&mut stream).await;
         }
     }
+}
+
+/// Waits until the instance drains, and then a little for a first request that is on its way.
+async fn until_drained(draining: &mut watch::Receiver<bool>, asked: &Notify) {
+    // An error means that the instance is gone altogether.
+    let _ = draining.wait_for(|draining| *draining).await;
+    let _ = tokio::time::timeout(FIRST_REQUEST_GRACE, asked.notified()).await;
 }
 
 /// Begins a subscriber's life, as a task of its own: the one that served HTTP is as large as hyper's state.

@@ -285,9 +285,11 @@ async fn the_page_fits_a_phone_and_a_desktop_in_light_and_dark() {
     one.until(&format!("{}.length === 3", Window::FRAMES)).await;
     one.click("[data-cell=C5]").await;
 
-    for (name, width, height, scheme) in
-        [("demo", 1280, 800, "light"), ("demo-dark", 1280, 800, "dark"), ("demo-phone", 360, 740, "light")]
-    {
+    for (name, width, height, scheme, budget, note) in [
+        ("demo", 1280, 800, "light", "131000", "Moved to week 40"),
+        ("demo-dark", 1280, 800, "dark", "132500", "Moved to week 41"),
+        ("demo-phone", 360, 740, "light", "131500", "Moved to week 42"),
+    ] {
         let metrics = json!({ "width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500 });
         one.devtools("Emulation.setDeviceMetricsOverride", &metrics).await;
         let scheme = json!({ "features": [{ "name": "prefers-color-scheme", "value": scheme }] });
@@ -297,9 +299,8 @@ async fn the_page_fits_a_phone_and_a_desktop_in_light_and_dark() {
         assert_eq!(one.eval(too_wide).await, false, "{name}: the page scrolls sideways");
         // Lit cells at their brightest: the flash is a moment, the picture another.
         one.until("!document.querySelector('[data-flash]')").await;
-        two.set("C3", &format!("13{width}")).await;
-        let edit =
-            json!({ "value": format!("Moved to week {}", height / 20), "editor": "Cobalt Tern", "colour": "#1d4ed8" });
+        two.set("C3", budget).await;
+        let edit = json!({ "value": note, "editor": "Cobalt Tern", "colour": "#1d4ed8" });
         let (status, _) = west.post("/publish?channel=sheet:q3&key=G9", edit.to_string()).await;
         assert_eq!(status, 200);
         one.until("document.querySelectorAll('[data-flash]').length === 2").await;

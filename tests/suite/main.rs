@@ -8,6 +8,8 @@
 //! * `outages`: Redis and instances go away and come back; clients stop reading or vanish
 //! * `faults`: all of it at once, under load, counted
 //! * `model`: random interleavings against a simple model
+//! * `readme`: what the README says
+//! * `cost`: what a delivery and a connection may cost
 //! * `codec`: the WebSocket codec against tungstenite
 //! * `browser`: the demo in a real Chromium
 //! * `support`: starts and stops what the tests need
@@ -18,6 +20,7 @@
 mod browser;
 mod codec;
 mod contract;
+mod cost;
 mod faults;
 mod history;
 mod hostile;
@@ -25,4 +28,5 @@ mod http;
 mod keyed;
 mod model;
 mod outages;
+mod readme;
 mod support;

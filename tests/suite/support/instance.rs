@@ -195,7 +195,11 @@ impl Drop for Instance {
             let _ = reader.join();
         }
         if std::thread::panicking() {
-            eprintln!("--- log of {} ---\n{}", self.address, self.log());
+            // Captured with the test's own output, unlike what the process would write itself.
+            #[expect(clippy::print_stderr, reason = "a failed test shows what the instance said")]
+            {
+                eprintln!("--- log of {} ---\n{}", self.address, self.log());
+            }
         }
     }
 }

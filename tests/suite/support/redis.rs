@@ -26,27 +26,21 @@ impl Redis {
     }
 
     pub async fn start_with(arguments: &[&str]) -> Self {
-        let folder = tempfile::tempdir().unwrap();
         let arguments: Vec<_> = arguments.iter().map(|&argument| argument.to_owned()).collect();
         // Between choosing a free port and using it, another test may take it.
         loop {
+            let folder = tempfile::tempdir().unwrap();
             let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-            let mut redis = Self { port, child: spawn(port, &folder, &arguments), folder, arguments };
+            let child = spawn(port, &folder, &arguments);
+            let mut redis = Self { port, folder, arguments: arguments.clone(), child };
             if redis.answers_or_exits().await {
                 return redis;
             }
-            let Self { folder: kept, arguments: again, .. } = &mut redis;
-            let _ = std::mem::replace(kept, tempfile::tempdir().unwrap());
-            return Box::pin(Self::start_with(&again.iter().map(String::as_str).collect::<Vec<_>>())).await;
         }
     }
 
     pub fn url(&self) -> String {
         format!("redis://127.0.0.1:{}/", self.port)
-    }
-
-    pub fn pid(&self) -> u32 {
-        self.child.id()
     }
 
     /// What redis-cli answers.
