@@ -8,11 +8,11 @@ use std::io;
 use std::sync::Arc;
 
 use crate::batch::Batch;
-use crate::broker::{From, Page};
+use crate::broker::{From, Page, Tail};
 use crate::close::{Close, Code};
 use crate::dialect::{Dialect, Standing};
 use crate::hub::Membership;
-use crate::message::{Entry, Position};
+use crate::message::{Entry, Message, Position};
 use crate::topic::{FellBehind, Located, Place, Start, Topic};
 
 /// How many bytes are encoded for one write to a subscriber that catches up.
@@ -55,6 +55,8 @@ struct Slot {
     reading: Reading,
     /// What the subscriber has received up to.
     position: Option<Position>,
+    /// On a keyed channel, until the snapshot is there: the newest position when the subscriber joined.
+    joined_at: Option<Position>,
 }
 
 /// Where a slot reads.
@@ -87,6 +89,12 @@ impl Session {
         let mut heads = Vec::with_capacity(memberships.len());
         for (membership, start) in memberships {
             let Located { place, position, head } = membership.topic().locate(start);
+            let joined_at = match (&place, position, head) {
+                (Place::History(From::Keys), Some(Position { epoch, .. }), Some(offset)) => {
+                    Some(Position::new(epoch, offset))
+                }
+                _ => None,
+            };
             let reading = match place {
                 Place::Log(cursor) => Reading::Log(cursor),
                 Place::History(from) => Reading::History(from),
@@ -94,7 +102,7 @@ impl Session {
                 Place::Lost(_) => Reading::History(position.map_or(From::Oldest, From::After)),
             };
             heads.push(head);
-            slots.push(Slot { membership, reading, position });
+            slots.push(Slot { membership, reading, position, joined_at });
         }
         let mut outbox = head;
         let standings: Vec<_> = slots
@@ -144,7 +152,8 @@ impl Session {
     /// The history answered what the slot asked; `None` if the channel keeps none any more.
     pub fn answered(&mut self, slot: usize, page: Option<Arc<Page>>) {
         let slot = &mut self.slots[slot];
-        slot.reading = match page {
+        let joined_at = slot.joined_at.take();
+        slot.reading = match page.map(|page| snapshot_at(page, joined_at)) {
             Some(page) => Reading::Page { page, next: 0, gap_told: false },
             None => Reading::Log(slot.topic().end()),
         };
@@ -428,4 +437,16 @@ impl Slot {
     fn topic(&self) -> &Arc<Topic> {
         self.membership.topic()
     }
+}
+
+/// A snapshot as it was when the subscriber joined: what came since follows from the log, messages without a key included.
+fn snapshot_at(page: Arc<Page>, joined_at: Option<Position>) -> Arc<Page> {
+    let Some(joined_at) = joined_at else { return page };
+    let through = page.through.position;
+    if page.gap.is_some() || through.epoch != joined_at.epoch || through.offset <= joined_at.offset {
+        return page;
+    }
+    let was_there = |message: &&Arc<Message>| message.position.is_some_and(|held| held.offset <= joined_at.offset);
+    let messages = page.messages.iter().filter(was_there).cloned().collect();
+    Arc::new(Page { messages, through: Tail { position: joined_at, stamp: 0 }, ..*page })
 }

@@ -156,10 +156,10 @@ impl Shard {
                 feed.served.set(batch.next());
             }
         }
-        // Feeds that came meanwhile begin at an end that is not before these.
-        if let Some(served) = feeds.iter().map(|feed| feed.served.get()).min()
-            && self.topics.borrow().contains_key(&topic.id)
-        {
+        // Those that came meanwhile count as well: the log must keep what any of them has yet to read.
+        let topics = self.topics.borrow();
+        let feeds = topics.get(&topic.id).map_or(&[][..], |local| &local.feeds);
+        if let Some(served) = feeds.iter().map(|feed| feed.served.get()).min() {
             topic.served(self.index, Some(served));
         }
     }

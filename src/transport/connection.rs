@@ -26,6 +26,8 @@ use crate::topic::Topic;
 /// Silence after which the other side is asked whether it is there, and after which it is taken for gone, in seconds.
 const ASK_AFTER: u32 = 15;
 const GONE_AFTER: u32 = 45;
+/// How long to wait before the history is asked the same again.
+const REPEAT_PAUSE: Duration = Duration::from_millis(20);
 /// How many looks of the sweep a closing connection has to take its last bytes.
 const ENDING_LOOKS: u32 = 3;
 /// How long the other side has for its part of a close.
@@ -58,6 +60,8 @@ pub struct Connection {
     /// When the client was last heard, and when it was last asked, by the shard's clock.
     heard: Cell<u32>,
     asked: Cell<u32>,
+    /// What the history was asked last.
+    asked_history: Cell<Option<From>>,
     answers_heartbeats: bool,
     /// How many looks of the sweep it has been ending for.
     ending_looks: Cell<u32>,
@@ -66,7 +70,7 @@ pub struct Connection {
 }
 
 /// What the history answered, and to which of the channels.
-type Answer = (usize, Result<Option<Arc<Page>>, BrokerError>);
+type Answer = (usize, Option<Arc<Page>>);
 
 /// What the task does next.
 enum Event {
@@ -97,6 +101,7 @@ impl Connection {
             woken: Cell::new(false),
             heard: Cell::new(now),
             asked: Cell::new(now),
+            asked_history: Cell::new(None),
             answers_heartbeats,
             ending_looks: Cell::new(0),
             dead: Cell::new(false),
@@ -147,10 +152,7 @@ impl Connection {
                     }
                 }
                 Event::Pump => {}
-                Event::Answered((slot, answer)) => match answer {
-                    Ok(page) => self.session.borrow_mut().answered(slot, page),
-                    Err(error) => tracing::debug!(%error, "the history did not answer"),
-                },
+                Event::Answered((slot, page)) => self.session.borrow_mut().answered(slot, page),
                 Event::Published(results) => self.report(results),
             }
             self.publish(under_way);
@@ -320,15 +322,21 @@ impl Connection {
     fn ask(&self, slot: usize, from: From) -> LocalBoxFuture<'static, Answer> {
         let topic: Option<Arc<Topic>> = self.session.borrow().topics().nth(slot).cloned();
         let app = self.shard.app.clone();
+        // The same question again: the history is ahead of what this instance has heard yet.
+        let repeated = self.asked_history.replace(Some(from)) == Some(from);
         async move {
-            let Some(topic) = topic else { return (slot, Ok(None)) };
+            let Some(topic) = topic else { return (slot, None) };
+            if repeated {
+                tokio::time::sleep(REPEAT_PAUSE).await;
+            }
             let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
             // The client waits with us: its socket is read meanwhile, so its leaving ends this.
             loop {
                 match app.hub.history(&topic, from).await {
-                    Err(BrokerError::Unavailable(_)) => tokio::time::sleep(backoff.next_delay()).await,
-                    answer => return (slot, answer),
+                    Ok(page) => return (slot, page),
+                    Err(error) => tracing::debug!(%error, "the history did not answer"),
                 }
+                tokio::time::sleep(backoff.next_delay()).await;
             }
         }
         .boxed_local()

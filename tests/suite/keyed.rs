@@ -78,6 +78,7 @@ promises!(
     a_keyed_channel_is_bounded_with_a_clear_error,
     a_key_on_a_channel_that_is_not_keyed_is_refused,
     every_subscriber_ends_with_the_same_sheet,
+    a_message_without_a_key_reaches_who_has_just_joined,
 );
 
 /// Applies an envelope to a sheet.
@@ -234,4 +235,16 @@ async fn every_subscriber_ends_with_the_same_sheet(setup: Setup) {
     let ((), sheets) = tokio::join!(write, futures::future::join_all(subscribers));
     assert!(sheets[0].len() > 400);
     assert!(sheets.iter().all(|sheet| *sheet == sheets[0]));
+}
+
+async fn a_message_without_a_key_reaches_who_has_just_joined(setup: Setup) {
+    for round in 0..30 {
+        let channel = channel("sheet");
+        setup.set(&channel, "a", "1").await;
+        // Between the welcome and the snapshot.
+        let (mut socket, _) = joined(setup.two(), &format!("channel={channel}")).await;
+        setup.one.publish(&channel, "\"no key\"").await;
+        assert_eq!(socket.json().await["key"], "a", "round {round}");
+        assert_eq!(socket.json().await["data"], "no key", "round {round}");
+    }
 }

@@ -141,7 +141,7 @@ async fn a_replica_that_lacked_the_tail_begins_a_new_epoch() {
     let instance = Options::redis(&redis).start().await;
     let channel = channel("failover");
     let mut json = instance.ws(&format!("channel={channel}&format=json")).await;
-    json.json().await;
+    let epoch = json.json().await["channels"][0]["epoch"].clone();
     for number in 1..=5 {
         instance.publish(&channel, number.to_string()).await;
         assert_eq!(json.json().await["offset"], number);
@@ -156,6 +156,7 @@ async fn a_replica_that_lacked_the_tail_begins_a_new_epoch() {
     instance.signal("CONT");
     let gap = json.json().await;
     assert_eq!(gap["reason"], "epoch_changed", "{gap}");
+    assert_ne!(gap["epoch"], epoch, "or other positions would be taken for the same");
     let fourth = json.json().await;
     assert_eq!((&fourth["data"], &fourth["epoch"]), (&"another fourth".into(), &gap["epoch"]));
     until_ready(&instance, true).await;
