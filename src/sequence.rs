@@ -23,6 +23,8 @@ pub enum Next {
 /// The order of one channel, as one instance delivers it.
 #[derive(Debug)]
 pub struct Sequencer {
+    /// Whether the channel has a state that ends with its epoch.
+    keyed: bool,
     /// Up to where has been delivered; `None` until the history was first asked, or where the channel keeps none.
     delivered: Option<Tail>,
     mode: Mode,
@@ -41,13 +43,12 @@ enum Mode {
     Checking { held: Vec<Message>, held_bytes: usize, again: bool, foreign: Option<u64> },
 }
 
-impl Default for Sequencer {
-    fn default() -> Self {
-        Self { delivered: None, mode: Mode::Closed, dropped: 0 }
-    }
-}
-
 impl Sequencer {
+    /// The order of a channel of which nothing is known yet.
+    pub fn new(keyed: bool) -> Self {
+        Self { keyed, delivered: None, mode: Mode::Closed, dropped: 0 }
+    }
+
     /// Up to where has been delivered.
     pub fn delivered(&self) -> Option<Tail> {
         self.delivered
@@ -147,9 +148,10 @@ impl Sequencer {
                 offset if offset <= delivered.offset => Verdict::Repeats,
                 _ => Verdict::Ahead,
             }
-        } else if position.epoch > delivered.epoch && position.offset == 1 {
+        } else if position.epoch > delivered.epoch && position.offset == 1 && !self.keyed {
             // A new epoch from its first message on, right behind what was delivered, on a connection that lost
-            // nothing: the old epoch has ended and nobody who listens missed any of it.
+            // nothing: the old epoch has ended and nobody who listens missed any of it. (But the values of a keyed
+            // channel have gone with it, which is told.)
             Verdict::Follows
         } else if position.epoch < delivered.epoch {
             Verdict::Repeats

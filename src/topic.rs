@@ -90,7 +90,7 @@ impl Topic {
     pub fn new(id: u64, channel: ChannelName, rule: Rule, bounds: Bounds, shards: usize) -> Self {
         let state = State {
             log: Log::new(bounds),
-            sequencer: Sequencer::default(),
+            sequencer: Sequencer::new(rule.keyed.is_some()),
             served: vec![u64::MAX; shards].into(),
             aged: 0,
             subscribers: 0,

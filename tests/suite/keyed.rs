@@ -248,3 +248,19 @@ async fn a_message_without_a_key_reaches_who_has_just_joined(setup: Setup) {
         assert_eq!(socket.json().await["data"], "no key", "round {round}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn values_that_vanish_while_clients_are_connected_are_told() {
+    let redis = Redis::start().await;
+    let instance = Options::redis(&redis).rules(RULES).start().await;
+    let setup = Setup { one: instance, two: None, _redis: None };
+    let channel = channel("sheet");
+    let (mut socket, _) = joined(&setup.one, &format!("channel={channel}")).await;
+    setup.set(&channel, "a", "1").await;
+    assert_eq!(socket.json().await["key"], "a");
+    redis.cli(&["FLUSHALL"]);
+    setup.set(&channel, "b", "2").await;
+    let gap = socket.json().await;
+    assert_eq!((&gap["event"], &gap["reason"]), (&"gap".into(), &"epoch_changed".into()), "{gap}");
+    assert_eq!(socket.json().await["key"], "b");
+}
