@@ -62,7 +62,7 @@ pub struct ServeArgs {
     /// Address and port to listen on.
     #[arg(long, env = "LISTEN", default_value = "127.0.0.1:8000", value_name = "ADDRESS:PORT")]
     pub listen: SocketAddr,
-    /// The Redis that instances share, as redis://[user:password@]host[:port][/db]; without it the embedded broker.
+    /// The Redis that instances share, such as redis://user:password@host:6379/0; without it the embedded broker.
     #[arg(long, env = "REDIS_URL", value_name = "URL", hide_env_values = true)]
     pub redis_url: Option<String>,
     /// The rules file: what differs by channel [default: livebridge.toml where it exists].
