@@ -1,49 +1,12 @@
 //! What every broker must do. Each test is written once and runs twice: on the embedded broker with one instance, and on
 //! Redis with two, publishers and subscribers on different ones.
 
+use crate::support::brokers::{Setup, promises};
 use crate::support::channel;
-use crate::support::instance::{Instance, Options};
-use crate::support::redis::Redis;
-
-/// Where publishers and subscribers are connected.
-struct Setup {
-    publisher: Instance,
-    subscriber: Option<Instance>,
-    redis: Option<Redis>,
-}
-
-impl Setup {
-    async fn memory() -> Self {
-        Self { publisher: Instance::embedded().await, subscriber: None, redis: None }
-    }
-
-    async fn redis() -> Self {
-        let redis = Redis::start().await;
-        let publisher = Options::redis(&redis).start().await;
-        let subscriber = Some(Options::redis(&redis).start().await);
-        Self { publisher, subscriber, redis: Some(redis) }
-    }
-
-    fn subscriber(&self) -> &Instance {
-        self.subscriber.as_ref().unwrap_or(&self.publisher)
-    }
-}
-
-/// Runs each promise against both brokers.
-macro_rules! promises {
-    ($($name:ident),* $(,)?) => {
-        mod on_the_embedded_broker {
-            $(#[tokio::test(flavor = "multi_thread")]
-            async fn $name() { super::$name(super::Setup::memory().await).await; })*
-        }
-        mod on_redis {
-            $(#[tokio::test(flavor = "multi_thread")]
-            async fn $name() { super::$name(super::Setup::redis().await).await; })*
-        }
-    };
-}
+use crate::support::instance::Options;
 
 promises!(
+    Options::default();
     payloads_arrive_verbatim_and_utf8_is_text,
     ten_thousand_messages_arrive_in_order,
     order_holds_on_every_channel_of_a_connection,
@@ -62,31 +25,31 @@ promises!(
 
 async fn payloads_arrive_verbatim_and_utf8_is_text(setup: Setup) {
     let channel = channel("verbatim");
-    let mut socket = setup.subscriber().ws(&format!("channel={channel}")).await;
+    let mut socket = setup.two().ws(&format!("channel={channel}")).await;
     let every_byte: Vec<u8> = (0..=255).collect();
     let mebibyte = "0123456789abcdef".repeat(1 << 16);
     let texts = [r#"{"cell":"B4","value":17}"#, "žluťoučký kůň 🐎 \u{0}", "", "a\r\nb\nc", &mebibyte];
     for text in texts {
-        setup.publisher.publish(&channel, text.to_owned()).await;
+        setup.one.publish(&channel, text.to_owned()).await;
         assert!(socket.text().await == text, "{} bytes of text", text.len());
     }
     let odd_mebibyte = vec![0xFE; 1 << 20];
     for bytes in [&every_byte, &vec![0xFF], &odd_mebibyte] {
-        setup.publisher.publish(&channel, bytes.clone()).await;
+        setup.one.publish(&channel, bytes.clone()).await;
         assert!(socket.bytes().await == *bytes, "{} bytes", bytes.len());
     }
 }
 
 async fn ten_thousand_messages_arrive_in_order(setup: Setup) {
     let channel = channel("order");
-    let mut socket = setup.subscriber().ws(&format!("channel={channel}")).await;
+    let mut socket = setup.two().ws(&format!("channel={channel}")).await;
     let publish = async {
         for batch in 0..100 {
             let lines: String = (0..100)
                 .map(|line| format!("{{\"channel\":\"{channel}\",\"data\":{}}}\n", batch * 100 + line))
                 .collect();
             let (status, answer) =
-                setup.publisher.post_with("/publish", &[("content-type", "application/x-ndjson")], lines).await;
+                setup.one.post_with("/publish", &[("content-type", "application/x-ndjson")], lines).await;
             assert_eq!(status, 200, "{answer}");
         }
     };
@@ -100,10 +63,10 @@ async fn ten_thousand_messages_arrive_in_order(setup: Setup) {
 
 async fn order_holds_on_every_channel_of_a_connection(setup: Setup) {
     let (one, two) = (channel("one"), channel("two"));
-    let mut socket = setup.subscriber().ws(&format!("channel={one}&channel={two}&format=json")).await;
+    let mut socket = setup.two().ws(&format!("channel={one}&channel={two}&format=json")).await;
     socket.json().await;
     for number in 0..500 {
-        setup.publisher.publish(if number % 3 == 0 { &one } else { &two }, number.to_string()).await;
+        setup.one.publish(if number % 3 == 0 { &one } else { &two }, number.to_string()).await;
     }
     let (mut last_one, mut last_two) = (-1, -1);
     for _ in 0..500 {
@@ -118,10 +81,10 @@ async fn order_holds_on_every_channel_of_a_connection(setup: Setup) {
 
 async fn channels_are_told_apart(setup: Setup) {
     let (one, two, other) = (channel("one"), channel("two"), channel("other"));
-    let mut only_one = setup.subscriber().ws(&format!("channel={one}")).await;
-    let mut events = setup.subscriber().events(&format!("channel={one}&channel={two}")).await;
+    let mut only_one = setup.two().ws(&format!("channel={one}")).await;
+    let mut events = setup.two().events(&format!("channel={one}&channel={two}")).await;
     for name in [&other, &two, &one] {
-        setup.publisher.publish(name, format!("to {name}")).await;
+        setup.one.publish(name, format!("to {name}")).await;
     }
     assert_eq!(only_one.text().await, format!("to {one}"));
     let first = events.next().await;
@@ -134,11 +97,11 @@ async fn every_subscriber_receives_every_message(setup: Setup) {
     let channel = channel("fan");
     let mut sockets = Vec::new();
     for index in 0..100 {
-        let instance = if index % 2 == 0 { &setup.publisher } else { setup.subscriber() };
+        let instance = if index % 2 == 0 { &setup.one } else { setup.two() };
         sockets.push(instance.ws(&format!("channel={channel}")).await);
     }
     for number in 0..20 {
-        setup.publisher.publish(&channel, number.to_string()).await;
+        setup.one.publish(&channel, number.to_string()).await;
     }
     let published = std::time::Instant::now();
     for socket in &mut sockets {
@@ -152,8 +115,8 @@ async fn every_subscriber_receives_every_message(setup: Setup) {
 
 async fn what_a_websocket_client_sends_is_published(setup: Setup) {
     let channel = channel("chat");
-    let mut listener = setup.subscriber().ws(&format!("channel={channel}")).await;
-    let mut speaker = setup.publisher.ws(&format!("channel={channel}")).await;
+    let mut listener = setup.two().ws(&format!("channel={channel}")).await;
+    let mut speaker = setup.one.ws(&format!("channel={channel}")).await;
     speaker.send("hello").await;
     speaker.send(vec![0xFF, 0x00]).await;
     speaker.send("").await;
@@ -169,7 +132,7 @@ async fn what_a_websocket_client_sends_is_published(setup: Setup) {
 
 async fn a_client_that_names_several_channels_may_not_publish(setup: Setup) {
     let (one, two) = (channel("one"), channel("two"));
-    let mut speaker = setup.publisher.ws(&format!("channel={one}&channel={two}")).await;
+    let mut speaker = setup.one.ws(&format!("channel={one}&channel={two}")).await;
     speaker.send("to whom?").await;
     let (code, reason) = speaker.closed().await;
     assert_eq!(code, 1008);
@@ -177,9 +140,9 @@ async fn a_client_that_names_several_channels_may_not_publish(setup: Setup) {
 }
 
 async fn without_a_channel_the_default_channel_is_meant(setup: Setup) {
-    let mut socket = setup.subscriber().ws("").await;
-    let mut events = setup.subscriber().events("").await;
-    let (_, answer) = setup.publisher.post("/publish", "hello").await;
+    let mut socket = setup.two().ws("").await;
+    let mut events = setup.two().events("").await;
+    let (_, answer) = setup.one.post("/publish", "hello").await;
     assert_eq!(answer["messages"][0]["channel"], "live");
     assert_eq!(socket.text().await, "hello");
     assert_eq!(events.next().await.data, "hello");
@@ -187,9 +150,9 @@ async fn without_a_channel_the_default_channel_is_meant(setup: Setup) {
 
 async fn several_channels_in_one_post_each_get_the_message(setup: Setup) {
     let (one, two) = (channel("one"), channel("two"));
-    let mut first = setup.subscriber().ws(&format!("channel={one}")).await;
-    let mut second = setup.subscriber().ws(&format!("channel={two}")).await;
-    let (_, answer) = setup.publisher.post(&format!("/publish?channel={one}&channel={two}"), "both").await;
+    let mut first = setup.two().ws(&format!("channel={one}")).await;
+    let mut second = setup.two().ws(&format!("channel={two}")).await;
+    let (_, answer) = setup.one.post(&format!("/publish?channel={one}&channel={two}"), "both").await;
     assert_eq!(answer["messages"][0]["channel"], one.as_str());
     assert_eq!(answer["messages"][1]["channel"], two.as_str());
     assert_eq!(answer["messages"][1]["offset"], 1);
@@ -198,13 +161,13 @@ async fn several_channels_in_one_post_each_get_the_message(setup: Setup) {
 
 async fn a_batch_is_published_in_order(setup: Setup) {
     let (one, two) = (channel("one"), channel("two"));
-    let mut socket = setup.subscriber().ws(&format!("channel={one}")).await;
-    let mut other = setup.subscriber().ws(&format!("channel={two}")).await;
+    let mut socket = setup.two().ws(&format!("channel={one}")).await;
+    let mut other = setup.two().ws(&format!("channel={two}")).await;
     let batch = format!(
         "{{\"channel\":\"{one}\",\"data\":{{\"a\": 1}}}}\n\n{{\"channel\":\"{two}\",\"data\":\"text\\n\"}}\r\n{{\"channel\":\"{one}\",\"data\":\"AP8=\",\"encoding\":\"base64\"}}"
     );
     let (status, answer) =
-        setup.publisher.post_with("/publish", &[("content-type", "application/x-ndjson; charset=utf-8")], batch).await;
+        setup.one.post_with("/publish", &[("content-type", "application/x-ndjson; charset=utf-8")], batch).await;
     assert_eq!(status, 200, "{answer}");
     let offsets: Vec<_> = answer["messages"].as_array().unwrap().iter().map(|it| it["offset"].as_u64()).collect();
     assert_eq!(offsets, [Some(1), Some(1), Some(2)]);
@@ -215,7 +178,7 @@ async fn a_batch_is_published_in_order(setup: Setup) {
 
 async fn who_has_left_receives_nothing_and_is_forgotten(setup: Setup) {
     let channel = channel("leaving");
-    let instance = setup.subscriber();
+    let instance = setup.two();
     let socket = instance.ws(&format!("channel={channel}")).await;
     let events = instance.events(&format!("channel={channel}")).await;
     crate::support::until("two connections", || async { instance.metric("livebridge_connections").await == 2.0 }).await;
@@ -231,17 +194,17 @@ async fn one_subscription_per_channel_and_instance(setup: Setup) {
     let channel = channel("shared");
     let mut sockets = Vec::new();
     for _ in 0..20 {
-        sockets.push(setup.subscriber().ws(&format!("channel={channel}")).await);
+        sockets.push(setup.two().ws(&format!("channel={channel}")).await);
     }
     if let Some(redis) = &setup.redis {
         assert_eq!(redis.listeners(&channel), 1);
     }
-    assert_eq!(setup.subscriber().metric("livebridge_channels").await, 1.0);
+    assert_eq!(setup.two().metric("livebridge_channels").await, 1.0);
 }
 
 async fn events_carry_multi_line_payloads_and_bytes(setup: Setup) {
     let channel = channel("events");
-    let mut events = setup.subscriber().events(&format!("channel={channel}")).await;
+    let mut events = setup.two().events(&format!("channel={channel}")).await;
     for (sent, received) in [
         (&b"one line"[..], "one line"),
         (b"two\nlines", "two\nlines"),
@@ -250,7 +213,7 @@ async fn events_carry_multi_line_payloads_and_bytes(setup: Setup) {
         (b"", ""),
         (&[0xFF, 0x00], "data:application/octet-stream;base64,/wA="),
     ] {
-        let position = setup.publisher.publish(&channel, sent).await;
+        let position = setup.one.publish(&channel, sent).await;
         let event = events.next().await;
         assert_eq!((event.data.as_str(), event.kind.as_str()), (received, "message"));
         assert_eq!(event.id, position);
@@ -259,7 +222,7 @@ async fn events_carry_multi_line_payloads_and_bytes(setup: Setup) {
 
 async fn envelopes_carry_position_key_and_data(setup: Setup) {
     let channel = channel("sheet");
-    let mut socket = setup.subscriber().ws(&format!("channel={channel}&format=json")).await;
+    let mut socket = setup.two().ws(&format!("channel={channel}&format=json")).await;
     let welcome = socket.json().await;
     assert_eq!(welcome["event"], "welcome");
     assert_eq!(welcome["channels"][0]["channel"], channel.as_str());
@@ -272,7 +235,7 @@ async fn envelopes_carry_position_key_and_data(setup: Setup) {
         (&[0xFF], "/w==".into()),
     ];
     for (index, (body, data)) in bodies.into_iter().enumerate() {
-        setup.publisher.publish(&channel, body).await;
+        setup.one.publish(&channel, body).await;
         let envelope = socket.json().await;
         assert_eq!(envelope["data"], data);
         assert_eq!(envelope["channel"], channel.as_str());

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::support::instance::{Instance, Options, position};
+use crate::support::brokers::{Setup, promises};
+use crate::support::instance::{Options, position};
 use crate::support::redis::Redis;
 use crate::support::sse::Events;
 use crate::support::{channel, until};
@@ -24,31 +25,9 @@ match = 'none:*'
 history = false
 ";
 
-struct Setup {
-    one: Instance,
-    two: Option<Instance>,
-    redis: Option<Redis>,
-}
-
 impl Setup {
-    async fn memory() -> Self {
-        Self { one: Options::default().rules(RULES).start().await, two: None, redis: None }
-    }
-
-    async fn redis() -> Self {
-        let redis = Redis::start().await;
-        let one = Options::redis(&redis).rules(RULES).start().await;
-        let two = Some(Options::redis(&redis).rules(RULES).start().await);
-        Self { one, two, redis: Some(redis) }
-    }
-
-    /// The other instance, where there is one.
-    fn two(&self) -> &Instance {
-        self.two.as_ref().unwrap_or(&self.one)
-    }
-
     /// Publishes `from..=to` as their own numbers; returns the last position.
-    async fn publish(&self, channel: &str, from: u64, to: u64) -> String {
+    async fn publish_numbers(&self, channel: &str, from: u64, to: u64) -> String {
         let lines: String =
             (from..=to).map(|number| format!("{{\"channel\":\"{channel}\",\"data\":{number}}}\n")).collect();
         let (status, answer) = self.one.post_with("/publish", &[("content-type", "application/x-ndjson")], lines).await;
@@ -57,20 +36,8 @@ impl Setup {
     }
 }
 
-macro_rules! promises {
-    ($($name:ident),* $(,)?) => {
-        mod on_the_embedded_broker {
-            $(#[tokio::test(flavor = "multi_thread")]
-            async fn $name() { super::$name(super::Setup::memory().await).await; })*
-        }
-        mod on_redis {
-            $(#[tokio::test(flavor = "multi_thread")]
-            async fn $name() { super::$name(super::Setup::redis().await).await; })*
-        }
-    };
-}
-
 promises!(
+    Options::default().rules(RULES);
     offsets_count_without_holes_and_history_answers_them,
     history_is_bounded_by_count,
     history_is_bounded_by_age,
@@ -92,7 +59,7 @@ fn after(position: &str, offset: u64) -> String {
 
 async fn offsets_count_without_holes_and_history_answers_them(setup: Setup) {
     let channel = channel("history");
-    let last = setup.publish(&channel, 1, 20).await;
+    let last = setup.publish_numbers(&channel, 1, 20).await;
     let history = setup.two().get_json(&format!("/channels/{channel}/messages?limit=1000")).await;
     assert_eq!(history["offset"], 20);
     for (index, message) in history["messages"].as_array().unwrap().iter().enumerate() {
@@ -108,7 +75,7 @@ async fn offsets_count_without_holes_and_history_answers_them(setup: Setup) {
 
 async fn history_is_bounded_by_count(setup: Setup) {
     let channel = channel("short");
-    let last = setup.publish(&channel, 1, 12).await;
+    let last = setup.publish_numbers(&channel, 1, 12).await;
     let history = setup.one.get_json(&format!("/channels/{channel}/messages")).await;
     let offsets: Vec<_> = history["messages"].as_array().unwrap().iter().map(|it| it["offset"].clone()).collect();
     assert_eq!(offsets, [8, 9, 10, 11, 12]);
@@ -120,7 +87,7 @@ async fn history_is_bounded_by_count(setup: Setup) {
 
 async fn history_is_bounded_by_age(setup: Setup) {
     let channel = channel("brief");
-    let last = setup.publish(&channel, 1, 3).await;
+    let last = setup.publish_numbers(&channel, 1, 3).await;
     let path = format!("/channels/{channel}/messages");
     until("the messages have aged", || async {
         setup.one.get_json(&path).await["messages"].as_array().unwrap().is_empty()
@@ -131,7 +98,7 @@ async fn history_is_bounded_by_age(setup: Setup) {
     assert_eq!(status, 200);
     let (status, _) = setup.one.get(&format!("{path}?since={}", after(&last, 2))).await;
     assert_eq!(status, 410);
-    assert_eq!(after(&last, 4), setup.publish(&channel, 4, 4).await, "the epoch outlives the messages");
+    assert_eq!(after(&last, 4), setup.publish_numbers(&channel, 4, 4).await, "the epoch outlives the messages");
 }
 
 async fn a_channel_without_history_relays_and_says_so(setup: Setup) {
@@ -151,7 +118,7 @@ async fn a_channel_without_history_relays_and_says_so(setup: Setup) {
 
 async fn a_websocket_resumes_after_a_position(setup: Setup) {
     let channel = channel("resume");
-    let last = setup.publish(&channel, 1, 10).await;
+    let last = setup.publish_numbers(&channel, 1, 10).await;
     for seen in [0, 4, 9, 10] {
         let mut socket = setup.two().ws(&format!("channel={channel}&since={}", after(&last, seen))).await;
         for expected in seen + 1..=10 {
@@ -166,7 +133,7 @@ async fn a_websocket_resumes_after_a_position(setup: Setup) {
 
 async fn a_position_of_the_future_or_another_epoch_is_told(setup: Setup) {
     let channel = channel("future");
-    let last = setup.publish(&channel, 1, 3).await;
+    let last = setup.publish_numbers(&channel, 1, 3).await;
     for since in [after(&last, 4), "1:2".to_owned()] {
         let mut raw = setup.two().ws(&format!("channel={channel}&since={since}")).await;
         let (code, reason) = raw.closed().await;
@@ -187,7 +154,7 @@ async fn a_position_of_the_future_or_another_epoch_is_told(setup: Setup) {
 
 async fn a_position_older_than_the_history_is_told(setup: Setup) {
     let channel = channel("short");
-    let last = setup.publish(&channel, 1, 12).await;
+    let last = setup.publish_numbers(&channel, 1, 12).await;
     let since = after(&last, 3);
     let (code, _) = setup.two().ws(&format!("channel={channel}&since={since}")).await.closed().await;
     assert_eq!(code, 4002);
@@ -202,7 +169,7 @@ async fn a_position_older_than_the_history_is_told(setup: Setup) {
 
 async fn the_last_few_messages_come_first(setup: Setup) {
     let channel = channel("last");
-    setup.publish(&channel, 1, 10).await;
+    setup.publish_numbers(&channel, 1, 10).await;
     for (asked, first) in [(3, 8), (10, 1), (500, 1), (0, 11)] {
         let mut socket = setup.two().ws(&format!("channel={channel}&last={asked}&format=json")).await;
         let welcome = socket.json().await;
@@ -221,7 +188,7 @@ async fn an_event_stream_resumes_by_its_last_event_id(setup: Setup) {
     let mut events = setup.one.events(&format!("channel={channel}")).await;
     let url = setup.two().url(&format!("/events?channel={channel}"));
     let quiet = events.last_id.clone().expect("the welcome carries the position");
-    setup.publish(&channel, 1, 3).await;
+    setup.publish_numbers(&channel, 1, 3).await;
     for expected in ["1", "2"] {
         assert_eq!(events.next().await.data, expected);
     }
@@ -237,8 +204,8 @@ async fn an_event_stream_of_several_channels_resumes_each(setup: Setup) {
     let (one, two, plain) = (channel("one"), channel("two"), channel("none"));
     let query = format!("channel={one}&channel={two}&channel={plain}");
     let mut events = setup.one.events(&query).await;
-    setup.publish(&one, 1, 2).await;
-    setup.publish(&two, 1, 3).await;
+    setup.publish_numbers(&one, 1, 2).await;
+    setup.publish_numbers(&two, 1, 3).await;
     let mut seen: Vec<(String, String)> = Vec::new();
     for _ in 0..3 {
         let event = events.next().await;
@@ -260,18 +227,18 @@ async fn an_event_stream_of_several_channels_resumes_each(setup: Setup) {
 
 async fn a_client_far_behind_reads_many_pages_without_a_hole(setup: Setup) {
     let channel = channel("long");
-    let last = setup.publish(&channel, 1, 3500).await;
+    let last = setup.publish_numbers(&channel, 1, 3500).await;
     let mut socket = setup.two().ws(&format!("channel={channel}&since={}", after(&last, 0))).await;
     for expected in 1..=3500 {
         assert_eq!(socket.text().await, expected.to_string());
     }
-    setup.publish(&channel, 3501, 3501).await;
+    setup.publish_numbers(&channel, 3501, 3501).await;
     assert_eq!(socket.text().await, "3501");
 }
 
 async fn a_thousand_clients_that_resume_share_the_reading(setup: Setup) {
     let channel = channel("stampede");
-    let last = setup.publish(&channel, 1, 50).await;
+    let last = setup.publish_numbers(&channel, 1, 50).await;
     let reads = || {
         let redis = setup.redis.as_ref()?;
         let stats = redis.cli(&["INFO", "commandstats"]);

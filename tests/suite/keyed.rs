@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
+use crate::support::brokers::{Setup, promises};
 use crate::support::channel;
 use crate::support::instance::{Instance, Options, position};
-use crate::support::redis::Redis;
 use crate::support::ws::Socket;
 
 const RULES: &str = "
@@ -23,28 +23,7 @@ match = 'tiny:*'
 keyed = { keys = 3, bytes = 1024 }
 ";
 
-struct Setup {
-    one: Instance,
-    two: Option<Instance>,
-    _redis: Option<Redis>,
-}
-
 impl Setup {
-    async fn memory() -> Self {
-        Self { one: Options::default().rules(RULES).flag("--log-messages 64").start().await, two: None, _redis: None }
-    }
-
-    async fn redis() -> Self {
-        let redis = Redis::start().await;
-        let one = Options::redis(&redis).rules(RULES).flag("--log-messages 64").start().await;
-        let two = Some(Options::redis(&redis).rules(RULES).flag("--log-messages 64").start().await);
-        Self { one, two, _redis: Some(redis) }
-    }
-
-    fn two(&self) -> &Instance {
-        self.two.as_ref().unwrap_or(&self.one)
-    }
-
     async fn set(&self, channel: &str, key: &str, value: &str) -> String {
         let (status, answer) = self.one.post(&format!("/publish?channel={channel}&key={key}"), value.to_owned()).await;
         assert_eq!(status, 200, "{answer}");
@@ -57,20 +36,8 @@ impl Setup {
     }
 }
 
-macro_rules! promises {
-    ($($name:ident),* $(,)?) => {
-        mod on_the_embedded_broker {
-            $(#[tokio::test(flavor = "multi_thread")]
-            async fn $name() { super::$name(super::Setup::memory().await).await; })*
-        }
-        mod on_redis {
-            $(#[tokio::test(flavor = "multi_thread")]
-            async fn $name() { super::$name(super::Setup::redis().await).await; })*
-        }
-    };
-}
-
 promises!(
+    Options::default().rules(RULES).flag("--log-messages 64");
     a_new_subscriber_first_gets_the_current_value_of_every_key,
     who_resumes_from_beyond_the_history_gets_only_what_changed,
     who_resumes_from_another_epoch_is_told_and_gets_every_key,
@@ -251,14 +218,12 @@ async fn a_message_without_a_key_reaches_who_has_just_joined(setup: Setup) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn values_that_vanish_while_clients_are_connected_are_told() {
-    let redis = Redis::start().await;
-    let instance = Options::redis(&redis).rules(RULES).start().await;
-    let setup = Setup { one: instance, two: None, _redis: None };
+    let setup = Setup::redis(Options::default().rules(RULES)).await;
     let channel = channel("sheet");
     let (mut socket, _) = joined(&setup.one, &format!("channel={channel}")).await;
     setup.set(&channel, "a", "1").await;
     assert_eq!(socket.json().await["key"], "a");
-    redis.cli(&["FLUSHALL"]);
+    setup.redis.as_ref().unwrap().cli(&["FLUSHALL"]);
     setup.set(&channel, "b", "2").await;
     let gap = socket.json().await;
     assert_eq!((&gap["event"], &gap["reason"]), (&"gap".into(), &"epoch_changed".into()), "{gap}");

@@ -1,5 +1,6 @@
 //! Starts and stops what the tests need. Everything has a port and a folder of its own, and is gone when dropped.
 
+pub mod brokers;
 pub mod browser;
 pub mod instance;
 pub mod proxy;
