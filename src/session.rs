@@ -98,8 +98,6 @@ impl Session {
             let reading = match place {
                 Place::Log(cursor) => Reading::Log(cursor),
                 Place::History(from) => Reading::History(from),
-                // The history says exactly what is gone, and goes on with what is there.
-                Place::Lost(_) => Reading::History(position.map_or(From::Oldest, From::After)),
             };
             heads.push(head);
             slots.push(Slot { membership, reading, position, joined_at });
@@ -404,7 +402,6 @@ impl Session {
         slot.reading = match slot.topic().after_history(through) {
             Place::Log(cursor) => Reading::Log(cursor),
             Place::History(from) => Reading::History(from),
-            Place::Lost(_) => Reading::History(From::After(through)),
         };
         Advance::Moved
     }

@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 use crate::broker::{From, Page, Tail};
 use crate::channel::ChannelName;
 use crate::log::{Bounds, Found, Log};
-use crate::message::{Entry, Gap, GapReason, Message, Position};
+use crate::message::{Entry, Message, Position};
 use crate::rules::Rule;
 use crate::sequence::{Next, Sequencer};
 
@@ -32,8 +32,6 @@ pub enum Place {
     Log(u64),
     /// The history must be asked first.
     History(From),
-    /// What was asked for is gone; the reader is told, and goes on in the history after the gap.
-    Lost(Gap),
 }
 
 /// Where a subscriber begins.
@@ -209,13 +207,8 @@ impl Topic {
                 let place = match state.log.find(position) {
                     Found::At(sequence) => Place::Log(sequence),
                     Found::Older if position == tail => end,
-                    Found::Older if position.epoch == tail.epoch && position.offset < tail.offset => {
-                        Place::History(From::After(position))
-                    }
-                    Found::Older => {
-                        let resumes_after = Position::new(tail.epoch, 0);
-                        Place::Lost(Gap { resumes_after, reason: GapReason::EpochChanged })
-                    }
+                    // The history says exactly what is gone, if anything is.
+                    Found::Older => Place::History(From::After(position)),
                 };
                 (place, position)
             }

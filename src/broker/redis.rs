@@ -59,20 +59,17 @@ impl RedisBroker {
 }
 
 impl Broker for RedisBroker {
-    fn publish(&self, mut batch: Vec<Publication>) -> BoxFuture<'_, Vec<Result<Option<Position>, BrokerError>>> {
+    fn publish(&self, batch: Vec<Publication>) -> BoxFuture<'_, Vec<Result<Option<Position>, BrokerError>>> {
         async move {
             if let Health::Down(why) = self.health() {
                 return batch.iter().map(|_| Err(BrokerError::Unavailable(why.clone()))).collect();
             }
             let count = batch.len();
             let publishing = async {
-                match batch.pop() {
-                    Some(only) if batch.is_empty() => vec![self.gather.publish(only).await],
-                    Some(last) => {
-                        batch.push(last);
-                        self.commands.publish(&batch).await
-                    }
-                    None => Vec::new(),
+                match <[Publication; 1]>::try_from(batch) {
+                    Ok([only]) => vec![self.gather.publish(only).await],
+                    Err(none) if none.is_empty() => Vec::new(),
+                    Err(several) => self.commands.publish(&several).await,
                 }
             };
             match tokio::time::timeout(PUBLISH_TIMEOUT, publishing).await {

@@ -2,7 +2,6 @@
 //! trusts the connection only as long as a canary sent through Redis comes back on it.
 
 use std::collections::HashSet;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -40,8 +39,7 @@ pub(super) struct Subscriber {
     intake: Arc<Intake>,
     metrics: Arc<Metrics>,
     canary: String,
-    /// The number of the newest canary that came back, and the news of it.
-    returned: AtomicU64,
+    /// Rung when a canary came back.
     heard: Notify,
 }
 
@@ -62,7 +60,6 @@ impl Subscriber {
             intake,
             metrics,
             canary: format!("livebridge:canary:{instance}"),
-            returned: AtomicU64::new(0),
             heard: Notify::new(),
         }
     }
@@ -111,7 +108,6 @@ impl Subscriber {
         self.wanted().pending.clear();
         let all: Vec<_> = self.wanted().channels.iter().cloned().collect();
         send(&mut connection, &all, true).await?;
-        let mut sent = self.returned.load(Ordering::Acquire);
         let mut beats = tokio::time::interval(BEAT);
         beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut unanswered = 0;
@@ -124,9 +120,8 @@ impl Subscriber {
                     if unanswered >= DEAF_AFTER {
                         return Ok("the connection is deaf: messages sent through Redis do not come back");
                     }
-                    sent += 1;
                     unanswered += 1;
-                    commands.publish_plain(&self.canary, &sent.to_string()).await?;
+                    commands.publish_plain(&self.canary, "beat").await?;
                 }
                 () = self.heard.notified() => {
                     unanswered = 0;
@@ -225,7 +220,6 @@ impl Ear {
             };
             self.subscriber.intake.push(Event::Arrived(channel, message));
         } else if name == self.subscriber.canary.as_bytes() {
-            self.subscriber.returned.fetch_add(1, Ordering::AcqRel);
             self.subscriber.heard.notify_one();
         }
     }
