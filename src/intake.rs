@@ -35,21 +35,18 @@ impl Intake {
     /// Adds an event. A message that finds no room is dropped, and its channel reported as [`Event::Missed`]
     /// in its place: what has a position is then read from the history.
     pub fn push(&self, event: Event) {
-        let mut queue = self.lock();
-        let weight = weight(&event);
-        if queue.bytes + weight > MOST_BYTES && !queue.events.is_empty() {
-            queue.dropped += 1;
-            let (Event::Arrived(channel, _) | Event::Subscribed(channel) | Event::Missed(channel)) = event;
-            // In its place: what follows must not pass for the continuation of what came before.
-            if queue.missed.insert(channel.clone()) {
-                queue.events.push_back(Event::Missed(channel));
-            }
-            return;
-        }
-        queue.bytes += weight;
-        queue.events.push_back(event);
-        drop(queue);
+        self.lock().push(event);
         self.arrived.notify_one();
+    }
+
+    /// Adds events, in their order, and leaves the vector empty.
+    pub fn push_all(&self, events: &mut Vec<Event>) {
+        if !events.is_empty() {
+            let mut queue = self.lock();
+            events.drain(..).for_each(|event| queue.push(event));
+            drop(queue);
+            self.arrived.notify_one();
+        }
     }
 
     /// Whether another message would find room.
@@ -90,6 +87,23 @@ impl Intake {
     fn lock(&self) -> std::sync::MutexGuard<'_, Queue> {
         // The queue is whole after every line that holds it: a panic elsewhere does not spoil it.
         self.queue.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+impl Queue {
+    fn push(&mut self, event: Event) {
+        let weight = weight(&event);
+        if self.bytes + weight > MOST_BYTES && !self.events.is_empty() {
+            self.dropped += 1;
+            let (Event::Arrived(channel, _) | Event::Subscribed(channel) | Event::Missed(channel)) = event;
+            // In its place: what follows must not pass for the continuation of what came before.
+            if self.missed.insert(channel.clone()) {
+                self.events.push_back(Event::Missed(channel));
+            }
+            return;
+        }
+        self.bytes += weight;
+        self.events.push_back(event);
     }
 }
 

@@ -3,9 +3,12 @@
 
 mod commands;
 mod connection;
+mod ear;
 mod gather;
 mod library;
+mod line;
 mod note;
+mod resp;
 mod subscriber;
 
 use std::sync::Arc;

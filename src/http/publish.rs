@@ -1,5 +1,6 @@
 //! `POST /publish`: a message to one or several channels, or a batch of them.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use base64::Engine;
@@ -15,6 +16,7 @@ use super::error::{ApiError, json_response};
 use super::query::{Query, check_key};
 use crate::app::App;
 use crate::broker::Publication;
+use crate::channel::ChannelName;
 use crate::message::Position;
 
 const NDJSON: &str = "application/x-ndjson";
@@ -133,15 +135,23 @@ fn single(app: &App, query: &Query, payload: &Bytes, id: Option<&Arc<str>>) -> R
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Line<'a> {
-    channel: Option<String>,
+    #[serde(borrow)]
+    channel: Option<Text<'a>>,
     #[serde(borrow)]
     data: &'a RawValue,
-    key: Option<String>,
+    #[serde(borrow)]
+    key: Option<Text<'a>>,
     #[serde(default)]
     remove: bool,
-    id: Option<String>,
-    encoding: Option<String>,
+    #[serde(borrow)]
+    id: Option<Text<'a>>,
+    #[serde(borrow)]
+    encoding: Option<Text<'a>>,
 }
+
+/// A string that is only copied where it has escapes.
+#[derive(Deserialize)]
+struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 
 /// All lines of a batch, or the first that is wrong. A header's `id` covers each line by its number.
 fn parse_batch(app: &App, query: &Query, body: &[u8], id: Option<&str>) -> Result<Vec<Publication>, ApiError> {
@@ -161,7 +171,9 @@ fn parse_batch(app: &App, query: &Query, body: &[u8], id: Option<&str>) -> Resul
             let most = app.limits.batch_messages;
             return Err(invalid_line(format!("a batch has at most {most} messages; send more batches")).at_line(number));
         }
-        let mut publication = parse_line(app, fallback, text).map_err(|error| error.at_line(number))?;
+        // Lines of one channel usually stand together, and then share its name.
+        let likely = batch.last().map_or(fallback, |last: &Publication| &last.channel);
+        let mut publication = parse_line(app, fallback, likely, text).map_err(|error| error.at_line(number))?;
         if let (None, Some(id)) = (&publication.id, id) {
             publication.id = Some(format!("{id}#{number}").into());
         }
@@ -170,40 +182,42 @@ fn parse_batch(app: &App, query: &Query, body: &[u8], id: Option<&str>) -> Resul
     Ok(batch)
 }
 
-fn parse_line(app: &App, fallback: &crate::channel::ChannelName, text: &[u8]) -> Result<Publication, ApiError> {
+fn parse_line(app: &App, fallback: &ChannelName, likely: &ChannelName, text: &[u8]) -> Result<Publication, ApiError> {
     let line: Line<'_> = serde_json::from_slice(text).map_err(|error| {
         invalid_line(format!(
             "{error}; a line is an object with `data`, and optionally `channel`, `key`, `remove`, `id`, `encoding`"
         ))
     })?;
     let channel = match &line.channel {
-        Some(name) => name.parse()?,
+        Some(Text(name)) if name == likely.as_str() => likely.clone(),
+        Some(Text(name)) => name.parse()?,
         None => fallback.clone(),
     };
-    let payload = payload(line.data, line.encoding.as_deref())?;
+    let payload = payload(line.data, line.encoding.as_ref())?;
     if payload.len() > app.limits.message_bytes {
         let message = format!("a message may have at most {} bytes", app.limits.message_bytes);
         return Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", message));
     }
-    let key = line.key.as_deref().map(check_key).transpose()?;
+    let key = line.key.map(|Text(key)| check_key(&key)).transpose()?;
     if line.remove && key.is_none() {
         return Err(invalid_line("`remove` needs the `key` that is to be removed".into()));
     }
-    let id = line.id.as_deref().map(check_key).transpose()?;
+    let id = line.id.map(|Text(id)| check_key(&id)).transpose()?;
     Ok(Publication { channel, payload, key, remove: line.remove, id })
 }
 
 /// A string's characters, or any other JSON value as it is written.
-fn payload(data: &RawValue, encoding: Option<&str>) -> Result<Bytes, ApiError> {
+fn payload(data: &RawValue, encoding: Option<&Text<'_>>) -> Result<Bytes, ApiError> {
     let text = if data.get().starts_with('"') {
-        serde_json::from_str::<String>(data.get()).map_err(|error| invalid_line(error.to_string()))?
+        serde_json::from_str::<Text<'_>>(data.get()).map_err(|error| invalid_line(error.to_string()))?.0
     } else {
-        data.get().to_owned()
+        Cow::Borrowed(data.get())
     };
-    match encoding {
-        None => Ok(text.into()),
+    match encoding.map(|Text(name)| &**name) {
+        // A copy of its own: a message may be kept for long, and must not keep the whole batch.
+        None => Ok(Bytes::copy_from_slice(text.as_bytes())),
         Some("base64") => STANDARD
-            .decode(text)
+            .decode(&*text)
             .map(Bytes::from)
             .map_err(|error| invalid_line(format!("`data` is not base64: {error}"))),
         Some(_) => Err(invalid_line("`encoding` can only be \"base64\"; leave it out for text".into())),

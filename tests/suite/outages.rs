@@ -285,6 +285,8 @@ async fn a_request_on_its_way_at_a_stop_is_answered() {
     until("draining is logged", || async { instance.log().contains("stopping") }).await;
     for stream in &mut connected {
         stream.write_all(b"POST /publish HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nx").await.unwrap();
+    }
+    for stream in &mut connected {
         let mut answer = String::new();
         soon("an answer", stream.read_to_string(&mut answer)).await.unwrap();
         assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("draining"), "{answer:?}");

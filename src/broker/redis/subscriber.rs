@@ -1,24 +1,24 @@
-//! The connection that hears messages, and its supervisor: connects without end, subscribes what is wanted, and
-//! trusts the connection only as long as a canary sent through Redis comes back on it.
+//! The supervisor of the connection that hears messages: connects without end, subscribes what is wanted, and trusts the
+//! connection only as long as a canary sent through Redis comes back on it.
 
 use std::collections::HashSet;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
-use redis::aio::MultiplexedConnection;
-use redis::{PushInfo, PushKind, RedisResult, Value};
+use redis::RedisError;
 use tokio::sync::Notify;
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::commands::Commands;
 use super::connection::Address;
-use super::note::{self, Note};
+use super::ear::Ear;
+use super::line::{Line, LineError};
+use super::note;
 use crate::backoff::Backoff;
-use crate::broker::{Event, Health};
+use crate::broker::Health;
 use crate::channel::ChannelName;
 use crate::intake::Intake;
-use crate::message::Message;
 use crate::metrics::Metrics;
 
 /// How often the canary flies.
@@ -39,8 +39,17 @@ pub(super) struct Subscriber {
     intake: Arc<Intake>,
     metrics: Arc<Metrics>,
     canary: String,
-    /// Rung when a canary came back.
-    heard: Notify,
+}
+
+/// Why a connection ended.
+#[derive(Debug, thiserror::Error)]
+enum Ended {
+    #[error(transparent)]
+    Line(#[from] LineError),
+    #[error("a canary could not be sent: {0}")]
+    Canary(#[from] RedisError),
+    #[error("the connection is deaf: messages sent through Redis do not come back")]
+    Deaf,
 }
 
 #[derive(Default)]
@@ -60,7 +69,6 @@ impl Subscriber {
             intake,
             metrics,
             canary: format!("livebridge:canary:{instance}"),
-            heard: Notify::new(),
         }
     }
 
@@ -85,11 +93,7 @@ impl Subscriber {
         let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
         loop {
             let began = Instant::now();
-            let why = match self.clone().listen(&address, &commands).await {
-                Ok(why) => why.to_owned(),
-                Err(error) => error.to_string(),
-            };
-            self.set_down(&why);
+            self.set_down(&self.listen(&address, &commands).await.to_string());
             // Publishing shares the fate: a half-dead Redis must not take what it will lose.
             commands.disconnect().await;
             if began.elapsed() > GOOD_AFTER {
@@ -100,46 +104,78 @@ impl Subscriber {
     }
 
     /// One connection's life; returns why it ended.
-    async fn listen(self: Arc<Self>, address: &Address, commands: &Commands) -> RedisResult<&'static str> {
-        let ended = Arc::new(Notify::new());
-        let ear = Ear { subscriber: self.clone(), note: Mutex::new(None), ended: ended.clone() };
-        let mut connection = address.subscriptions(move |push| ear.hear(push)).await?;
-        connection.subscribe(&self.canary).await?;
-        self.wanted().pending.clear();
-        let all: Vec<_> = self.wanted().channels.iter().cloned().collect();
-        send(&mut connection, &all, true).await?;
-        let mut beats = tokio::time::interval(BEAT);
-        beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut unanswered = 0;
-        // What can happen: the connection ends; a canary is due, or overdue; one came back, which alone proves that
-        // the connection hears; the wanted channels change.
+    async fn listen(&self, address: &Address, commands: &Commands) -> Ended {
+        let line = match Line::open(address).await {
+            Ok(line) => line,
+            Err(error) => return error.into(),
+        };
+        let unanswered = AtomicU32::new(0);
+        tokio::select! {
+            ended = self.hear(line, &unanswered) => ended.into(),
+            ended = self.send_canaries(commands, &unanswered) => ended,
+        }
+    }
+
+    /// Subscribes what is wanted and hands over what is heard, until the connection breaks.
+    async fn hear(&self, mut line: Line, unanswered: &AtomicU32) -> LineError {
+        line.send(&["SUBSCRIBE", &self.canary]);
+        let all: Vec<_> = {
+            let mut wanted = self.wanted();
+            wanted.pending.clear();
+            wanted.channels.iter().cloned().collect()
+        };
+        send(&mut line, &all, true);
+        let mut ear = Ear::default();
+        let mut events = Vec::new();
         loop {
+            let has_room = self.intake.has_room();
             tokio::select! {
-                () = ended.notified() => return Ok("the connection was closed"),
-                _ = beats.tick() => {
-                    if unanswered >= DEAF_AFTER {
-                        return Ok("the connection is deaf: messages sent through Redis do not come back");
+                // With no room for more, Redis holds what follows, as much as it is configured to.
+                () = self.intake.room(), if !has_room => {}
+                () = self.changed.notified() => self.send_pending(&mut line),
+                exchanged = line.exchange(), if has_room => {
+                    let heard = exchanged.and_then(|()| {
+                        let wanted = self.wanted();
+                        line.frames(|frame| ear.hear(&frame, &wanted.channels, &self.canary))
+                    });
+                    if ear.take(&mut events) {
+                        unanswered.store(0, Ordering::Relaxed);
+                        self.set_up(all.len());
                     }
-                    unanswered += 1;
-                    commands.publish_plain(&self.canary, "beat").await?;
+                    self.intake.push_all(&mut events);
+                    if let Err(error) = heard {
+                        return error;
+                    }
+                    // The hub works on the same thread.
+                    tokio::task::yield_now().await;
                 }
-                () = self.heard.notified() => {
-                    unanswered = 0;
-                    self.set_up(all.len());
-                }
-                () = self.changed.notified() => self.send_pending(&mut connection).await?,
             }
         }
     }
 
-    async fn send_pending(&self, connection: &mut MultiplexedConnection) -> RedisResult<()> {
+    /// Sends canaries, until one can't be sent or too many did not come back.
+    async fn send_canaries(&self, commands: &Commands, unanswered: &AtomicU32) -> Ended {
+        let mut beats = tokio::time::interval(BEAT);
+        beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            beats.tick().await;
+            if unanswered.fetch_add(1, Ordering::Relaxed) >= DEAF_AFTER {
+                return Ended::Deaf;
+            }
+            if let Err(error) = commands.publish_plain(&self.canary, "beat").await {
+                return error.into();
+            }
+        }
+    }
+
+    fn send_pending(&self, line: &mut Line) {
         let (wanted, unwanted): (Vec<_>, Vec<_>) = {
             let mut state = self.wanted();
             let pending: HashSet<_> = state.pending.drain(..).collect();
             pending.into_iter().partition(|channel| state.channels.contains(channel))
         };
-        send(connection, &unwanted, false).await?;
-        send(connection, &wanted, true).await
+        send(line, &unwanted, false);
+        send(line, &wanted, true);
     }
 
     fn set_up(&self, channels: usize) {
@@ -165,73 +201,13 @@ impl Subscriber {
     }
 }
 
-/// Sends a subscription or its end for channels and their companions, and waits for the confirmations.
-async fn send(connection: &mut MultiplexedConnection, channels: &[ChannelName], wanted: bool) -> RedisResult<()> {
+/// Sends a subscription or its end for channels and their companions.
+fn send(line: &mut Line, channels: &[ChannelName], wanted: bool) {
     for chunk in channels.chunks(CHUNK) {
+        let mut command = vec![if wanted { "SUBSCRIBE" } else { "UNSUBSCRIBE" }.to_owned()];
         // The companion first: when the channel itself is confirmed, its notes are heard already.
-        let names: Vec<_> =
-            chunk.iter().flat_map(|channel| [format!("{}{channel}", note::PREFIX), channel.to_string()]).collect();
-        if wanted { connection.subscribe(&names).await? } else { connection.unsubscribe(&names).await? }
-    }
-    Ok(())
-}
-
-/// What hears the pushes of one connection, in their order, on the connection's own task.
-struct Ear {
-    subscriber: Arc<Subscriber>,
-    /// A note whose payload is due next.
-    note: Mutex<Option<(ChannelName, Note)>>,
-    ended: Arc<Notify>,
-}
-
-impl Ear {
-    #[expect(clippy::unnecessary_wraps, reason = "the signature is redis-rs'")]
-    fn hear(&self, push: PushInfo) -> Result<(), redis::aio::SendError> {
-        match push.kind {
-            PushKind::Message => self.hear_message(push.data),
-            PushKind::Subscribe => {
-                if let Some(Value::BulkString(name)) = push.data.first()
-                    && let Some(channel) = self.channel(name)
-                {
-                    self.subscriber.intake.push(Event::Subscribed(channel));
-                }
-            }
-            PushKind::Disconnection => self.ended.notify_one(),
-            _ => {}
-        }
-        Ok(())
-    }
-
-    fn hear_message(&self, data: Vec<Value>) {
-        let Ok([Value::BulkString(name), Value::BulkString(payload)]) = <[Value; 2]>::try_from(data) else { return };
-        if let Some(channel) = name.strip_prefix(note::PREFIX.as_bytes()) {
-            if let (Some(channel), Some(note)) = (self.channel(channel), Note::parse(&payload)) {
-                let unmatched = lock(&self.note).replace((channel, note));
-                self.report_missed(unmatched);
-            }
-        } else if let Some(channel) = self.channel(&name) {
-            let payload = Bytes::from(payload);
-            let message = match lock(&self.note).take() {
-                Some((noted, note)) if noted == channel => note.into_message(payload),
-                unmatched => {
-                    self.report_missed(unmatched);
-                    Message::plain(payload)
-                }
-            };
-            self.subscriber.intake.push(Event::Arrived(channel, message));
-        } else if name == self.subscriber.canary.as_bytes() {
-            self.subscriber.heard.notify_one();
-        }
-    }
-
-    fn report_missed(&self, unmatched: Option<(ChannelName, Note)>) {
-        if let Some((channel, _)) = unmatched {
-            self.subscriber.intake.push(Event::Missed(channel));
-        }
-    }
-
-    fn channel(&self, name: &[u8]) -> Option<ChannelName> {
-        self.subscriber.wanted().channels.get(std::str::from_utf8(name).ok()?).cloned()
+        command.extend(chunk.iter().flat_map(|channel| [format!("{}{channel}", note::PREFIX), channel.to_string()]));
+        line.send(&command);
     }
 }
 

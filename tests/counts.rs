@@ -1,0 +1,117 @@
+//! What a connection and a delivery cost, in allocations: counted and not timed, so that it can't be noise. A program of
+//! its own, since the count is of everything that happens in the process.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test that fails should panic, and tell what it counted"
+)]
+
+use std::alloc::System;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::{Mutex, mpsc};
+use std::time::Duration;
+
+use clap::Parser;
+use livebridge::config::{Cli, Settings};
+use livebridge::server::Server;
+use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
+
+#[global_allocator]
+static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
+
+/// One test at a time: they share the counts.
+static TURN: Mutex<()> = Mutex::new(());
+
+/// A server in this process, on the embedded broker. Ends with the process.
+fn serve() -> SocketAddr {
+    let (sender, address) = mpsc::channel();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let cli = Cli::parse_from(["livebridge", "--listen", "127.0.0.1:0", "--threads", "1"]);
+            let server = Server::start(Settings::resolve(cli.serve).unwrap()).unwrap();
+            sender.send(server.address).unwrap();
+            server.run_until(std::future::pending()).await;
+        });
+    });
+    address.recv().unwrap()
+}
+
+/// Connects, sends a request, and reads until the answer's last bytes.
+fn ask(address: SocketAddr, request: &str, last: &[u8]) -> TcpStream {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    stream.write_all(request.as_bytes()).unwrap();
+    read_until(&mut stream, last);
+    stream
+}
+
+fn read_until(stream: &mut TcpStream, last: &[u8]) {
+    let mut buffer = [0; 4096];
+    let mut length = 0;
+    while !buffer[..length].ends_with(last) {
+        let read = stream.read(&mut buffer[length..]).unwrap();
+        assert!(read > 0, "the server closed: {:?}", String::from_utf8_lossy(&buffer[..length]));
+        length += read;
+    }
+}
+
+fn websocket(address: SocketAddr) -> TcpStream {
+    let request = "GET /ws?channel=counted HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+                   Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+    ask(address, request, b"\r\n\r\n")
+}
+
+fn events(address: SocketAddr) -> TcpStream {
+    ask(address, "GET /events?channel=counted HTTP/1.1\r\nHost: x\r\n\r\n", b"\n\n")
+}
+
+/// Bytes that the process holds more after `count` more connections, for each.
+fn bytes_each(connect: impl Fn() -> TcpStream, count: usize) -> isize {
+    let mut streams = Vec::with_capacity(2 * count);
+    // The first ones pay for what is allocated once; tables then double where they are full.
+    streams.extend((0..count).map(|_| connect()));
+    let region = Region::new(ALLOCATOR);
+    streams.extend((0..count).map(|_| connect()));
+    let change = region.change();
+    (change.bytes_allocated as isize - change.bytes_deallocated as isize) / count as isize
+}
+
+#[test]
+fn an_idle_connection_holds_little_memory() {
+    let _turn = TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let address = serve();
+    let (websocket, events) = (bytes_each(|| websocket(address), 1000), bytes_each(|| events(address), 1000));
+    println!("bytes of an idle connection: WebSocket {websocket}, Server-Sent Events {events}");
+    assert!(websocket < 1536 && events < 1536, "WebSocket {websocket}, Server-Sent Events {events}");
+}
+
+#[test]
+fn a_delivery_allocates_nothing() {
+    const MESSAGES: usize = 200;
+    const MORE: usize = 200;
+    let _turn = TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let address = serve();
+    let mut publisher = ask(address, "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n", b"}\n");
+    let mut subscribers = Vec::with_capacity(MORE + 10);
+    let mut allocations = |subscribers: &mut Vec<TcpStream>| {
+        let region = Region::new(ALLOCATOR);
+        for _ in 0..MESSAGES {
+            let request = b"POST /publish?channel=counted HTTP/1.1\r\nHost: x\r\nContent-Length: 7\r\n\r\nmessage";
+            publisher.write_all(request).unwrap();
+            read_until(&mut publisher, b"]}\n");
+            subscribers.iter_mut().for_each(|subscriber| read_until(subscriber, b"message"));
+        }
+        region.change().allocations
+    };
+    subscribers.extend((0..10).map(|_| websocket(address)));
+    allocations(&mut subscribers);
+    let few = allocations(&mut subscribers);
+    subscribers.extend((0..MORE).map(|_| websocket(address)));
+    let many = allocations(&mut subscribers);
+    let each = many.saturating_sub(few) as f64 / (MESSAGES * MORE) as f64;
+    println!("allocations: {} for a message, {each} for a delivery", few / MESSAGES);
+    assert!(each < 0.01, "{each} allocations for a delivery");
+}
