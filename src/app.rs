@@ -2,12 +2,16 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
+use crate::admission::Admission;
 use crate::broker::{BrokerError, Publication};
+use crate::budget::Budget;
 use crate::channel::ChannelName;
 use crate::hub::Hub;
 use crate::message::Position;
 use crate::metrics::Metrics;
+use crate::rate::Rate;
 
 /// The bounds on what clients and producers may send.
 #[derive(Clone, Copy, Debug)]
@@ -20,6 +24,19 @@ pub struct Limits {
     pub batch_messages: usize,
     /// The most bytes of a batch.
     pub batch_bytes: usize,
+    /// How fast a WebSocket client may send.
+    pub rates: Rates,
+    /// How long a client has for the head of a request, and again for its body.
+    pub request_time: Duration,
+}
+
+/// How fast a WebSocket client may send; `None` for no limit.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Rates {
+    /// Frames, fragments and pings included.
+    pub frames: Option<Rate>,
+    /// Bytes, as they come from the socket.
+    pub bytes: Option<Rate>,
 }
 
 /// An instance.
@@ -34,6 +51,11 @@ pub struct App {
     pub hub: Arc<Hub>,
     /// The numbers.
     pub metrics: Arc<Metrics>,
+    /// Who gets in.
+    pub admission: Arc<Admission>,
+    /// The bytes of bodies and WebSocket messages that are on their way in.
+    pub incoming: Arc<Budget>,
+    leaving: AtomicBool,
     draining: AtomicBool,
 }
 
@@ -45,8 +67,11 @@ impl App {
         limits: Limits,
         hub: Arc<Hub>,
         metrics: Arc<Metrics>,
+        admission: Arc<Admission>,
+        incoming: Arc<Budget>,
     ) -> Arc<Self> {
-        Arc::new(Self { instance, default_channel, limits, hub, metrics, draining: AtomicBool::new(false) })
+        let (leaving, draining) = (AtomicBool::new(false), AtomicBool::new(false));
+        Arc::new(Self { instance, default_channel, limits, hub, metrics, admission, incoming, leaving, draining })
     }
 
     /// Publishes, and counts. See [`crate::broker::Broker::publish`].
@@ -58,13 +83,24 @@ impl App {
         results
     }
 
-    /// Whether the instance is about to stop.
+    /// Whether load balancers should send nobody here any more.
+    pub fn is_leaving(&self) -> bool {
+        self.leaving.load(Ordering::Acquire)
+    }
+
+    /// From now on load balancers should send nobody here; who comes is still served.
+    pub fn start_leaving(&self) {
+        self.leaving.store(true, Ordering::Release);
+    }
+
+    /// Whether the instance is about to stop: nothing new is begun.
     pub fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Acquire)
     }
 
     /// From now on the instance is about to stop.
     pub fn start_draining(&self) {
+        self.start_leaving();
         self.draining.store(true, Ordering::Release);
     }
 }

@@ -179,7 +179,7 @@ pub async fn tail(args: &TailArgs) -> Result<(), ClientError> {
         match outcome {
             Ok(()) => backoff.reset(),
             Err(ClientError::Unreachable { .. }) if connected_once || events.seen => {}
-            Err(ClientError::Refused { status, .. }) if status.is_server_error() && events.seen => {}
+            Err(ClientError::Refused { status, .. }) if (status.is_server_error() || status == 429) && events.seen => {}
             Err(error) => return Err(error),
         }
         connected_once = true;

@@ -34,6 +34,8 @@ pub enum Code {
     FellBehind,
     /// What was asked for, or was due next, is gone.
     Gap,
+    /// The client keeps sending faster than it may.
+    TooFast,
     /// The other side is gone: nothing can be sent.
     Gone,
 }
@@ -51,6 +53,7 @@ impl Code {
             Self::PublishFailed => Some(1013),
             Self::FellBehind => Some(4001),
             Self::Gap => Some(4002),
+            Self::TooFast => Some(4029),
             Self::Gone => None,
         }
     }
@@ -67,6 +70,7 @@ impl Code {
             Self::PublishFailed => "publish_failed",
             Self::FellBehind => "fell_behind",
             Self::Gap => "gap",
+            Self::TooFast => "too_fast",
             Self::Gone => "gone",
         }
     }

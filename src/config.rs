@@ -1,11 +1,16 @@
 //! Configuration: flags, environment and `.env`, parsed once (`Cli`), and the rules file beside them, into
-//! what the server runs with (`Settings`). The one reader of the environment.
+//! what the server runs with (`Settings`). The one reader of the environment. The settings of one concern each are in the
+//! files under `config/`.
+
+pub mod limits;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 
+use self::limits::{Drain, LimitArgs};
+use crate::admission;
 use crate::app::Limits;
 use crate::channel::ChannelName;
 use crate::log::Bounds;
@@ -90,13 +95,12 @@ pub struct ServeArgs {
     #[arg(long, env = "LIVEBRIDGE_LOG_BYTES", default_value_t = 8 << 20, value_name = "BYTES",
           value_parser = clap::value_parser!(u64).range(1024..=1 << 30))]
     pub log_bytes: u64,
-    /// How long clients have to leave at a shutdown, in seconds.
-    #[arg(long, env = "LIVEBRIDGE_DRAIN_SECONDS", default_value_t = 8, value_name = "SECONDS",
-          value_parser = clap::value_parser!(u64).range(0..=3600))]
-    pub drain_seconds: u64,
     /// How many threads move messages [default: one for each core].
     #[arg(long, env = "LIVEBRIDGE_THREADS", value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..=64))]
     pub threads: Option<u64>,
+    /// Limits and the drain.
+    #[command(flatten)]
+    pub limits: LimitArgs,
 }
 
 /// What to publish, and where.
@@ -159,8 +163,14 @@ pub struct Settings {
     pub limits: Limits,
     /// How much of each channel's log is kept.
     pub log: Bounds,
-    /// How long clients have to leave at a shutdown.
-    pub drain: std::time::Duration,
+    /// How much of all logs together is kept, in bytes.
+    pub log_bytes_total: usize,
+    /// Who gets in.
+    pub admission: admission::Bounds,
+    /// The most bytes of unfinished bodies and WebSocket messages together.
+    pub incoming_bytes: usize,
+    /// How the instance ends.
+    pub drain: Drain,
     /// How many threads move messages.
     pub threads: usize,
 }
@@ -186,9 +196,14 @@ impl Settings {
                 channels: args.max_channels as usize,
                 batch_messages: 10_000,
                 batch_bytes: (8 << 20).max(2 * message_bytes),
+                rates: args.limits.rates(),
+                request_time: std::time::Duration::from_secs(args.limits.request_seconds.into()),
             },
             log: Bounds { entries: args.log_messages as usize, bytes: args.log_bytes as usize },
-            drain: std::time::Duration::from_secs(args.drain_seconds),
+            log_bytes_total: args.limits.log_bytes_total as usize,
+            admission: args.limits.bounds(),
+            incoming_bytes: args.limits.incoming_bytes_total as usize,
+            drain: args.limits.drain(),
             threads: args.threads.map_or(cores, |threads| threads as usize),
         })
     }

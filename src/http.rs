@@ -4,6 +4,7 @@
 pub mod assets;
 pub mod edge;
 pub mod error;
+pub mod forwarded;
 pub mod history;
 pub mod publish;
 pub mod query;

@@ -3,7 +3,7 @@
 //! the shards. It knows neither sockets nor encodings, and nothing of Redis.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -23,6 +23,8 @@ use crate::topic::{Change, SharedPage, Topic};
 const LINGER: Duration = Duration::from_secs(5);
 /// How long a page of history is handed to others who ask the same.
 const SHARED_PAGE_AGE: Duration = Duration::from_millis(500);
+/// How often shared pages are looked through for those that are too old.
+const PAGES_SWEPT: u64 = 5;
 /// How many histories are asked at once.
 const CHECKS_AT_ONCE: usize = 64;
 /// How long a log entry stays once all have read it: the time in which most who lost their connection come back.
@@ -61,6 +63,9 @@ pub struct Hub {
     broker: Arc<dyn Broker>,
     rules: Arc<Rules>,
     bounds: Bounds,
+    /// What all logs weigh, in bytes, and may weigh.
+    log_bytes: Arc<AtomicUsize>,
+    most_log_bytes: usize,
     doorbells: Vec<Arc<Doorbell>>,
     checks: Semaphore,
     metrics: Arc<Metrics>,
@@ -72,6 +77,7 @@ impl Hub {
         broker: Arc<dyn Broker>,
         rules: Arc<Rules>,
         bounds: Bounds,
+        most_log_bytes: usize,
         shards: usize,
         metrics: Arc<Metrics>,
     ) -> Arc<Self> {
@@ -81,6 +87,8 @@ impl Hub {
             broker,
             rules,
             bounds,
+            log_bytes: Arc::default(),
+            most_log_bytes,
             doorbells: (0..shards).map(|_| Arc::default()).collect(),
             checks: Semaphore::new(CHECKS_AT_ONCE),
             metrics,
@@ -104,7 +112,7 @@ impl Hub {
 
     /// What all logs weigh, in bytes.
     pub fn log_bytes(&self) -> usize {
-        self.lock().values().map(|topic| topic.log_bytes()).sum()
+        self.log_bytes.load(Ordering::Relaxed)
     }
 
     /// Joins a channel; resolves when all that is published from now on will reach its subscribers. The caller is
@@ -125,7 +133,8 @@ impl Hub {
 
     fn open(&self, channel: &ChannelName) -> Arc<Topic> {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        let topic = Topic::new(id, channel.clone(), self.rules.of(channel), self.bounds, self.doorbells.len());
+        let (rule, shards) = (self.rules.of(channel), self.doorbells.len());
+        let topic = Topic::new(id, channel.clone(), rule, self.bounds, shards, self.log_bytes.clone());
         self.broker.subscribe(channel);
         Arc::new(topic)
     }
@@ -151,7 +160,7 @@ impl Hub {
             Event::Arrived(_, message) => {
                 self.metrics.messages_in.inc();
                 // Shards never wait for sockets, so there soon is room: until then the intake fills, then Redis.
-                while !topic.has_room() {
+                while !topic.has_room() || !self.has_room() {
                     tokio::time::sleep(Duration::from_millis(1)).await;
                 }
                 topic.arrive(message)
@@ -169,6 +178,20 @@ impl Hub {
         if change.next == Next::Check {
             tokio::spawn(self.clone().check(topic.clone()));
         }
+    }
+
+    /// Whether the logs together are within their bound, after the largest were shortened if need be. What a shard has yet to
+    /// serve stays, but that is soon.
+    fn has_room(&self) -> bool {
+        if self.log_bytes() <= self.most_log_bytes {
+            return true;
+        }
+        self.metrics.log_trims.inc();
+        let topics: Vec<_> = self.lock().values().map(|topic| (topic.log_bytes(), topic.clone())).collect();
+        // An eighth is freed at once, so that the next message does not look through all channels again.
+        let level = level(topics.iter().map(|(bytes, _)| *bytes).collect(), self.most_log_bytes / 8 * 7);
+        topics.iter().filter(|(bytes, _)| *bytes > level).for_each(|(_, topic)| topic.shrink_to(level));
+        self.log_bytes() <= self.most_log_bytes
     }
 
     /// Asks the history what is missing until nothing is.
@@ -248,7 +271,7 @@ impl Hub {
     pub async fn sweep(self: Arc<Self>) {
         let mut ticks = tokio::time::interval(Duration::from_secs(1));
         let mut trimmed = Instant::now();
-        loop {
+        for second in 0_u64.. {
             ticks.tick().await;
             let expired = |topic: &Arc<Topic>| topic.idle_since().is_some_and(|since| since.elapsed() > LINGER);
             {
@@ -259,9 +282,13 @@ impl Hub {
                     self.broker.unsubscribe(&channel);
                 }
             }
+            if !second.is_multiple_of(PAGES_SWEPT) {
+                continue;
+            }
+            let topics: Vec<_> = self.lock().values().cloned().collect();
+            topics.iter().for_each(|topic| topic.forget_page(SHARED_PAGE_AGE));
             if trimmed.elapsed() > LOG_IDLE {
                 trimmed = Instant::now();
-                let topics: Vec<_> = self.lock().values().cloned().collect();
                 topics.iter().for_each(|topic| topic.trim_idle());
             }
         }
@@ -317,5 +344,40 @@ impl SharedPage {
             return Some(self.page.clone());
         }
         Some(Arc::new(Page { gap: None, messages: messages[skip..].to_vec(), ..*self.page }))
+    }
+}
+
+/// The height to which the largest logs are to be cut so that all together have `total` bytes.
+fn level(mut sizes: Vec<usize>, total: usize) -> usize {
+    sizes.sort_unstable();
+    let (mut left, mut count) = (total, sizes.len());
+    for size in sizes {
+        if size > left / count {
+            return left / count;
+        }
+        left -= size;
+        count -= 1;
+    }
+    usize::MAX
+}
+
+#[cfg(test)]
+mod tests {
+    use super::level;
+
+    #[test]
+    fn the_largest_logs_are_cut_to_one_height() {
+        for (sizes, total, expected) in [
+            (vec![10, 10, 10], 30, usize::MAX),
+            (vec![10, 100, 100], 110, 50),
+            (vec![100, 10, 40], 110, 60),
+            (vec![5], 3, 3),
+            (vec![], 3, usize::MAX),
+            (vec![7, 7], 0, 0),
+        ] {
+            let cut: usize = sizes.iter().map(|&size| size.min(level(sizes.clone(), total))).sum();
+            assert_eq!(level(sizes.clone(), total), expected, "{sizes:?}");
+            assert!(cut <= total.max(30));
+        }
     }
 }

@@ -13,24 +13,32 @@
 //! * [`session`]: what one subscriber still has to receive, without a socket in sight.
 //! * [`transport`]: sockets. [`dialect`]: bytes.
 //!
+//! At the door: [`accept`] takes connections, [`admission`] says who gets in, [`drain`] sees them out.
+//!
 //! Beside the way: [`channel`] and [`message`] are the nouns, [`rules`] what differs by channel, [`close`] why
-//! subscribers are closed, [`config`] and [`server`] the process, [`client`] the commands that talk to a running instance.
+//! subscribers are closed, [`rate`] and [`budget`] how fast and how much, [`config`] and [`server`] the process, [`client`] the commands that talk to a running instance.
 
+pub mod accept;
+pub mod address;
+pub mod admission;
 pub mod app;
 pub mod backoff;
 pub mod batch;
 pub mod broker;
+pub mod budget;
 pub mod channel;
 pub mod client;
 pub mod close;
 pub mod config;
 pub mod dialect;
+pub mod drain;
 pub mod http;
 pub mod hub;
 pub mod intake;
 pub mod log;
 pub mod message;
 pub mod metrics;
+pub mod rate;
 pub mod rules;
 pub mod sequence;
 pub mod server;

@@ -75,6 +75,14 @@ impl Log {
         self.entries.shrink_to(self.entries.len().next_power_of_two());
     }
 
+    /// Drops the oldest entries until it weighs no more than `bytes`, but none at `needed` or after it.
+    pub fn shrink_to(&mut self, bytes: usize, needed: u64) {
+        while self.bytes > bytes && self.first < needed && !self.entries.is_empty() {
+            self.drop_oldest();
+        }
+        self.entries.shrink_to(self.entries.len().next_power_of_two());
+    }
+
     /// The entries from `sequence` on; `None` if some of them have been dropped.
     pub fn read(&self, sequence: u64) -> Option<impl Iterator<Item = &Entry>> {
         let skipped = sequence.checked_sub(self.first)?;
@@ -167,6 +175,19 @@ mod tests {
         (1..=5).for_each(|offset| log.push(message(1, offset), 1));
         assert_eq!((log.start(), log.end()), (1, 5));
         assert!(!log.has_room(1) && log.has_room(2));
+    }
+
+    #[test]
+    fn a_log_is_shortened_but_for_what_is_needed() {
+        let mut log = log(9);
+        (1..=5).for_each(|offset| log.push(message(1, offset), u64::MAX));
+        let each = log.bytes() / 5;
+        log.shrink_to(3 * each, u64::MAX);
+        assert_eq!((log.start(), log.end(), log.bytes()), (2, 5, 3 * each));
+        log.shrink_to(0, 4);
+        assert_eq!(log.start(), 4);
+        log.shrink_to(0, u64::MAX);
+        assert_eq!((log.start(), log.end(), log.bytes()), (5, 5, 0));
     }
 
     #[test]

@@ -8,6 +8,7 @@ use livebridge::client;
 use livebridge::config::{self, Command, ServeArgs, Settings};
 use livebridge::server::Server;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
@@ -25,7 +26,7 @@ fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return fail(error),
     };
-    runtime.block_on(async {
+    let code = runtime.block_on(async {
         match cli.command {
             None => serve(cli.serve).await,
             Some(Command::Serve(args)) => serve(*args).await,
@@ -36,7 +37,10 @@ fn main() -> ExitCode {
                 None => done(Settings::resolve(args.serve).map(drop)),
             },
         }
-    })
+    });
+    // What is left waits for nobody: the bound of a drain is one.
+    runtime.shutdown_background();
+    code
 }
 
 async fn serve(args: ServeArgs) -> ExitCode {
@@ -45,10 +49,11 @@ async fn serve(args: ServeArgs) -> ExitCode {
         Err(error) => return fail(error),
     };
     let broker = if settings.redis_url.is_some() { "Redis" } else { "the embedded broker" };
-    let (mut terminate, mut interrupt) = match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
-        (Ok(terminate), Ok(interrupt)) => (terminate, interrupt),
-        (Err(error), _) | (_, Err(error)) => return fail(error),
+    let mut signals = match count_signals() {
+        Ok(signals) => signals,
+        Err(error) => return fail(error),
     };
+    let mut hurry = signals.clone();
     let server = match Server::start(settings) {
         Ok(server) => server,
         Err(error) => return fail(error),
@@ -59,16 +64,33 @@ async fn serve(args: ServeArgs) -> ExitCode {
         std::io::stdout(),
         "livebridge is listening on http://{address} with {broker}\n\n  the demo:  http://{address}/\n  listen:    curl -N 'http://{address}/events?channel=live'\n  publish:   curl -d 'hello' 'http://{address}/publish?channel=live'\n"
     );
-    server
-        .run_until(async {
+    let stop = async move {
+        let _ = signals.wait_for(|&count| count >= 1).await;
+        tracing::info!("stopping: clients are told to reconnect elsewhere; a second signal ends at once");
+    };
+    tokio::select! {
+        () = server.run_until(stop) => ExitCode::SUCCESS,
+        _ = hurry.wait_for(|&count| count >= 2) => {
+            tracing::warn!("stopped at once: not everybody was told");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// How often the process was told to stop, by SIGTERM or Ctrl-C.
+fn count_signals() -> std::io::Result<watch::Receiver<u32>> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let (count, counted) = watch::channel(0);
+    tokio::spawn(async move {
+        loop {
             tokio::select! {
                 _ = terminate.recv() => {}
                 _ = interrupt.recv() => {}
             }
-            tracing::info!("stopping: clients are told to reconnect elsewhere");
-        })
-        .await;
-    ExitCode::SUCCESS
+            count.send_modify(|count| *count += 1);
+        }
+    });
+    Ok(counted)
 }
 
 fn done<E: Display>(result: Result<(), E>) -> ExitCode {

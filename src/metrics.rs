@@ -34,16 +34,23 @@ pub struct Metrics {
     pub gaps_told: Counter,
     /// How often the broker's connection was lost.
     pub broker_disconnects: Counter,
+    /// How often a client was read more slowly because it sent too fast.
+    pub throttled: Counter,
+    /// How often logs were shortened for the bound on all of them.
+    pub log_trims: Counter,
+    /// Accepted connections, whatever they are used for. The very count that the limit is compared with.
+    pub sockets: Gauge,
     connections: Gauge,
     by_shard: Vec<AtomicU64>,
     channels: Gauge,
     log_bytes: Gauge,
     broker_up: Gauge,
-    closes: Family<CloseLabels, Counter>,
+    closes: Family<ReasonLabels, Counter>,
+    refused: Family<ReasonLabels, Counter>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct CloseLabels {
+struct ReasonLabels {
     reason: &'static str,
 }
 
@@ -66,13 +73,18 @@ impl Metrics {
         let gaps_repaired = counter("gaps_repaired", "Gaps repaired from the history");
         let gaps_told = counter("gaps_told", "Gaps that subscribers had to be told");
         let broker_disconnects = counter("broker_disconnects", "Lost connections to the broker");
+        let throttled = counter("throttled", "Clients that were read more slowly because they sent too fast");
+        let log_trims = counter("log_trims", "Times that logs were shortened for the bound on all of them");
         let closes = Family::default();
+        let refused = Family::default();
+        registry.register("refused", "What was refused at a limit, by reason", refused.clone());
         registry.register("closes", "Closed subscribers by reason", closes.clone());
         let mut gauge = |name: &str, help: &str| {
             let gauge = Gauge::default();
             registry.register(name, help, gauge.clone());
             gauge
         };
+        let sockets = gauge("sockets", "Accepted connections");
         let connections = gauge("connections", "Connected subscribers");
         let channels = gauge("channels", "Channels with subscribers");
         let log_bytes = gauge("log_bytes", "Bytes in the channels' logs");
@@ -89,12 +101,16 @@ impl Metrics {
             gaps_repaired,
             gaps_told,
             broker_disconnects,
+            throttled,
+            log_trims,
+            sockets,
             connections,
             by_shard: (0..shards).map(|_| AtomicU64::new(0)).collect(),
             channels,
             log_bytes,
             broker_up,
             closes,
+            refused,
         }
     }
 
@@ -110,7 +126,12 @@ impl Metrics {
 
     /// A subscriber was closed, or left.
     pub fn count_close(&self, code: Code) {
-        self.closes.get_or_create(&CloseLabels { reason: code.name() }).inc();
+        self.closes.get_or_create(&ReasonLabels { reason: code.name() }).inc();
+    }
+
+    /// Something was refused at a limit.
+    pub fn count_refused(&self, reason: &'static str) {
+        self.refused.get_or_create(&ReasonLabels { reason }).inc();
     }
 
     /// The Prometheus text, with what is counted elsewhere filled in.

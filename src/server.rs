@@ -2,40 +2,35 @@
 //! environment nor listens to signals: whoever calls it decides when it is over.
 
 use std::io;
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use futures::FutureExt;
-use socket2::{Domain, Socket, Type};
-use tokio::net::TcpListener;
 use tokio::runtime::Builder;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{LocalSet, spawn_local};
 
+use crate::accept::{Arrival, Entrance, listen};
+use crate::admission::Admission;
 use crate::app::App;
 use crate::broker::memory::MemoryBroker;
 use crate::broker::redis::{RedisBroker, UrlError};
 use crate::broker::{Broker, Health};
-use crate::close::{Close, Code};
+use crate::budget::Budget;
 use crate::config::Settings;
+use crate::config::limits::Drain;
+use crate::drain::close_evenly;
 use crate::http::{edge, routes};
 use crate::hub::Hub;
 use crate::intake::Intake;
 use crate::metrics::Metrics;
 use crate::shard::Shard;
 
-/// How many connections may wait to be accepted; the kernel caps it by `net.core.somaxconn`.
-const BACKLOG: i32 = 4096;
-/// After so long without an acknowledgement the kernel gives a peer up: one that vanished without a FIN is gone.
-const PEER_TIMEOUT: Duration = Duration::from_secs(40);
 /// How many accepted connections may wait for a thread.
 const DOOR: usize = 1024;
 /// How long the first connection is put off for a broker that does not answer yet.
 const FIRST_BROKER_ATTEMPT: Duration = Duration::from_secs(2);
-/// How long to wait when there are no descriptors left.
-const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
 
 /// Why an instance could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -62,17 +57,26 @@ pub struct Server {
     pub address: SocketAddr,
     /// What its parts share.
     pub app: Arc<App>,
-    listener: TcpListener,
-    doors: Vec<mpsc::Sender<(TcpStream, SocketAddr)>>,
+    entrance: Entrance,
     threads: Vec<thread::JoinHandle<()>>,
     draining: watch::Sender<bool>,
-    drain: Duration,
+    drain: Drain,
+}
+
+/// What a thread is told at its beginning.
+struct Thread {
+    index: usize,
+    /// How many there are.
+    threads: usize,
+    draining: watch::Receiver<bool>,
+    /// Over how long its subscribers are closed in the end.
+    window: Duration,
 }
 
 impl Server {
     /// Opens the port and starts all parts, on a current-thread runtime that is to run them.
     pub fn start(settings: Settings) -> Result<Self, StartError> {
-        raise_descriptor_limit();
+        let descriptors = raise_descriptor_limit();
         let listen_error = |source| StartError::Listen { address: settings.listen, source };
         let listener = listen(settings.listen).map_err(listen_error)?;
         let address = listener.local_addr().map_err(listen_error)?;
@@ -89,48 +93,56 @@ impl Server {
                 Arc::new(RedisBroker::start(url, &unique, intake, rules, metrics)?)
             }
         };
-        let hub = Hub::new(broker, rules, settings.log, settings.threads, metrics.clone());
+        let hub = Hub::new(broker, rules, settings.log, settings.log_bytes_total, settings.threads, metrics.clone());
         tokio::spawn(hub.clone().run(intake));
         tokio::spawn(hub.clone().sweep());
-        let app = App::new(settings.instance, settings.default_channel, settings.limits, hub, metrics);
+        let admission = Admission::new(settings.admission, descriptors, metrics.clone());
+        let incoming = Budget::new(settings.incoming_bytes);
+        let (instance, channel, limits) = (settings.instance, settings.default_channel, settings.limits);
+        let app = App::new(instance, channel, limits, hub, metrics, admission.clone(), incoming);
 
         let (draining, _) = watch::channel(false);
         let mut doors = Vec::new();
         let mut threads = Vec::new();
         for index in 0..settings.threads {
             let (door, entrance) = mpsc::channel(DOOR);
-            let (app, draining) = (app.clone(), draining.subscribe());
-            let run = move || run_shard(index, app, entrance, draining);
+            let app = app.clone();
+            // What is left of the time is for clients to answer.
+            let window = settings.drain.time * 3 / 4;
+            let thread = Thread { index, threads: settings.threads, draining: draining.subscribe(), window };
+            let run = move || run_shard(thread, app, entrance);
             let name = format!("shard-{index}");
             threads.push(thread::Builder::new().name(name).spawn(run).map_err(StartError::Thread)?);
             doors.push(door);
         }
-        Ok(Self { address, app, listener, doors, threads, draining, drain: settings.drain })
+        let entrance = Entrance::new(listener, admission, doors);
+        Ok(Self { address, app, entrance, threads, draining, drain: settings.drain })
     }
 
     /// Accepts connections until `stop` resolves; then tells everybody, waits for them within the bound, and returns.
     pub async fn run_until(self, stop: impl Future<Output = ()>) {
+        let serve = async {
+            self.first_broker_attempt().await;
+            self.entrance.accept().await;
+        };
         tokio::select! {
-            () = self.accept() => {}
+            () = serve => {}
             () = stop => {}
         }
+        self.app.start_leaving();
+        let _ = tokio::time::timeout(self.drain.notice, self.entrance.accept()).await;
         self.app.start_draining();
-        // Who had connected before we stopped listening gets an answer, too.
-        while let Some(Ok(pending)) = self.listener.accept().now_or_never() {
-            if let Ok(stream) = pending.0.into_std() {
-                let _ = self.doors[0].try_send((stream, pending.1));
-            }
-        }
-        let Self { listener, doors, threads, draining, drain, .. } = self;
-        drop((listener, doors));
+        self.entrance.accept_pending();
+        let Self { entrance, threads, draining, drain, .. } = self;
+        drop(entrance);
         let _ = draining.send(true);
         let joined = tokio::task::spawn_blocking(move || threads.into_iter().for_each(|thread| drop(thread.join())));
         // Each thread ends by itself when its last connection has; the bound is for those that do not.
-        let _ = tokio::time::timeout(drain + Duration::from_secs(1), joined).await;
+        let _ = tokio::time::timeout(drain.time + Duration::from_secs(1), joined).await;
     }
 
-    async fn accept(&self) {
-        // A load balancer may send clients as soon as the port accepts them: better when they can be served.
+    /// A load balancer may send clients as soon as the port accepts them: better when they can be served.
+    async fn first_broker_attempt(&self) {
         let broker = self.app.hub.broker();
         let up = async {
             while broker.health() != Health::Up {
@@ -138,92 +150,39 @@ impl Server {
             }
         };
         let _ = tokio::time::timeout(FIRST_BROKER_ATTEMPT, up).await;
-        // Round robin: each thread gets its share of the subscribers, and so of the work.
-        for door in self.doors.iter().cycle() {
-            let accepted = loop {
-                match self.listener.accept().await {
-                    Ok((stream, peer)) => break (stream, peer),
-                    // Out of descriptors: those who are here stay, the others wait in the backlog.
-                    Err(error) if matches!(error.raw_os_error(), Some(EMFILE | ENFILE)) => {
-                        tracing::warn!(%error, "no descriptor for another connection; raise `ulimit -n`");
-                        tokio::time::sleep(EXHAUSTED_PAUSE).await;
-                    }
-                    // The client was gone before it was accepted.
-                    Err(error) => tracing::debug!(%error, "a connection was not accepted"),
-                }
-            };
-            // Each thread has a poll of its own: the socket moves from this one's to that one's.
-            let accepted = match accepted.0.into_std() {
-                Ok(stream) => (stream, accepted.1),
-                Err(error) => {
-                    tracing::debug!(%error, "a connection broke before it was served");
-                    continue;
-                }
-            };
-            // A thread's end is the process's: there is nothing left to accept for.
-            if door.send(accepted).await.is_err() {
-                return;
-            }
-        }
     }
 }
 
-const EMFILE: i32 = 24;
-const ENFILE: i32 = 23;
-
-fn listen(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), None)?;
-    socket.set_reuse_address(true)?;
-    // Accepted sockets inherit these two, which saves two system calls for each.
-    socket.set_tcp_nodelay(true)?;
-    socket.set_tcp_user_timeout(Some(PEER_TIMEOUT))?;
-    socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
-    TcpListener::from_std(socket.into())
-}
-
-fn raise_descriptor_limit() {
-    match rlimit::increase_nofile_limit(u64::MAX) {
-        Ok(limit) => tracing::debug!(limit, "descriptors"),
-        Err(error) => tracing::warn!(%error, "cannot raise the limit of descriptors"),
-    }
+/// Raises the soft limit of descriptors to the hard one; returns what it is now.
+fn raise_descriptor_limit() -> u64 {
+    rlimit::increase_nofile_limit(u64::MAX).unwrap_or_else(|error| {
+        tracing::warn!(%error, "cannot raise the limit of descriptors");
+        rlimit::getrlimit(rlimit::Resource::NOFILE).map_or(u64::MAX, |(soft, _)| soft)
+    })
 }
 
 /// One thread: serves the connections that come through the door until the instance drains and the last has gone.
-fn run_shard(
-    index: usize,
-    app: Arc<App>,
-    mut entrance: mpsc::Receiver<(TcpStream, SocketAddr)>,
-    draining: watch::Receiver<bool>,
-) {
+fn run_shard(thread: Thread, app: Arc<App>, mut entrance: mpsc::Receiver<Arrival>) {
     let runtime = match Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return tracing::error!(%error, "a thread could not start its runtime"),
     };
-    let doorbell = app.hub.doorbell(index);
+    let doorbell = app.hub.doorbell(thread.index);
     let routes = routes::routes(app.clone());
     LocalSet::new().block_on(&runtime, async move {
-        let shard = Shard::new(index, app);
+        let shard = Shard::new(thread.index, app);
         spawn_local(shard.clone().fan_out(doorbell));
         spawn_local(shard.clone().sweep());
         let mut requests = tokio::task::JoinSet::new();
-        while let Some((stream, peer)) = entrance.recv().await {
+        while let Some(arrival) = entrance.recv().await {
             while requests.try_join_next().is_some() {}
-            match tokio::net::TcpStream::from_std(stream) {
-                Ok(stream) => {
-                    let serve = edge::serve(stream, peer, routes.clone(), shard.clone(), draining.clone());
-                    requests.spawn_local(serve);
-                }
-                Err(error) => tracing::debug!(%error, "a connection broke before it was served"),
-            }
+            requests.spawn_local(edge::serve(arrival, routes.clone(), shard.clone(), thread.draining.clone()));
         }
-        shard.close_all(&Close::new(Code::Restarting, "this instance is stopping; connect again after a moment"));
-        while !requests.is_empty() || !shard.is_empty() {
-            tokio::select! {
-                _ = requests.join_next(), if !requests.is_empty() => {}
-                () = tokio::time::sleep(Duration::from_millis(20)) => {}
-            }
-            shard.close_all(&Close::new(Code::Restarting, "this instance is stopping; connect again after a moment"));
+        close_evenly(&shard, thread.window, thread.threads).await;
+        // A request that was under way may have become a subscription meanwhile.
+        while requests.join_next().await.is_some() {
+            close_evenly(&shard, Duration::ZERO, thread.threads).await;
         }
+        close_evenly(&shard, Duration::ZERO, thread.threads).await;
     });
 }

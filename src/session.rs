@@ -134,6 +134,11 @@ impl Session {
         }
     }
 
+    /// Whether something is due that its socket did not take.
+    pub fn is_blocked(&self) -> bool {
+        self.blocked
+    }
+
     /// How many bytes of the kind that [`Session::post`] adds are waiting.
     pub fn posted(&self) -> usize {
         self.outbox.len()

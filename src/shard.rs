@@ -204,6 +204,18 @@ impl Shard {
         }
     }
 
+    /// The keys of the connections that there are now.
+    pub fn keys(&self) -> Vec<usize> {
+        self.connections.borrow().iter().map(|(key, _)| key).collect()
+    }
+
+    /// Closes one of the connections.
+    pub fn close(&self, key: usize, close: &Close) {
+        if let Some(connection) = self.connections.borrow().get(key) {
+            connection.close(close.clone());
+        }
+    }
+
     /// Closes all connections.
     pub fn close_all(&self, close: &Close) {
         for (_, connection) in self.connections.borrow().iter() {

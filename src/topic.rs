@@ -1,9 +1,9 @@
 //! One channel as this instance sees it: its log, how far its order is proved, and how far each shard has read.
 //! Shared by the hub, which appends, and the shards, which read. It knows neither sockets nor encodings.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
@@ -61,6 +61,8 @@ pub struct Topic {
     ready: Notify,
     /// Per shard: whether it knows already that there is something to read.
     marks: Box<[AtomicBool]>,
+    /// What all topics' logs weigh, in bytes; each adds its own.
+    total: Arc<AtomicUsize>,
     /// A page of history that several readers share.
     pub(crate) shared_page: tokio::sync::Mutex<Option<SharedPage>>,
 }
@@ -85,7 +87,14 @@ struct State {
 
 impl Topic {
     /// A topic that nobody has subscribed to in the broker yet.
-    pub fn new(id: u64, channel: ChannelName, rule: Rule, bounds: Bounds, shards: usize) -> Self {
+    pub fn new(
+        id: u64,
+        channel: ChannelName,
+        rule: Rule,
+        bounds: Bounds,
+        shards: usize,
+        total: Arc<AtomicUsize>,
+    ) -> Self {
         let state = State {
             log: Log::new(bounds),
             sequencer: Sequencer::new(rule.keyed.is_some()),
@@ -96,7 +105,7 @@ impl Topic {
         };
         let marks = (0..shards).map(|_| AtomicBool::new(false)).collect();
         let shared_page = tokio::sync::Mutex::new(None);
-        Self { channel, rule, id, state: Mutex::new(state), ready: Notify::new(), marks, shared_page }
+        Self { channel, rule, id, state: Mutex::new(state), ready: Notify::new(), marks, total, shared_page }
     }
 
     /// Waits until what is published from now on reaches this topic.
@@ -172,7 +181,9 @@ impl Topic {
         let needed = state.needed();
         let State { log, sequencer, served, .. } = &mut *state;
         let before = log.end();
+        let bytes = log.bytes();
         let next = act(sequencer, &mut |entry| log.push(entry, needed));
+        self.count_bytes(bytes, log.bytes());
         let dropped = sequencer.take_dropped();
         let wake = if log.end() == before { Vec::new() } else { self.mark(served) };
         Change { next, dropped, wake }
@@ -258,7 +269,28 @@ impl Topic {
         let end = state.log.end();
         let before = std::mem::replace(&mut state.aged, end);
         let sequence = before.min(state.needed());
+        let bytes = state.log.bytes();
         state.log.trim_to(sequence);
+        self.count_bytes(bytes, state.log.bytes());
+    }
+
+    /// Shortens the log to so many bytes, as far as it has been served.
+    pub(crate) fn shrink_to(&self, bytes: usize) {
+        let mut state = self.lock();
+        let (before, needed) = (state.log.bytes(), state.needed());
+        state.log.shrink_to(bytes, needed);
+        self.count_bytes(before, state.log.bytes());
+    }
+
+    /// Forgets the shared page of history if nobody can want it any more.
+    pub(crate) fn forget_page(&self, age: Duration) {
+        if let Ok(mut page) = self.shared_page.try_lock() {
+            page.take_if(|page| page.read_at.elapsed() > age);
+        }
+    }
+
+    fn count_bytes(&self, before: usize, after: usize) {
+        self.total.fetch_add(after.wrapping_sub(before), Ordering::Relaxed);
     }
 
     /// A shard is about to read: what is appended from now on must wake it again.
@@ -269,6 +301,12 @@ impl Topic {
     fn lock(&self) -> MutexGuard<'_, State> {
         // The state is whole after every line that holds it: a panic elsewhere does not spoil it.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Topic {
+    fn drop(&mut self) {
+        self.count_bytes(self.log_bytes(), 0);
     }
 }
 

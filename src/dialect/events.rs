@@ -9,8 +9,12 @@ use base64::engine::general_purpose::STANDARD;
 use super::envelope::{self, GapNotice, Welcome};
 use super::{Dialect, Standing};
 use crate::channel::ChannelName;
-use crate::close::Close;
+use crate::close::{Close, Code};
 use crate::message::{Entry, Message, Position};
+
+/// How long a client is to wait before it comes back from an instance that stops, in milliseconds. `EventSource` keeps to it from
+/// then on, so it must not be too short.
+const RESTART_RETRY: std::ops::Range<u32> = 500..2500;
 
 /// Events of one channel.
 pub struct SingleChannelEvents;
@@ -46,7 +50,9 @@ impl Dialect for SingleChannelEvents {
         out.extend_from_slice(b":\n\n");
     }
 
-    fn farewell(&self, _: &Close, _: &mut Vec<u8>) {}
+    fn farewell(&self, close: &Close, out: &mut Vec<u8>) {
+        write_farewell(close, out);
+    }
 
     fn publish_error(&self, _: &str, _: &str, _: &mut Vec<u8>) -> bool {
         false
@@ -84,7 +90,9 @@ impl Dialect for MultiChannelEvents {
         SingleChannelEvents.heartbeat(out);
     }
 
-    fn farewell(&self, _: &Close, _: &mut Vec<u8>) {}
+    fn farewell(&self, close: &Close, out: &mut Vec<u8>) {
+        write_farewell(close, out);
+    }
 
     fn publish_error(&self, _: &str, _: &str, _: &mut Vec<u8>) -> bool {
         false
@@ -132,6 +140,14 @@ fn write_entry(channel: &ChannelName, event: Option<&ChannelName>, entry: &Entry
         }
     }
     out.push(b'\n');
+}
+
+/// An event stream has no close codes. The hint is for those who reconnect: at a time of their own, not all at once.
+fn write_farewell(close: &Close, out: &mut Vec<u8>) {
+    if close.code == Code::Restarting {
+        // Writing to memory does not fail.
+        let _ = write!(out, ": {}\nretry: {}\n\n", close.reason(), rand::random_range(RESTART_RETRY));
+    }
 }
 
 fn write_payload(message: &Message, out: &mut Vec<u8>) {

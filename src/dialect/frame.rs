@@ -86,6 +86,7 @@ pub struct Decoder {
     partial: Vec<u8>,
     message: Option<Fragments>,
     limit: usize,
+    frames: usize,
 }
 
 /// The fragments of a message so far.
@@ -100,7 +101,7 @@ struct Fragments {
 impl Decoder {
     /// Messages, fragments together, may have `limit` bytes.
     pub fn new(limit: usize) -> Self {
-        Self { partial: Vec::new(), message: None, limit }
+        Self { partial: Vec::new(), message: None, limit, frames: 0 }
     }
 
     /// Reads a chunk; `visit` gets what it completes. An error says how to close: nothing after it can be read.
@@ -127,6 +128,16 @@ impl Decoder {
         self.partial.is_empty() && self.message.is_none()
     }
 
+    /// How many frames were read since this was last asked: fragments and control frames count as well.
+    pub fn take_frames(&mut self) -> usize {
+        std::mem::take(&mut self.frames)
+    }
+
+    /// How many bytes of a message that is not complete yet it holds.
+    pub fn held(&self) -> usize {
+        self.partial.len() + self.message.as_ref().map_or(0, |message| message.bytes.len())
+    }
+
     /// Reads all complete frames; returns how many bytes they had.
     fn decode_all(&mut self, bytes: &mut [u8], visit: &mut impl FnMut(Incoming)) -> Result<usize, Close> {
         let mut at = 0;
@@ -135,6 +146,7 @@ impl Decoder {
             if payload.end > bytes.len() {
                 break;
             }
+            self.frames += 1;
             unmask(&mut bytes[payload.clone()], header.mask);
             if let Some(incoming) = self.frame(&header, &bytes[payload.clone()])? {
                 let closes = matches!(incoming, Incoming::Close(_));

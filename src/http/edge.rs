@@ -2,7 +2,7 @@
 //! a subscription. Then hyper is let go, and the bare socket goes on as a session: an idle subscriber costs a socket
 //! and a few hundred bytes, not an HTTP server.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
 use std::future::{pending, poll_fn};
 use std::io::Write;
@@ -24,16 +24,21 @@ use tokio::net::TcpStream;
 use tokio::sync::{Notify, watch};
 use tokio::task::spawn_local;
 use warp::filters::BoxedFilter;
+use warp::reply::Response;
 
+use super::error::ApiError;
+use super::forwarded;
+use super::routes::subscribes;
 use super::subscribe::{Subscription, Takeover, Transport};
+use crate::accept::Arrival;
+use crate::address::ClientAddress;
+use crate::admission::{Admitted, Refusal};
 use crate::session::Session;
 use crate::shard::Shard;
 use crate::transport::connection::Connection;
 use crate::transport::sse::Silent;
 use crate::transport::websocket::Frames;
 
-/// How long a client has for the head of a request, and how long an idle connection is kept.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// The most bytes of a request's head.
 const HEAD_BYTES: usize = 16 << 10;
 /// The most header lines.
@@ -49,67 +54,152 @@ pub struct Peer(pub SocketAddr);
 /// A response's head, and the subscription that follows it.
 type Handover = (http::response::Parts, Subscription);
 
+/// A connection while it speaks HTTP.
+struct Edge {
+    peer: SocketAddr,
+    shard: Rc<Shard>,
+    admitted: RefCell<Option<Admitted>>,
+    handover: RefCell<Option<Handover>>,
+    /// A request came.
+    asked: Notify,
+    /// When the last request was answered, by the shard's clock; `None` before, and while there is another.
+    answered: Cell<Option<u32>>,
+}
+
 /// Serves a connection until it ends, or becomes a subscriber's.
 pub async fn serve(
-    stream: TcpStream,
-    peer: SocketAddr,
-    routes: BoxedFilter<(warp::reply::Response,)>,
+    arrival: Arrival,
+    routes: BoxedFilter<(Response,)>,
     shard: Rc<Shard>,
     mut draining: watch::Receiver<bool>,
 ) {
-    let handover: Rc<RefCell<Option<Handover>>> = Rc::default();
-    let asked = Rc::new(Notify::new());
+    let Arrival { stream, peer, admitted } = arrival;
+    let stream = match TcpStream::from_std(stream) {
+        Ok(stream) => stream,
+        Err(error) => return tracing::debug!(%error, "a connection broke before it was served"),
+    };
+    let limit = shard.app.limits.request_time;
+    let edge = Rc::new(Edge {
+        peer,
+        shard,
+        admitted: RefCell::new(Some(admitted)),
+        handover: RefCell::default(),
+        asked: Notify::new(),
+        answered: Cell::new(None),
+    });
     let answer = TowerToHyperService::new(warp::service(routes));
     let service = {
-        let (handover, asked) = (handover.clone(), asked.clone());
-        service_fn(move |mut request: Request<Incoming>| {
-            asked.notify_one();
-            request.extensions_mut().insert(Peer(peer));
-            let answer = answer.call(request);
-            let handover = handover.clone();
-            async move {
-                let response = answer.await.unwrap_or_else(|never: Infallible| match never {});
-                if let Some(subscription) = response.extensions().get::<Takeover>().and_then(Takeover::take) {
-                    *handover.borrow_mut() = Some((response.into_parts().0, subscription));
-                    // hyper must not answer: the session does, on the bare socket.
-                    pending::<()>().await;
-                    unreachable!("pending() never ends");
-                }
-                Ok::<_, Infallible>(response)
-            }
-            .boxed_local()
-        })
+        let edge = edge.clone();
+        service_fn(move |request| edge.clone().answer(request, answer.clone()).map(Ok::<_, Infallible>).boxed_local())
     };
     let mut connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
+        .header_read_timeout(limit)
         .max_buf_size(HEAD_BYTES)
         .max_headers(HEAD_LINES)
         .serve_connection(TokioIo::new(stream), service);
-    let mut drained = pin!(until_drained(&mut draining, &asked).fuse());
-    let taken = poll_fn(|context| {
+    let mut drained = pin!(until_drained(&mut draining, &edge.asked).fuse());
+    let mut stalled = pin!(edge.until_stalled(limit));
+    let ended = poll_fn(|context| {
         if drained.poll_unpin(context).is_ready() {
             Pin::new(&mut connection).graceful_shutdown();
         }
         let ended = connection.poll_without_shutdown(context);
-        match handover.borrow_mut().take() {
-            Some(handover) => Poll::Ready(Some(handover)),
-            None => ended.map(|_| None),
+        if edge.handover.borrow().is_some() {
+            return Poll::Ready(Ended::TakenOver);
+        }
+        match ended {
+            Poll::Ready(Ok(())) => Poll::Ready(Ended::Done),
+            Poll::Ready(Err(error)) => Poll::Ready(Ended::Broken(error)),
+            Poll::Pending => stalled.poll_unpin(context).map(|()| Ended::Stalled),
         }
     })
     .await;
     let parts = connection.into_parts();
-    let mut stream = parts.io.into_inner();
-    match taken {
-        Some((head, subscription)) => {
-            // The copy lets go of hyper's read buffer, which is much larger than what is left in it.
-            let early = Bytes::copy_from_slice(&parts.read_buf);
-            drop(parts.read_buf);
-            subscribe(stream, &head, subscription, shard, early);
+    edge.finish(ended, parts.io.into_inner(), parts.read_buf).await;
+}
+
+/// How the HTTP of a connection ended.
+enum Ended {
+    /// Its last response is to be a subscription's.
+    TakenOver,
+    Done,
+    Broken(hyper::Error),
+    /// The client does not take its response.
+    Stalled,
+}
+
+impl Edge {
+    async fn answer<S>(self: Rc<Self>, mut request: Request<Incoming>, routes: S) -> Response
+    where
+        S: Service<Request<Incoming>, Response = Response, Error = Infallible>,
+    {
+        self.asked.notify_one();
+        self.answered.set(None);
+        let app = &self.shard.app;
+        let client = forwarded::client_address(app.admission.proxies(), self.peer.ip(), request.headers());
+        request.extensions_mut().insert(Peer(self.peer));
+        request.extensions_mut().insert(client);
+        // Who connects directly was counted at the door.
+        let counted = client.proxied && subscribes(request.uri().path());
+        if counted && let Err(refusal) = self.claim(client) {
+            return ApiError::from(refusal).into_response();
         }
-        None => {
-            let _ = tokio::io::AsyncWriteExt::shutdown(&mut stream).await;
+        let response = routes.call(request).await.unwrap_or_else(|never: Infallible| match never {});
+        if let Some(subscription) = response.extensions().get::<Takeover>().and_then(Takeover::take) {
+            *self.handover.borrow_mut() = Some((response.into_parts().0, subscription));
+            // hyper must not answer: the session does, on the bare socket.
+            pending::<()>().await;
+            unreachable!("pending() never ends");
         }
+        if counted && let Some(admitted) = &mut *self.admitted.borrow_mut() {
+            admitted.release();
+        }
+        self.answered.set(Some(self.shard.now.get()));
+        response
+    }
+
+    fn claim(&self, client: ClientAddress) -> Result<(), Refusal> {
+        self.admitted.borrow_mut().as_mut().map_or(Ok(()), |admitted| admitted.claim(client))
+    }
+
+    /// Waits until a response has been there for so long that it must be the client who does not take it: an idle connection is
+    /// ended after `limit` already, counted from when its response was taken.
+    async fn until_stalled(&self, limit: Duration) {
+        loop {
+            tokio::time::sleep(limit).await;
+            let waited = |at: u32| Duration::from_secs(self.shard.now.get().saturating_sub(at).into());
+            if self.answered.get().is_some_and(|at| waited(at) > 2 * limit) {
+                return;
+            }
+        }
+    }
+
+    async fn finish(&self, ended: Ended, mut stream: TcpStream, read: Bytes) {
+        let metrics = &self.shard.app.metrics;
+        match ended {
+            Ended::TakenOver => {
+                let (handover, admitted) = (self.handover.take(), self.admitted.take());
+                if let (Some((head, subscription)), Some(admitted)) = (handover, admitted) {
+                    // The copy lets go of hyper's read buffer, which is much larger than what is left in it.
+                    let early = Bytes::copy_from_slice(&read);
+                    drop(read);
+                    subscribe(stream, &head, subscription, (self.shard.clone(), admitted), early);
+                }
+                return;
+            }
+            Ended::Stalled => {
+                metrics.count_refused("response_time");
+                // Or the kernel would keep what was not taken.
+                let _ = socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO));
+                return;
+            }
+            Ended::Broken(error) if error.is_parse_too_large() => metrics.count_refused("head_size"),
+            // Without a byte of a head it was an idle connection, and no attempt at anything.
+            Ended::Broken(error) if error.is_timeout() && !read.is_empty() => metrics.count_refused("head_time"),
+            Ended::Broken(_) | Ended::Done => {}
+        }
+        let _ = tokio::io::AsyncWriteExt::shutdown(&mut stream).await;
     }
 }
 
@@ -125,7 +215,7 @@ fn subscribe(
     stream: TcpStream,
     head: &http::response::Parts,
     subscription: Subscription,
-    shard: Rc<Shard>,
+    (shard, admitted): (Rc<Shard>, Admitted),
     early: Bytes,
 ) {
     let Subscription { dialect, transport, channels } = subscription;
@@ -133,11 +223,11 @@ fn subscribe(
     let limit = shard.app.limits.message_bytes;
     match transport {
         Transport::WebSocket => {
-            let connection = Connection::new(stream, session, shard, true);
+            let connection = Connection::new(stream, session, shard, admitted, true);
             spawn_local(connection.drive(early, Frames::new(limit)));
         }
         Transport::Sse => {
-            let connection = Connection::new(stream, session, shard, false);
+            let connection = Connection::new(stream, session, shard, admitted, false);
             spawn_local(connection.drive(early, Silent));
         }
     }

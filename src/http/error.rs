@@ -5,6 +5,7 @@ use hyper::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use serde_json::json;
 use warp::reply::Response;
 
+use crate::admission::Refusal;
 use crate::broker::BrokerError;
 use crate::channel::ChannelError;
 
@@ -19,6 +20,8 @@ pub struct ApiError {
     pub message: String,
     /// In a batch: which line, from 1.
     pub line: Option<usize>,
+    /// After how many seconds trying again makes sense, where it does.
+    pub retry_after: Option<u16>,
 }
 
 /// After how many seconds to try again what failed for the broker's sake.
@@ -27,7 +30,8 @@ const RETRY_AFTER_SECONDS: u16 = 1;
 impl ApiError {
     /// An error with a status, a code and a sentence.
     pub fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
-        Self { status, code, message: message.into(), line: None }
+        let retry_after = (status == StatusCode::SERVICE_UNAVAILABLE).then_some(RETRY_AFTER_SECONDS);
+        Self { status, code, message: message.into(), line: None, retry_after }
     }
 
     /// A parameter that can't be understood.
@@ -47,10 +51,18 @@ impl ApiError {
             error["line"] = line.into();
         }
         let mut response = json_response(self.status, &json!({"error": error}));
-        if self.status == StatusCode::SERVICE_UNAVAILABLE {
-            response.headers_mut().insert(RETRY_AFTER, RETRY_AFTER_SECONDS.into());
+        if let Some(seconds) = self.retry_after {
+            response.headers_mut().insert(RETRY_AFTER, seconds.into());
         }
         response
+    }
+}
+
+impl From<Refusal> for ApiError {
+    fn from(refusal: Refusal) -> Self {
+        let (status, code, message) = refusal.answer();
+        let status = StatusCode::from_u16(status).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
+        Self { retry_after: Some(refusal.retry_after()), ..Self::new(status, code, message) }
     }
 }
 

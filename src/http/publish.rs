@@ -16,10 +16,13 @@ use super::error::{ApiError, json_response};
 use super::query::{Query, check_key};
 use crate::app::App;
 use crate::broker::Publication;
+use crate::budget::Held;
 use crate::channel::ChannelName;
 use crate::message::Position;
 
 const NDJSON: &str = "application/x-ndjson";
+/// What is set aside for a body before any of it is there.
+const FIRST_PIECE: usize = 16 << 10;
 
 /// The header lines that matter here.
 pub struct Headers {
@@ -54,7 +57,13 @@ async fn try_publish(
     let is_batch = kind.is_some_and(|kind| kind.trim().eq_ignore_ascii_case(NDJSON));
     let (limit, what) =
         if is_batch { (app.limits.batch_bytes, "batch") } else { (app.limits.message_bytes, "message") };
-    let body = collect(headers.content_length, body, limit, what).await?;
+    // Held until the broker has answered.
+    let mut held = Held::new(app.incoming.clone());
+    let reading = collect(headers.content_length, body, limit, &mut held);
+    let body = match tokio::time::timeout(app.limits.request_time, reading).await {
+        Ok(body) => body.map_err(|error| refused(app, error, what, limit))?,
+        Err(_) => return Err(refused(app, Unread::Slow, what, limit)),
+    };
     let id = headers.idempotency_key.as_deref().map(check_key).transpose()?;
     let batch =
         if is_batch { parse_batch(app, query, &body, id.as_deref())? } else { single(app, query, &body, id.as_ref())? };
@@ -95,28 +104,60 @@ impl<'a> Receipt<'a> {
     }
 }
 
-/// Reads the body, as long as it is within the limit.
+/// Why a body was not read to its end.
+enum Unread {
+    TooLarge,
+    Slow,
+    Broken,
+    NoRoom,
+}
+
+/// Counts a body that hit a limit, and says what to do.
+fn refused(app: &App, why: Unread, what: &str, limit: usize) -> ApiError {
+    let (reason, error) = match why {
+        Unread::TooLarge => {
+            let message =
+                format!("a {what} may have at most {limit} bytes; send less, or raise the limit of the server");
+            ("body_size", ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", message))
+        }
+        Unread::Slow => {
+            let message = format!("the body was not whole within {} s", app.limits.request_time.as_secs());
+            ("body_time", ApiError::new(StatusCode::REQUEST_TIMEOUT, "body_too_slow", message))
+        }
+        Unread::NoRoom => {
+            let message = "too many bodies are on their way in; try again in a moment";
+            ("incoming_bytes", ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "incoming_full", message))
+        }
+        Unread::Broken => {
+            let message = "the body ended before it was whole";
+            return ApiError::new(StatusCode::BAD_REQUEST, "body_incomplete", message);
+        }
+    };
+    app.metrics.count_refused(reason);
+    error
+}
+
+/// Reads the body, as long as it is within the limits.
 async fn collect(
     announced: Option<usize>,
     mut body: impl Stream<Item = Result<impl Buf, warp::Error>> + Unpin,
     limit: usize,
-    what: &str,
-) -> Result<Bytes, ApiError> {
-    let too_large = || {
-        let message = format!("a {what} may have at most {limit} bytes; send less, or raise the limit of the server");
-        ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", message)
-    };
+    held: &mut Held,
+) -> Result<Bytes, Unread> {
     let announced = announced.unwrap_or(0);
     if announced > limit {
-        return Err(too_large());
+        return Err(Unread::TooLarge);
     }
-    let mut bytes = BytesMut::with_capacity(announced);
+    // What is only announced costs nothing: the first piece of most bodies is the whole.
+    let mut bytes = BytesMut::with_capacity(announced.min(FIRST_PIECE));
     while let Some(chunk) = body.next().await {
-        let mut chunk = chunk.map_err(|_| {
-            ApiError::new(StatusCode::BAD_REQUEST, "body_incomplete", "the body ended before it was whole")
-        })?;
-        if bytes.len() + chunk.remaining() > limit {
-            return Err(too_large());
+        let mut chunk = chunk.map_err(|_| Unread::Broken)?;
+        let length = bytes.len() + chunk.remaining();
+        if length > limit {
+            return Err(Unread::TooLarge);
+        }
+        if !held.set(length) {
+            return Err(Unread::NoRoom);
         }
         bytes.extend_from_slice(&chunk.copy_to_bytes(chunk.remaining()));
     }

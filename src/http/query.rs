@@ -36,6 +36,7 @@ impl Query {
                 channels.push(channel);
             }
             if channels.len() > app.limits.channels {
+                app.metrics.count_refused("channels");
                 return Err(ApiError::parameter(format!(
                     "at most {} channels can be named at once; open another connection for more",
                     app.limits.channels

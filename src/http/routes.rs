@@ -65,6 +65,11 @@ pub fn routes(app: Arc<App>) -> BoxedFilter<(Response,)> {
         .boxed()
 }
 
+/// Whether a path is that of a subscription: its connection is the client's own for as long as it lasts.
+pub fn subscribes(path: &str) -> bool {
+    matches!(path, "/ws" | "/events")
+}
+
 /// Load balancers and link checkers ask with HEAD.
 fn get_or_head() -> impl Filter<Extract = (), Error = Rejection> + Copy {
     warp::get().or(warp::head()).unify()
@@ -88,7 +93,7 @@ fn healthz(app: &App) -> Response {
 
 /// Whether a load balancer should send clients here.
 fn readyz(app: &App) -> Response {
-    let (status, text) = if app.is_draining() {
+    let (status, text) = if app.is_leaving() {
         (StatusCode::SERVICE_UNAVAILABLE, "draining".to_owned())
     } else {
         match app.hub.broker().health() {

@@ -15,9 +15,12 @@ use futures::FutureExt;
 use futures::future::LocalBoxFuture;
 use tokio::net::TcpStream;
 
+use super::allowance::{Allowance, MOST_DEBT};
+use crate::admission::Admitted;
 use crate::backoff::Backoff;
 use crate::batch::Batch;
 use crate::broker::{BrokerError, From, Page, Publication};
+use crate::budget::Held;
 use crate::close::{Close, Code};
 use crate::session::{Session, Waits};
 use crate::shard::Shard;
@@ -26,6 +29,9 @@ use crate::topic::Topic;
 /// Silence after which the other side is asked whether it is there, and after which it is taken for gone, in seconds.
 const ASK_AFTER: u32 = 15;
 const GONE_AFTER: u32 = 45;
+/// With something due for so many seconds and nothing of it taken, the other side is gone, whatever it may say: what waits for it
+/// (a page of history, say) must not be kept for ever.
+const TAKES_NOTHING_AFTER: u32 = 60;
 /// How long to wait before the history is asked the same again.
 const REPEAT_PAUSE: Duration = Duration::from_millis(20);
 /// How many looks of the sweep a closing connection has to take its last bytes.
@@ -47,6 +53,16 @@ pub trait Inbound {
         connection: &Connection,
         messages: &mut VecDeque<Bytes>,
     ) -> Result<(), Close>;
+
+    /// How many frames were in what was read since this was last asked.
+    fn take_frames(&mut self) -> usize {
+        0
+    }
+
+    /// How many bytes it holds of what is not complete yet.
+    fn held(&self) -> usize {
+        0
+    }
 }
 
 /// A subscriber's socket, shared between its own task and the fan-out of its thread.
@@ -63,6 +79,14 @@ pub struct Connection {
     /// What the history was asked last.
     asked_history: Cell<Option<From>>,
     answers_heartbeats: bool,
+    /// When its socket last took something.
+    wrote: Cell<u32>,
+    /// What the client may still send; whether it is not read now, since it sent too much.
+    allowance: Cell<Allowance>,
+    throttled: Cell<bool>,
+    /// What it holds of the bytes that are on their way into the instance.
+    incoming: RefCell<Held>,
+    _admitted: Admitted,
     /// How many looks of the sweep it has been ending for.
     ending_looks: Cell<u32>,
     /// Given up: nothing is waited for any more.
@@ -90,8 +114,16 @@ struct UnderWay {
 
 impl Connection {
     /// A subscriber's socket. `answers_heartbeats`: whether silence of the client means that it is gone.
-    pub fn new(stream: TcpStream, session: Session, shard: Rc<Shard>, answers_heartbeats: bool) -> Rc<Self> {
+    pub fn new(
+        stream: TcpStream,
+        session: Session,
+        shard: Rc<Shard>,
+        admitted: Admitted,
+        answers_heartbeats: bool,
+    ) -> Rc<Self> {
         let now = shard.now.get();
+        let allowance = Allowance::full(shard.app.limits.rates, tenths(now));
+        let incoming = Held::new(shard.app.incoming.clone());
         shard.alive.set(shard.alive.get() + 1);
         Rc::new(Self {
             session: RefCell::new(session),
@@ -103,6 +135,11 @@ impl Connection {
             asked: Cell::new(now),
             asked_history: Cell::new(None),
             answers_heartbeats,
+            wrote: Cell::new(now),
+            allowance: Cell::new(allowance),
+            throttled: Cell::new(false),
+            incoming: RefCell::new(incoming),
+            _admitted: admitted,
             ending_looks: Cell::new(0),
             dead: Cell::new(false),
         })
@@ -181,7 +218,7 @@ impl Connection {
                 Event::Published(results)
             });
         }
-        if self.session.borrow().posted() >= MOST_POSTED {
+        if self.throttled.get() || self.session.borrow().posted() >= MOST_POSTED {
             return Poll::Pending;
         }
         self.stream.poll_read_ready(context).map(|_| Event::Readable)
@@ -198,7 +235,9 @@ impl Connection {
 
     /// Writes what the socket takes now. Never waits.
     fn write(&self, bytes: &[u8]) -> io::Result<usize> {
-        self.stream.try_write(bytes)
+        let written = self.stream.try_write(bytes)?;
+        self.wrote.set(self.shard.now.get());
+        Ok(written)
     }
 
     /// The fan-out has a batch for one of the channels.
@@ -232,14 +271,19 @@ impl Connection {
         }
     }
 
-    /// Whether the other side is still there: asks it after a silence, and gives it up after a longer one.
+    /// Whether the other side is still there: asks it after a silence, and gives it up after a longer one, or if it takes
+    /// nothing of what is due.
     pub(crate) fn look(&self, now: u32) {
+        self.pay_off(now);
         if self.session.borrow().ending().is_some() {
             self.ending_looks.set(self.ending_looks.get() + 1);
             if self.ending_looks.get() > ENDING_LOOKS {
                 self.give_up();
             }
         } else if self.answers_heartbeats && now.saturating_sub(self.heard.get()) > GONE_AFTER {
+            self.session.borrow_mut().end(Close::new(Code::Gone, ""));
+            self.give_up();
+        } else if self.session.borrow().is_blocked() && now.saturating_sub(self.wrote.get()) > TAKES_NOTHING_AFTER {
             self.session.borrow_mut().end(Close::new(Code::Gone, ""));
             self.give_up();
         } else if now.saturating_sub(self.heard.get().max(self.asked.get())) >= ASK_AFTER {
@@ -249,6 +293,41 @@ impl Connection {
             }
             self.post(|dialect, out| dialect.heartbeat(out));
         }
+    }
+
+    /// Lets a client be read again that has waited long enough. Whom we do not listen to is not silent.
+    fn pay_off(&self, now: u32) {
+        if !self.throttled.get() {
+            return;
+        }
+        self.heard.set(now);
+        let mut allowance = self.allowance.get();
+        if allowance.debt(self.shard.app.limits.rates, tenths(now)) == 0.0 {
+            self.throttled.set(false);
+            self.wake();
+        }
+        self.allowance.set(allowance);
+    }
+
+    /// Counts what was read against the client's limits. An error ends the connection.
+    fn account(&self, inbound: &mut dyn Inbound, bytes: usize) -> Result<(), Close> {
+        let app = &self.shard.app;
+        if !self.incoming.borrow_mut().set(inbound.held()) {
+            app.metrics.count_refused("incoming_bytes");
+            return Err(Close::new(Code::PublishFailed, "too much is on its way in; try again in a moment"));
+        }
+        let (rates, now) = (app.limits.rates, tenths(self.shard.now.get()));
+        let mut allowance = self.allowance.get();
+        allowance.charge(rates, now, inbound.take_frames(), bytes);
+        let debt = allowance.debt(rates, now);
+        self.allowance.set(allowance);
+        if debt > MOST_DEBT {
+            return Err(Close::new(Code::TooFast, "too many frames; connect again after a moment, and send fewer"));
+        }
+        if debt > 0.0 && !self.throttled.replace(true) {
+            app.metrics.throttled.inc();
+        }
+        Ok(())
     }
 
     /// Reads once. `false` if the client is gone.
@@ -269,7 +348,9 @@ impl Connection {
         if self.session.borrow().ending().is_some() {
             return;
         }
-        if let Err(close) = inbound.receive(chunk, self, &mut under_way.messages) {
+        let bytes = chunk.len();
+        let received = inbound.receive(chunk, self, &mut under_way.messages);
+        if let Err(close) = received.and_then(|()| self.account(inbound, bytes)) {
             self.close(close);
         }
         self.publish(under_way);
@@ -361,6 +442,11 @@ impl Connection {
         // Running out of time is an end like any other.
         let _ = tokio::time::timeout(CLOSE_TIMEOUT, drained).await;
     }
+}
+
+/// The shard's clock as a bucket counts.
+fn tenths(seconds: u32) -> u32 {
+    seconds.saturating_mul(10)
 }
 
 impl Drop for Connection {

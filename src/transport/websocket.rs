@@ -77,4 +77,12 @@ impl Inbound for Frames {
         })?;
         closed.map_or(Ok(()), Err)
     }
+
+    fn take_frames(&mut self) -> usize {
+        self.0.take_frames()
+    }
+
+    fn held(&self) -> usize {
+        self.0.held()
+    }
 }

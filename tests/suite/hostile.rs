@@ -6,6 +6,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 
 use crate::support::instance::{Instance, Options};
+use crate::support::raw;
 use crate::support::redis::Redis;
 use crate::support::{channel, soon, until};
 
@@ -70,7 +71,9 @@ async fn every_ping_is_answered_in_order() {
 #[tokio::test(flavor = "multi_thread")]
 async fn who_asks_without_reading_the_answers_has_to_wait() {
     let mut redis = Redis::start().await;
-    let instance = Options::redis(&redis).start().await;
+    // What it sends is not limited otherwise here.
+    let options = Options::redis(&redis).flag("--max-frames-per-second 0 --max-bytes-per-second 0");
+    let instance = options.start().await;
     let mut pings = raw_socket(&instance, "").await;
     let mut errors = raw_socket(&instance, "format=json").await;
     redis.stop();
@@ -110,4 +113,108 @@ async fn a_flood_after_a_protocol_error_delays_nobody() {
     };
     let (sent, ()) = tokio::join!(futures::future::join_all(floods), listen);
     assert!(sent.iter().all(|&sent| sent < 256 << 20), "they are cut off, not read for ever: {sent:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_clients_say_writes_no_lines_into_the_log_nor_headers_into_answers() {
+    let instance = Options::default().env("LIVEBRIDGE_LOG", "trace").start().await;
+    let local = "127.0.0.1";
+    for path in [
+        "/ws?channel=a%0d%0aINFO%20forged",
+        "/events?channel=%1b%5b31mforged",
+        "/events?since=1%0d%0aX-Forged:%20yes",
+        "/channels/a%0aforged%1b/messages",
+        "/forged%0d%0aSet-Cookie:%20forged=1",
+    ] {
+        let answer = raw::get(local, &instance, path, "").await;
+        let (head, body) = answer.split_once("\r\n\r\n").expect(path);
+        assert!(head.starts_with("HTTP/1.1 4"), "{path}: {answer}");
+        assert!(!head.to_lowercase().contains("forged"), "{path}: {head}");
+        assert!(!body.trim_end().contains(['\n', '\u{1b}']), "{path}: {body:?}");
+    }
+    // Raw bytes that HTTP does not allow where they stand, or does and a terminal would obey.
+    for request in [
+        &b"GET /events?channel=a\nINFO-forged HTTP/1.1\r\nHost: x\r\n\r\n"[..],
+        b"GET /events HTTP/1.1\r\nHost: x\r\nX: a\rINFO forged\r\n\r\n",
+        b"GET /ws HTTP/1.1\r\nHost: \x1b[31mforged\r\nOrigin: \x1b]0;forged\x07\r\n\r\n",
+        b"FORGED\x1b[2J / HTTP/1.1\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+    ] {
+        let answer = raw::answer(local, &instance, request).await;
+        assert!(answer.starts_with("HTTP/1.1 4"), "{request:?}: {answer}");
+    }
+    let (status, _) = instance.post_with("/publish", &[("idempotency-key", "forged\tkey")], "x").await;
+    assert!(status.is_client_error() || status.is_success());
+    let log = instance.log();
+    for line in log.lines() {
+        let is_a_line = line.starts_with("20") && line.as_bytes().get(10) == Some(&b'T');
+        assert!(is_a_line && !line.contains('\u{1b}'), "{line:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_path_in_a_name_leads_nowhere_else() {
+    let instance = Instance::embedded().await;
+    for path in [
+        "/../Cargo.toml",
+        "/%2e%2e/%2e%2e/etc/passwd",
+        "/..%2f..%2fetc%2fpasswd",
+        "/index.html%00.js",
+        "/channels/../healthz",
+        "/channels/%2e%2e/healthz",
+        "//etc/passwd",
+        "/\\..\\..\\etc\\passwd",
+    ] {
+        let answer = raw::get("127.0.0.1", &instance, path, "").await;
+        assert!(answer.starts_with("HTTP/1.1 40"), "{path}: {answer}");
+    }
+    // A name is a name: nothing in it is a path, an escape, or another channel's.
+    for (name, encoded) in [("../../a", "..%2f..%2fa"), ("%2e%2e/a", "%252e%252e/a"), ("a/./b", "a/./b"), ("..", "..")]
+    {
+        let mut socket = instance.ws(&format!("channel={encoded}")).await;
+        instance.publish(encoded, name).await;
+        assert_eq!(socket.text().await, name);
+    }
+    assert_eq!(instance.get_json("/channels/a/messages").await["offset"], 0);
+    for name in ["a%00b", "%00", &"x".repeat(256), &"%c3%a9".repeat(128), "a%0ab", "%e2%80%a8"] {
+        for path in [format!("/events?channel={name}"), format!("/channels/{name}/messages")] {
+            let (status, body) = instance.get(&path).await;
+            assert!(status == 400 && body.contains("channel_invalid"), "{path}: {status} {body}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_is_oversize_has_its_answer() {
+    let instance = Options::default().flag("--max-channels 10 --max-message-bytes 1000").start().await;
+    let mut calm = instance.ws("channel=calm").await;
+    let long = "x".repeat(20_000);
+    let many_lines = "X: y\r\n".repeat(100);
+    let many_channels = (0..11).map(|number| format!("channel={number}&")).collect::<String>();
+    for (path, lines, expected) in [
+        (format!("/events?x={long}"), "", ["431", ""]),
+        ("/events".into(), format!("X: {long}\r\n").as_str(), ["431", ""]),
+        ("/events".into(), &many_lines, ["431", ""]),
+        (format!("/ws?{many_channels}"), "", ["400", "parameter_invalid"]),
+        (format!("/events?since={}", "1".repeat(5000)), "", ["400", "parameter_invalid"]),
+        ("/events?last=99999999999999999999".into(), "", ["400", "parameter_invalid"]),
+        ("/channels/a/messages?limit=1000000".into(), "", ["400", "parameter_invalid"]),
+    ] {
+        let answer = raw::get("127.0.0.1", &instance, &path, lines).await;
+        let path = &path[..path.len().min(60)];
+        assert!(answer.starts_with(&format!("HTTP/1.1 {} ", expected[0])), "{path}: {answer}");
+        assert!(answer.contains(expected[1]), "{path}: {answer}");
+    }
+    let (status, answer) = instance.post(&format!("/publish?key={}", "k".repeat(256)), "x").await;
+    assert_eq!((status.as_u16(), &answer["error"]["code"]), (400, &"parameter_invalid".into()));
+    let ndjson = [("content-type", "application/x-ndjson")];
+    let (status, answer) = instance.post_with("/publish", &ndjson, "{\"data\":1}\n".repeat(10_001)).await;
+    assert_eq!((status.as_u16(), &answer["error"]["line"]), (400, &10_001.into()), "{answer}");
+    let (status, _) = instance.post_with("/publish", &ndjson, vec![b'\n'; 9 << 20]).await;
+    assert_eq!(status, 413);
+    assert_eq!(instance.refused("body_size").await, 1.0);
+    assert_eq!(instance.refused("channels").await, 1.0);
+    assert_eq!(instance.refused("head_size").await, 3.0);
+    calm.send("still here").await;
+    assert_eq!(calm.text().await, "still here");
 }

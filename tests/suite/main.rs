@@ -1,6 +1,8 @@
 //! The promises of livebridge, tested on the wire: real processes, a real redis-server, real signals.
 //!
 //! * `contract`: what every broker must do; runs against both
+//! * `limits`: each limit's answer, while others notice nothing
+//! * `drain`: how an instance ends
 //! * `hostile`: clients that mean no good
 //! * `http`: requests, errors, limits, the commands
 //! * `history`: positions, resume, gaps that are told
@@ -21,11 +23,13 @@ mod browser;
 mod codec;
 mod contract;
 mod cost;
+mod drain;
 mod faults;
 mod history;
 mod hostile;
 mod http;
 mod keyed;
+mod limits;
 mod model;
 mod outages;
 mod readme;

@@ -48,7 +48,7 @@ impl World {
         let messages = if small_history { 100 } else { 5000 };
         let rules = format!("[[channel]]\nmatch = '*'\nhistory = {{ messages = {messages} }}\n");
         let rules = Arc::new(Rules::parse(&rules).unwrap());
-        let hub = Hub::new(broker.clone(), rules, LOG, 1, Arc::new(Metrics::new(1)));
+        let hub = Hub::new(broker.clone(), rules, LOG, usize::MAX, 1, Arc::new(Metrics::new(1)));
         tokio::spawn(hub.clone().run(intake));
         let clients = (0..CLIENTS).map(|_| Client::default()).collect();
         let doorbell = hub.doorbell(0);

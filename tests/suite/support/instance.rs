@@ -33,6 +33,9 @@ pub struct Options {
     pub flags: Vec<String>,
     /// `127.0.0.1:0` where it is left out.
     pub listen: Option<String>,
+    /// Its limit of descriptors.
+    pub descriptors: Option<u32>,
+    pub environment: Vec<(String, String)>,
 }
 
 impl Options {
@@ -50,6 +53,11 @@ impl Options {
         self
     }
 
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
     pub fn listen(mut self, address: &str) -> Self {
         self.listen = Some(address.to_owned());
         self
@@ -64,7 +72,15 @@ impl Options {
     /// Starts an instance without waiting for its broker.
     pub fn start_unready(self) -> Instance {
         let folder = tempfile::tempdir().unwrap();
-        let mut command = command(folder.path());
+        let mut command = match self.descriptors {
+            None => command(folder.path()),
+            Some(most) => {
+                let mut shell = in_folder(Command::new("sh"), folder.path());
+                shell.args(["-c", &format!("ulimit -n {most} && exec \"$0\" \"$@\""), BINARY]);
+                shell
+            }
+        };
+        command.envs(self.environment.clone());
         command.args(["--listen", self.listen.as_deref().unwrap_or("127.0.0.1:0")]);
         if let Some(url) = &self.redis_url {
             command.args(["--redis-url", url]);
@@ -98,7 +114,10 @@ impl Options {
 
 /// The program, in a folder of its own and without the developer's environment.
 pub fn command(folder: &std::path::Path) -> Command {
-    let mut command = Command::new(BINARY);
+    in_folder(Command::new(BINARY), folder)
+}
+
+fn in_folder(mut command: Command, folder: &std::path::Path) -> Command {
     command.current_dir(folder).env_clear().env("PATH", "/usr/bin:/bin");
     command
 }
@@ -159,6 +178,14 @@ impl Instance {
     pub async fn metric(&self, name: &str) -> f64 {
         let (_, text) = self.get("/metrics").await;
         let line = text.lines().find(|line| line.split([' ', '{']).next() == Some(name));
+        line.and_then(|line| line.rsplit(' ').next()?.parse().ok()).unwrap_or(0.0)
+    }
+
+    /// How much was refused at a limit.
+    pub async fn refused(&self, reason: &str) -> f64 {
+        let (_, text) = self.get("/metrics").await;
+        let name = format!("livebridge_refused_total{{reason=\"{reason}\"}}");
+        let line = text.lines().find(|line| line.starts_with(&name));
         line.and_then(|line| line.rsplit(' ').next()?.parse().ok()).unwrap_or(0.0)
     }
 

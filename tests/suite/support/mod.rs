@@ -1,9 +1,11 @@
 //! Starts and stops what the tests need. Everything has a port and a folder of its own, and is gone when dropped.
 
+pub mod balancer;
 pub mod brokers;
 pub mod browser;
 pub mod instance;
 pub mod proxy;
+pub mod raw;
 pub mod redis;
 pub mod sse;
 pub mod ws;

@@ -19,6 +19,8 @@ pub struct Events {
     buffer: Vec<u8>,
     /// The last id that was seen.
     pub last_id: Option<String>,
+    /// After how many milliseconds to reconnect, once it was said.
+    pub retry: Option<u64>,
 }
 
 impl Events {
@@ -36,7 +38,7 @@ impl Events {
         }
         let response = soon("an event stream", request.send()).await?.error_for_status()?;
         assert_eq!(response.headers()["content-type"], "text/event-stream");
-        Ok(Self { body: Box::pin(response.bytes_stream()), buffer: Vec::new(), last_id: None })
+        Ok(Self { body: Box::pin(response.bytes_stream()), buffer: Vec::new(), last_id: None, retry: None })
     }
 
     /// The next event, welcome and gaps included; comments are skipped.
@@ -65,6 +67,7 @@ impl Events {
                 Some(("event", value)) => event.kind = value.into(),
                 Some(("data", value)) => data.push(value),
                 Some(("id", value)) => self.last_id = Some(value.into()),
+                Some(("retry", value)) => self.retry = Some(value.parse().unwrap()),
                 _ => assert!(line.is_empty() || line.starts_with(':'), "{line:?}"),
             }
         }

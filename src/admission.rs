@@ -1,0 +1,362 @@
+//! Who gets in: how many connections there may be, in all and from one address, how fast an address may open more, and that
+//! some descriptors stay free for Redis and files. It counts; what a refused client is answered is written by `accept.rs` and
+//! `http/edge.rs`.
+//!
+//! A client behind a trusted proxy is counted when its request for a subscription is known, not when the proxy connects: the
+//! proxy's connections carry many clients' requests.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use crate::address::{ClientAddress, TrustedProxies, group, is_near};
+use crate::metrics::Metrics;
+use crate::rate::{Bucket, Rate};
+
+/// So many addresses that have no connection are remembered for their rate at most; beyond, they are forgotten, and may begin
+/// with a full burst again.
+const MOST_REMEMBERED: usize = 1 << 16;
+/// The table is not looked through for what can be forgotten before it has so many entries.
+const FEWEST_SWEPT: usize = 1 << 10;
+/// A refusal of each kind is logged once in so many seconds, with how many there were.
+const LOG_EVERY: u64 = 10;
+
+/// What one address may have.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct AddressLimits {
+    /// The most connections; `None` for no limit.
+    pub connections: Option<usize>,
+    /// New connections; `None` for no limit.
+    pub handshakes: Option<Rate>,
+}
+
+/// The bounds on connections.
+#[derive(Clone, Debug)]
+pub struct Bounds {
+    /// The most connections in all; `None` for as many as descriptors allow.
+    pub connections: Option<usize>,
+    /// Of an address of the public internet.
+    pub public: AddressLimits,
+    /// Of an address near by, see [`is_near`].
+    pub near: AddressLimits,
+    /// Whose word about a client's address is believed, and who is not limited itself.
+    pub proxies: TrustedProxies,
+}
+
+/// Why somebody does not get in.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Refusal {
+    /// There are as many connections as there may be.
+    Connections,
+    /// There are no descriptors to spare.
+    Descriptors,
+    /// The address has as many connections as it may have.
+    AddressConnections,
+    /// The address opens connections too fast.
+    AddressHandshakes,
+}
+
+impl Refusal {
+    /// The reason in `livebridge_refused_total`.
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::Connections => "connections",
+            Self::Descriptors => "descriptors",
+            Self::AddressConnections => "address_connections",
+            Self::AddressHandshakes => "address_handshakes",
+        }
+    }
+
+    /// The status, the machine-readable code, and the sentence for people.
+    pub fn answer(self) -> (u16, &'static str, &'static str) {
+        match self {
+            Self::Connections | Self::Descriptors => {
+                (503, "server_full", "this instance has as many connections as it can have; try again in a moment")
+            }
+            Self::AddressConnections => {
+                (429, "too_many_connections", "your address has as many connections as it may have; close some")
+            }
+            Self::AddressHandshakes => {
+                (429, "too_many_handshakes", "your address opens connections too fast; try again in a moment")
+            }
+        }
+    }
+
+    /// After how many seconds trying again makes sense.
+    pub fn retry_after(self) -> u16 {
+        match self {
+            Self::AddressHandshakes => 1,
+            Self::Connections | Self::Descriptors | Self::AddressConnections => 5,
+        }
+    }
+
+    fn mend(self) -> &'static str {
+        match self {
+            Self::Connections => "raise --max-connections, or start another instance",
+            Self::Descriptors => "raise the limit of descriptors (`ulimit -n`), or start another instance",
+            Self::AddressConnections | Self::AddressHandshakes => {
+                "if this is a proxy's address, name it with --trusted-proxy; if many people share it, raise \
+                 --max-connections-per-address and --max-handshakes-per-address"
+            }
+        }
+    }
+}
+
+/// The counts.
+pub struct Admission {
+    bounds: Bounds,
+    /// No descriptor at or above this is given to a client.
+    descriptors: u64,
+    metrics: Arc<Metrics>,
+    addresses: Mutex<Addresses>,
+    /// When a refusal of each kind was last logged, in seconds since the beginning, and how many there were since.
+    told: Mutex<HashMap<&'static str, (u64, u64)>>,
+    began: Instant,
+}
+
+#[derive(Default)]
+struct Addresses {
+    table: HashMap<IpAddr, Address>,
+    sweep_at: usize,
+}
+
+struct Address {
+    connections: usize,
+    handshakes: Option<(Rate, Bucket)>,
+}
+
+impl Admission {
+    /// Nobody is in yet. `descriptors` is the process's limit, part of which is kept back.
+    pub fn new(bounds: Bounds, descriptors: u64, metrics: Arc<Metrics>) -> Arc<Self> {
+        Arc::new(Self {
+            bounds,
+            descriptors: descriptors - reserve(descriptors),
+            metrics,
+            addresses: Mutex::default(),
+            told: Mutex::default(),
+            began: Instant::now(),
+        })
+    }
+
+    /// The proxies whose word is believed.
+    pub fn proxies(&self) -> &TrustedProxies {
+        &self.bounds.proxies
+    }
+
+    /// Lets a connection in, or says why not. The system gives the lowest free number for a descriptor, so `descriptor` says
+    /// how many are in use.
+    ///
+    /// # Errors
+    /// The refusal is counted and logged already.
+    pub fn admit(self: &Arc<Self>, peer: IpAddr, descriptor: u64) -> Result<Admitted, Refusal> {
+        let before = self.metrics.sockets.inc();
+        let mut admitted = Admitted { admission: self.clone(), address: None };
+        let limit = self.bounds.connections.unwrap_or(usize::MAX);
+        if usize::try_from(before).is_ok_and(|before| before >= limit) {
+            return Err(self.refuse(Refusal::Connections, peer));
+        }
+        if descriptor >= self.descriptors {
+            return Err(self.refuse(Refusal::Descriptors, peer));
+        }
+        let peer = peer.to_canonical();
+        if !self.bounds.proxies.trust(peer) {
+            admitted.claim(ClientAddress { address: peer, proxied: false })?;
+        }
+        Ok(admitted)
+    }
+
+    fn limits(&self, client: ClientAddress) -> AddressLimits {
+        // A proxied client with a proxy's address is one whose header lines are not believed: it must not gain by that.
+        let disbelieved = client.proxied && self.bounds.proxies.trust(client.address);
+        if is_near(client.address) && !disbelieved { self.bounds.near } else { self.bounds.public }
+    }
+
+    fn refuse(&self, refusal: Refusal, address: IpAddr) -> Refusal {
+        let reason = refusal.reason();
+        self.metrics.count_refused(reason);
+        let now = self.began.elapsed().as_secs();
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let (at, count) = told.entry(reason).or_insert((0, 0));
+        *count += 1;
+        if *count == 1 && *at == 0 || now >= *at + LOG_EVERY {
+            tracing::warn!(reason, %address, refused = *count, "connections are refused; {}", refusal.mend());
+            (*at, *count) = (now.max(1), 0);
+        }
+        refusal
+    }
+
+    /// In tenths of a second, as [`Bucket`] counts.
+    fn now(&self) -> u32 {
+        u32::try_from(self.began.elapsed().as_millis() / 100).unwrap_or(u32::MAX)
+    }
+
+    fn addresses(&self) -> MutexGuard<'_, Addresses> {
+        // The table is whole after every line that holds it: a panic elsewhere does not spoil it.
+        self.addresses.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A connection that is in, until this is dropped.
+pub struct Admitted {
+    admission: Arc<Admission>,
+    /// Which address it is counted for.
+    address: Option<IpAddr>,
+}
+
+impl Admitted {
+    /// Counts the connection for an address, if that may have one more.
+    ///
+    /// # Errors
+    /// The refusal is counted and logged already.
+    pub fn claim(&mut self, client: ClientAddress) -> Result<(), Refusal> {
+        let limits = self.admission.limits(client);
+        if limits.connections.is_none() && limits.handshakes.is_none() {
+            return Ok(());
+        }
+        let (address, now) = (group(client.address), self.admission.now());
+        let entered = self.admission.addresses().enter(address, limits, now);
+        entered.map_err(|refusal| self.admission.refuse(refusal, client.address))?;
+        self.address = Some(address);
+        Ok(())
+    }
+
+    /// It is counted for no address any more: the request that it was counted for is over.
+    pub fn release(&mut self) {
+        if let Some(address) = self.address.take() {
+            self.admission.addresses().leave(address);
+        }
+    }
+}
+
+impl Drop for Admitted {
+    fn drop(&mut self) {
+        self.release();
+        self.admission.metrics.sockets.dec();
+    }
+}
+
+impl Addresses {
+    fn enter(&mut self, address: IpAddr, limits: AddressLimits, now: u32) -> Result<(), Refusal> {
+        if self.table.len() >= self.sweep_at.max(FEWEST_SWEPT) {
+            self.sweep(now);
+        }
+        let handshakes = || limits.handshakes.map(|rate| (rate, Bucket::full(rate, now)));
+        let entry = self.table.entry(address).or_insert_with(|| Address { connections: 0, handshakes: handshakes() });
+        if limits.connections.is_some_and(|most| entry.connections >= most) {
+            return Err(Refusal::AddressConnections);
+        }
+        if let Some((rate, bucket)) = &mut entry.handshakes
+            && !bucket.try_take(*rate, now)
+        {
+            return Err(Refusal::AddressHandshakes);
+        }
+        entry.connections += 1;
+        Ok(())
+    }
+
+    fn leave(&mut self, address: IpAddr) {
+        let Some(entry) = self.table.get_mut(&address) else { return };
+        entry.connections -= 1;
+        if entry.connections == 0 && entry.handshakes.is_none() {
+            self.table.remove(&address);
+        }
+    }
+
+    /// Forgets the addresses of which nothing need be remembered, and others without connections if they are too many.
+    fn sweep(&mut self, now: u32) {
+        let is_full = |(rate, bucket): &mut (Rate, Bucket)| bucket.is_full(*rate, now);
+        self.table.retain(|_, entry| entry.connections > 0 || !entry.handshakes.as_mut().is_none_or(is_full));
+        let idle = self.table.values().filter(|entry| entry.connections == 0).count();
+        if idle > MOST_REMEMBERED {
+            self.table.retain(|_, entry| entry.connections > 0);
+        }
+        self.sweep_at = 2 * self.table.len();
+    }
+}
+
+/// How many descriptors are kept for Redis, files and the answers to the refused: 64, or a twentieth where there are few.
+fn reserve(descriptors: u64) -> u64 {
+    (descriptors / 20).clamp(8, 64).min(descriptors)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::address::parse_network;
+
+    fn admission(connections: Option<usize>, per_address: Option<usize>, handshakes: Option<Rate>) -> Arc<Admission> {
+        let limits = AddressLimits { connections: per_address, handshakes };
+        let proxies = TrustedProxies::new(vec![parse_network("10.0.0.0/8").expect("a network")]);
+        let bounds = Bounds { connections, public: limits, near: AddressLimits::default(), proxies };
+        Admission::new(bounds, 1000, Arc::new(Metrics::new(1)))
+    }
+
+    fn address(text: &str) -> IpAddr {
+        text.parse().expect(text)
+    }
+
+    fn client(text: &str) -> ClientAddress {
+        ClientAddress { address: address(text), proxied: true }
+    }
+
+    #[test]
+    fn an_address_has_so_many_connections_and_no_more_until_one_ends() {
+        let admission = admission(None, Some(2), None);
+        let one = admission.admit(address("192.0.2.1"), 9).ok();
+        let two = admission.admit(address("::ffff:192.0.2.1"), 9).ok();
+        assert!(one.is_some() && two.is_some());
+        assert_eq!(admission.admit(address("192.0.2.1"), 9).err(), Some(Refusal::AddressConnections));
+        assert!(admission.admit(address("192.0.2.2"), 9).is_ok());
+        drop(one);
+        assert!(admission.admit(address("192.0.2.1"), 9).is_ok());
+        drop(two);
+        assert_eq!((admission.addresses().table.len(), admission.metrics.sockets.get()), (0, 0));
+    }
+
+    #[test]
+    fn there_are_so_many_connections_in_all_and_a_reserve_of_descriptors() {
+        let admission = admission(Some(1), None, None);
+        let one = admission.admit(address("192.0.2.1"), 9);
+        assert_eq!(admission.admit(address("192.0.2.2"), 9).err(), Some(Refusal::Connections));
+        drop(one);
+        assert_eq!(admission.admit(address("192.0.2.2"), 950).err(), Some(Refusal::Descriptors));
+        assert!(admission.admit(address("192.0.2.2"), 949).is_ok());
+        assert_eq!([20, 256, 1024, 1 << 20].map(reserve), [8, 12, 51, 64]);
+    }
+
+    #[test]
+    fn near_addresses_have_limits_of_their_own_and_a_trusted_proxy_none() {
+        let admission = admission(None, Some(0), None);
+        assert!(admission.admit(address("127.0.0.1"), 9).is_ok());
+        let mut proxied = admission.admit(address("10.0.0.1"), 9).expect("a proxy is let in");
+        assert_eq!(proxied.claim(client("192.0.2.1")), Err(Refusal::AddressConnections));
+        assert_eq!(proxied.claim(client("192.168.0.1")), Ok(()), "a client near by");
+        assert_eq!(proxied.claim(client("10.0.0.1")), Err(Refusal::AddressConnections), "one that is not believed");
+    }
+
+    #[test]
+    fn an_address_opens_connections_at_a_rate() {
+        let admission = admission(None, None, Rate::new(1, 3));
+        let open = || admission.admit(address("192.0.2.1"), 9).err();
+        assert_eq!([open(), open(), open()], [None; 3]);
+        assert_eq!(open(), Some(Refusal::AddressHandshakes));
+        assert_eq!(admission.admit(address("192.0.2.2"), 9).err(), None);
+    }
+
+    #[test]
+    fn the_table_forgets_whose_bucket_is_full_and_never_who_is_in() {
+        let rate = Rate::new(1, 2);
+        let limits = AddressLimits { connections: None, handshakes: rate };
+        let mut addresses = Addresses::default();
+        for number in 0..5000_u32 {
+            let host = IpAddr::from(std::net::Ipv4Addr::from_bits(number));
+            addresses.enter(host, limits, number).expect("a first one");
+            if number > 0 {
+                addresses.leave(host);
+            }
+        }
+        assert!(addresses.table.len() <= FEWEST_SWEPT, "{}", addresses.table.len());
+        assert_eq!(addresses.table[&address("0.0.0.0")].connections, 1);
+    }
+}
