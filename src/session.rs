@@ -134,9 +134,16 @@ impl Session {
         }
     }
 
-    /// Whether something is due that its socket did not take.
-    pub fn is_blocked(&self) -> bool {
-        self.blocked
+    /// Whether it is reading a page of history, which is kept for it until then.
+    pub fn reads_page(&self) -> bool {
+        self.slots.iter().any(|slot| matches!(slot.reading, Reading::Page { .. }))
+    }
+
+    /// Ends it as one that reads too slowly.
+    pub fn end_as_too_slow(&mut self) {
+        let slot = self.slots.iter().find(|slot| matches!(slot.reading, Reading::Page { .. }));
+        let position = slot.and_then(|slot| slot.position);
+        self.end(too_slow(position));
     }
 
     /// How many bytes of the kind that [`Session::post`] adds are waiting.
@@ -419,12 +426,16 @@ impl Session {
             slot.reading = Reading::History(From::After(position));
             return Advance::Moved;
         }
-        let detail = match slot.position {
-            Some(position) => format!("read too slowly; reconnect with since={position}"),
-            None => "read too slowly; reconnect".into(),
-        };
-        Advance::Ends(Close::new(Code::FellBehind, detail))
+        Advance::Ends(too_slow(slot.position))
     }
+}
+
+fn too_slow(position: Option<Position>) -> Close {
+    let detail = match position {
+        Some(position) => format!("read too slowly; reconnect with since={position}"),
+        None => "read too slowly; reconnect".into(),
+    };
+    Close::new(Code::FellBehind, detail)
 }
 
 /// What became of one slot's turn.

@@ -79,6 +79,11 @@ impl Shard {
         self.connections.borrow().len()
     }
 
+    /// How long a subscriber may take for a page of history, in seconds: as long as others for a response.
+    pub fn page_time(&self) -> u32 {
+        u32::try_from(2 * self.app.limits.request_time.as_secs()).unwrap_or(u32::MAX)
+    }
+
     /// Whether there are none, not even one that is saying goodbye.
     pub fn is_empty(&self) -> bool {
         self.alive.get() == 0

@@ -29,9 +29,6 @@ use crate::topic::Topic;
 /// Silence after which the other side is asked whether it is there, and after which it is taken for gone, in seconds.
 const ASK_AFTER: u32 = 15;
 const GONE_AFTER: u32 = 45;
-/// With something due for so many seconds and nothing of it taken, the other side is gone, whatever it may say: what waits for it
-/// (a page of history, say) must not be kept for ever.
-const TAKES_NOTHING_AFTER: u32 = 60;
 /// How long to wait before the history is asked the same again.
 const REPEAT_PAUSE: Duration = Duration::from_millis(20);
 /// How many looks of the sweep a closing connection has to take its last bytes.
@@ -79,8 +76,8 @@ pub struct Connection {
     /// What the history was asked last.
     asked_history: Cell<Option<From>>,
     answers_heartbeats: bool,
-    /// When its socket last took something.
-    wrote: Cell<u32>,
+    /// When it last got a page of history.
+    page_at: Cell<u32>,
     /// What the client may still send; whether it is not read now, since it sent too much.
     allowance: Cell<Allowance>,
     throttled: Cell<bool>,
@@ -135,7 +132,7 @@ impl Connection {
             asked: Cell::new(now),
             asked_history: Cell::new(None),
             answers_heartbeats,
-            wrote: Cell::new(now),
+            page_at: Cell::new(now),
             allowance: Cell::new(allowance),
             throttled: Cell::new(false),
             incoming: RefCell::new(incoming),
@@ -189,8 +186,15 @@ impl Connection {
                     }
                 }
                 Event::Pump => {}
-                Event::Answered((slot, page)) => self.session.borrow_mut().answered(slot, page),
-                Event::Published(results) => self.report(results),
+                Event::Answered((slot, page)) => {
+                    self.page_at.set(self.shard.now.get());
+                    self.session.borrow_mut().answered(slot, page);
+                }
+                Event::Published(results) => {
+                    // Less than before, so there is room for it.
+                    let _ = self.incoming.borrow_mut().set(inbound.held());
+                    self.report(results);
+                }
             }
             self.publish(under_way);
         }
@@ -235,9 +239,7 @@ impl Connection {
 
     /// Writes what the socket takes now. Never waits.
     fn write(&self, bytes: &[u8]) -> io::Result<usize> {
-        let written = self.stream.try_write(bytes)?;
-        self.wrote.set(self.shard.now.get());
-        Ok(written)
+        self.stream.try_write(bytes)
     }
 
     /// The fan-out has a batch for one of the channels.
@@ -271,8 +273,8 @@ impl Connection {
         }
     }
 
-    /// Whether the other side is still there: asks it after a silence, and gives it up after a longer one, or if it takes
-    /// nothing of what is due.
+    /// Whether the other side is still there: asks it after a silence, and gives it up after a longer one, or if it keeps a
+    /// page of history for too long. (Who takes nothing at all, the kernel gives up.)
     pub(crate) fn look(&self, now: u32) {
         self.pay_off(now);
         if self.session.borrow().ending().is_some() {
@@ -283,9 +285,10 @@ impl Connection {
         } else if self.answers_heartbeats && now.saturating_sub(self.heard.get()) > GONE_AFTER {
             self.session.borrow_mut().end(Close::new(Code::Gone, ""));
             self.give_up();
-        } else if self.session.borrow().is_blocked() && now.saturating_sub(self.wrote.get()) > TAKES_NOTHING_AFTER {
-            self.session.borrow_mut().end(Close::new(Code::Gone, ""));
-            self.give_up();
+        } else if now.saturating_sub(self.page_at.get()) > self.shard.page_time() && self.session.borrow().reads_page()
+        {
+            self.session.borrow_mut().end_as_too_slow();
+            self.wake();
         } else if now.saturating_sub(self.heard.get().max(self.asked.get())) >= ASK_AFTER {
             self.asked.set(now);
             if self.session.borrow().posted() >= MOST_POSTED {
@@ -309,10 +312,11 @@ impl Connection {
         self.allowance.set(allowance);
     }
 
-    /// Counts what was read against the client's limits. An error ends the connection.
-    fn account(&self, inbound: &mut dyn Inbound, bytes: usize) -> Result<(), Close> {
+    /// Counts what was read against the client's limits; `complete` bytes of it wait to be published. An error ends the
+    /// connection.
+    fn account(&self, inbound: &mut dyn Inbound, bytes: usize, complete: usize) -> Result<(), Close> {
         let app = &self.shard.app;
-        if !self.incoming.borrow_mut().set(inbound.held()) {
+        if !self.incoming.borrow_mut().set(inbound.held() + complete) {
             app.metrics.count_refused("incoming_bytes");
             return Err(Close::new(Code::PublishFailed, "too much is on its way in; try again in a moment"));
         }
@@ -350,7 +354,8 @@ impl Connection {
         }
         let bytes = chunk.len();
         let received = inbound.receive(chunk, self, &mut under_way.messages);
-        if let Err(close) = received.and_then(|()| self.account(inbound, bytes)) {
+        let complete: usize = under_way.messages.iter().map(Bytes::len).sum();
+        if let Err(close) = received.and_then(|()| self.account(inbound, bytes, complete)) {
             self.close(close);
         }
         self.publish(under_way);

@@ -434,3 +434,33 @@ async fn a_request_that_becomes_no_subscription_leaves_no_trace_in_the_count() {
         assert!(head.starts_with(b"HTTP/1.1 426 "), "{}", String::from_utf8_lossy(&head));
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_of_history_that_is_sipped_is_taken_away() {
+    let instance = Options::default().flag("--request-seconds 1").start().await;
+    let mut calm = Calm::beside(&instance).await;
+    let channel = channel("sipped");
+    for _ in 0..100 {
+        instance.publish(&channel, "x".repeat(100_000)).await;
+    }
+    // By a byte now and then, so that the kernel does not take it for gone.
+    let sip = async |request: String| {
+        let mut stream = connect_narrow(&instance).await;
+        stream.write_all(request.as_bytes()).await.unwrap();
+        while stream.read_u8().await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let query = format!("channel={channel}&last=100");
+    let events = sip(format!("GET /events?{query} HTTP/1.1\r\nHost: x\r\n\r\n"));
+    let socket = sip(format!("GET /ws?{query} HTTP/1.1\r\n{HANDSHAKE}"));
+    let closes = "livebridge_closes_total{reason=\"fell_behind\"} 2";
+    let closed = async || instance.get("/metrics").await.1.contains(closes);
+    // What the kernel holds for them takes them much longer.
+    tokio::select! {
+        _ = futures::future::join(events, socket) => {}
+        () = until("both are closed", closed) => {}
+    }
+    assert!(closed().await);
+    calm.goes_on().await;
+}
