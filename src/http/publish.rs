@@ -105,6 +105,7 @@ impl<'a> Receipt<'a> {
 }
 
 /// Why a body was not read to its end.
+#[derive(Clone, Copy)]
 enum Unread {
     TooLarge,
     Slow,
