@@ -85,8 +85,9 @@ pub struct Decoder {
     /// Bytes of a frame that is not complete yet.
     partial: Vec<u8>,
     message: Option<Fragments>,
-    limit: usize,
-    frames: usize,
+    /// Each connection holds a decoder: these two are small for its sake.
+    limit: u32,
+    frames: u32,
 }
 
 /// The fragments of a message so far.
@@ -101,7 +102,7 @@ struct Fragments {
 impl Decoder {
     /// Messages, fragments together, may have `limit` bytes.
     pub fn new(limit: usize) -> Self {
-        Self { partial: Vec::new(), message: None, limit, frames: 0 }
+        Self { partial: Vec::new(), message: None, limit: u32::try_from(limit).unwrap_or(u32::MAX), frames: 0 }
     }
 
     /// Reads a chunk; `visit` gets what it completes. An error says how to close: nothing after it can be read.
@@ -130,7 +131,7 @@ impl Decoder {
 
     /// How many frames were read since this was last asked: fragments and control frames count as well.
     pub fn take_frames(&mut self) -> usize {
-        std::mem::take(&mut self.frames)
+        std::mem::take(&mut self.frames) as usize
     }
 
     /// How many bytes of a message that is not complete yet it holds.
@@ -165,8 +166,8 @@ impl Decoder {
         match (&self.message, opcode) {
             (None, Opcode::Continuation) => Err(protocol_error("a continuation without a message to continue")),
             (Some(_), Opcode::Text | Opcode::Binary) => Err(protocol_error("a new message within a fragmented one")),
-            (Some(message), _) => Ok(self.limit - message.bytes.len()),
-            (None, _) => Ok(self.limit),
+            (Some(message), _) => Ok(self.limit as usize - message.bytes.len()),
+            (None, _) => Ok(self.limit as usize),
         }
     }
 
