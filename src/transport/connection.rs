@@ -15,12 +15,11 @@ use futures::FutureExt;
 use futures::future::LocalBoxFuture;
 use tokio::net::TcpStream;
 
-use super::allowance::{Allowance, MOST_DEBT};
+use super::meter::{Meter, Read};
 use crate::admission::Admitted;
 use crate::backoff::Backoff;
 use crate::batch::Batch;
 use crate::broker::{BrokerError, From, Page, Publication};
-use crate::budget::Held;
 use crate::close::{Close, Code};
 use crate::session::{Session, Waits};
 use crate::shard::Shard;
@@ -78,11 +77,8 @@ pub struct Connection {
     answers_heartbeats: bool,
     /// When it last got a page of history.
     page_at: Cell<u32>,
-    /// What the client may still send; whether it is not read now, since it sent too much.
-    allowance: Cell<Allowance>,
-    throttled: Cell<bool>,
-    /// What it holds of the bytes that are on their way into the instance.
-    incoming: RefCell<Held>,
+    /// What the client has sent.
+    meter: Meter,
     _admitted: Admitted,
     /// How many looks of the sweep it has been ending for.
     ending_looks: Cell<u32>,
@@ -119,8 +115,7 @@ impl Connection {
         answers_heartbeats: bool,
     ) -> Rc<Self> {
         let now = shard.now.get();
-        let allowance = Allowance::full(shard.app.limits.rates, tenths(now));
-        let incoming = Held::new(shard.app.incoming.clone());
+        let meter = Meter::new(&shard.app, now);
         shard.alive.set(shard.alive.get() + 1);
         Rc::new(Self {
             session: RefCell::new(session),
@@ -133,9 +128,7 @@ impl Connection {
             asked_history: Cell::new(None),
             answers_heartbeats,
             page_at: Cell::new(now),
-            allowance: Cell::new(allowance),
-            throttled: Cell::new(false),
-            incoming: RefCell::new(incoming),
+            meter,
             _admitted: admitted,
             ending_looks: Cell::new(0),
             dead: Cell::new(false),
@@ -192,7 +185,7 @@ impl Connection {
                 }
                 Event::Published(results) => {
                     // Less than before, so there is room for it.
-                    let _ = self.incoming.borrow_mut().set(inbound.held());
+                    let _ = self.meter.hold(inbound.held());
                     self.report(results);
                 }
             }
@@ -222,7 +215,7 @@ impl Connection {
                 Event::Published(results)
             });
         }
-        if self.throttled.get() || self.session.borrow().posted() >= MOST_POSTED {
+        if self.meter.holds_back() || self.session.borrow().posted() >= MOST_POSTED {
             return Poll::Pending;
         }
         self.stream.poll_read_ready(context).map(|_| Event::Readable)
@@ -276,7 +269,13 @@ impl Connection {
     /// Whether the other side is still there: asks it after a silence, and gives it up after a longer one, or if it keeps a
     /// page of history for too long. (Who takes nothing at all, the kernel gives up.)
     pub(crate) fn look(&self, now: u32) {
-        self.pay_off(now);
+        if self.meter.holds_back() {
+            // Whom we do not listen to is not silent.
+            self.heard.set(now);
+            if self.meter.pay_off(&self.shard.app, now) {
+                self.wake();
+            }
+        }
         if self.session.borrow().ending().is_some() {
             self.ending_looks.set(self.ending_looks.get() + 1);
             if self.ending_looks.get() > ENDING_LOOKS {
@@ -296,42 +295,6 @@ impl Connection {
             }
             self.post(|dialect, out| dialect.heartbeat(out));
         }
-    }
-
-    /// Lets a client be read again that has waited long enough. Whom we do not listen to is not silent.
-    fn pay_off(&self, now: u32) {
-        if !self.throttled.get() {
-            return;
-        }
-        self.heard.set(now);
-        let mut allowance = self.allowance.get();
-        if allowance.debt(self.shard.app.limits.rates, tenths(now)) == 0.0 {
-            self.throttled.set(false);
-            self.wake();
-        }
-        self.allowance.set(allowance);
-    }
-
-    /// Counts what was read against the client's limits; `complete` bytes of it wait to be published. An error ends the
-    /// connection.
-    fn account(&self, inbound: &mut dyn Inbound, bytes: usize, complete: usize) -> Result<(), Close> {
-        let app = &self.shard.app;
-        if !self.incoming.borrow_mut().set(inbound.held() + complete) {
-            app.metrics.count_refused("incoming_bytes");
-            return Err(Close::new(Code::PublishFailed, "too much is on its way in; try again in a moment"));
-        }
-        let (rates, now) = (app.limits.rates, tenths(self.shard.now.get()));
-        let mut allowance = self.allowance.get();
-        allowance.charge(rates, now, inbound.take_frames(), bytes);
-        let debt = allowance.debt(rates, now);
-        self.allowance.set(allowance);
-        if debt > MOST_DEBT {
-            return Err(Close::new(Code::TooFast, "too many frames; connect again after a moment, and send fewer"));
-        }
-        if debt > 0.0 && !self.throttled.replace(true) {
-            app.metrics.throttled.inc();
-        }
-        Ok(())
     }
 
     /// Reads once. `false` if the client is gone.
@@ -355,7 +318,8 @@ impl Connection {
         let bytes = chunk.len();
         let received = inbound.receive(chunk, self, &mut under_way.messages);
         let complete: usize = under_way.messages.iter().map(Bytes::len).sum();
-        if let Err(close) = received.and_then(|()| self.account(inbound, bytes, complete)) {
+        let read = Read { frames: inbound.take_frames(), bytes, held: inbound.held() + complete };
+        if let Err(close) = received.and_then(|()| self.meter.count(&self.shard.app, self.shard.now.get(), &read)) {
             self.close(close);
         }
         self.publish(under_way);
@@ -447,11 +411,6 @@ impl Connection {
         // Running out of time is an end like any other.
         let _ = tokio::time::timeout(CLOSE_TIMEOUT, drained).await;
     }
-}
-
-/// The shard's clock as a bucket counts.
-fn tenths(seconds: u32) -> u32 {
-    seconds.saturating_mul(10)
 }
 
 impl Drop for Connection {
