@@ -8,7 +8,7 @@ mod gather;
 mod library;
 mod line;
 mod note;
-mod resp;
+pub mod resp;
 mod subscriber;
 
 use std::sync::Arc;

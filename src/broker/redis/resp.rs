@@ -6,9 +6,14 @@ use bytes::BytesMut;
 
 /// What one frame says.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Frame<'a> {
+pub enum Frame<'a> {
     /// A message was published.
-    Message { channel: &'a [u8], payload: &'a [u8] },
+    Message {
+        /// On which channel, or on which companion of one.
+        channel: &'a [u8],
+        /// What.
+        payload: &'a [u8],
+    },
     /// A subscription is in force.
     Subscribed(&'a [u8]),
     /// The server refused a command; why.
@@ -20,7 +25,7 @@ pub(super) enum Frame<'a> {
 /// Bytes that are not RESP3.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("it sent something that is not RESP3")]
-pub(super) struct Malformed;
+pub struct Malformed;
 
 /// As much as a server sends at most in one string (`proto-max-bulk-len`), and far more than it nests.
 const MOST_BYTES: usize = 512 << 20;
@@ -35,7 +40,7 @@ enum Missing {
 }
 
 /// Reads the first frame and its length; `None` until it is whole.
-pub(super) fn parse(bytes: &[u8]) -> Result<Option<(Frame<'_>, usize)>, Malformed> {
+pub fn parse(bytes: &[u8]) -> Result<Option<(Frame<'_>, usize)>, Malformed> {
     let mut reader = Reader { bytes, at: 0 };
     match reader.frame() {
         Ok(frame) => Ok(Some((frame, reader.at))),
@@ -135,7 +140,7 @@ impl<'a> Reader<'a> {
 }
 
 /// Appends a command, as an array of bulk strings.
-pub(super) fn write_command<'a>(parts: impl ExactSizeIterator<Item = &'a str>, out: &mut BytesMut) {
+pub fn write_command<'a>(parts: impl ExactSizeIterator<Item = &'a str>, out: &mut BytesMut) {
     let header = |kind: char, count: usize| format!("{kind}{count}\r\n");
     out.extend_from_slice(header('*', parts.len()).as_bytes());
     for part in parts {

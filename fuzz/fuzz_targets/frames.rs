@@ -1,0 +1,27 @@
+//! What a WebSocket client sends, in chunks of any size: the decoder must say the same of it however it is cut.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use livebridge::dialect::frame::{Decoder, Incoming};
+
+const LIMIT: usize = 4096;
+
+/// All that the decoder says of the bytes, as text, up to its first objection.
+fn decode(bytes: &[u8], chunk: usize) -> Vec<String> {
+    let mut decoder = Decoder::new(LIMIT);
+    let mut said = Vec::new();
+    for piece in bytes.chunks(chunk.max(1)) {
+        let mut piece = piece.to_vec();
+        let result = decoder.decode(&mut piece, |incoming: Incoming| said.push(format!("{incoming:?}")));
+        if let Err(close) = result {
+            said.push(format!("{close:?}"));
+            break;
+        }
+    }
+    said
+}
+
+fuzz_target!(|input: (u8, Vec<u8>)| {
+    let (chunk, bytes) = input;
+    assert_eq!(decode(&bytes, usize::from(chunk)), decode(&bytes, bytes.len()));
+});
