@@ -130,7 +130,10 @@ impl Server {
             () = stop => {}
         }
         self.app.start_leaving();
-        let _ = tokio::time::timeout(self.drain.notice, self.entrance.accept()).await;
+        // Not even a tick of the timer may pass where no notice is wanted.
+        if !self.drain.notice.is_zero() {
+            let _ = tokio::time::timeout(self.drain.notice, self.entrance.accept()).await;
+        }
         self.app.start_draining();
         self.entrance.accept_pending();
         let Self { entrance, threads, draining, drain, .. } = self;

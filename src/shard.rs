@@ -214,17 +214,17 @@ impl Shard {
         self.connections.borrow().iter().map(|(key, _)| key).collect()
     }
 
-    /// Closes one of the connections.
+    /// Closes one of the connections, after what its channels have for it now.
     pub fn close(&self, key: usize, close: &Close) {
         if let Some(connection) = self.connections.borrow().get(key) {
-            connection.close(close.clone());
+            connection.finish(close.clone());
         }
     }
 
-    /// Closes all connections.
+    /// Closes all connections, each after what its channels have for it now.
     pub fn close_all(&self, close: &Close) {
         for (_, connection) in self.connections.borrow().iter() {
-            connection.close(close.clone());
+            connection.finish(close.clone());
         }
     }
 }

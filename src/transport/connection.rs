@@ -254,6 +254,15 @@ impl Connection {
         self.wake();
     }
 
+    /// Closes the connection after what its channels have for it now, as far as its socket takes that: a message that others
+    /// received before must not be left to the fan-out, which may not have had its turn here yet.
+    pub(crate) fn finish(&self, close: Close) {
+        if self.session.borrow().ending().is_none() {
+            self.pump();
+            self.close(close);
+        }
+    }
+
     fn give_up(&self) {
         self.dead.set(true);
         self.wake();
