@@ -6,15 +6,19 @@ use livebridge::dialect::frame::{Decoder, Incoming};
 
 const LIMIT: usize = 4096;
 
-/// All that the decoder says of the bytes, as text, up to its first objection.
+/// All that the decoder says of the bytes, as text, up to its first objection or a close: a connection reads nothing after
+/// either.
 fn decode(bytes: &[u8], chunk: usize) -> Vec<String> {
     let mut decoder = Decoder::new(LIMIT);
-    let mut said = Vec::new();
+    let mut said: Vec<String> = Vec::new();
     for piece in bytes.chunks(chunk.max(1)) {
         let mut piece = piece.to_vec();
         let result = decoder.decode(&mut piece, |incoming: Incoming| said.push(format!("{incoming:?}")));
         if let Err(close) = result {
             said.push(format!("{close:?}"));
+            break;
+        }
+        if said.last().is_some_and(|last| last.starts_with("Close")) {
             break;
         }
     }

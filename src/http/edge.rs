@@ -47,10 +47,6 @@ const HEAD_LINES: usize = 64;
 /// How long, while draining, a connection that has not asked anything yet is waited for.
 const FIRST_REQUEST_GRACE: Duration = Duration::from_secs(1);
 
-/// The address that a request came from.
-#[derive(Clone, Copy, Debug)]
-pub struct Peer(pub SocketAddr);
-
 /// A response's head, and the subscription that follows it.
 type Handover = (http::response::Parts, Subscription);
 
@@ -130,7 +126,7 @@ enum Ended {
 }
 
 impl Edge {
-    async fn answer<S>(self: Rc<Self>, mut request: Request<Incoming>, routes: S) -> Response
+    async fn answer<S>(self: Rc<Self>, request: Request<Incoming>, routes: S) -> Response
     where
         S: Service<Request<Incoming>, Response = Response, Error = Infallible>,
     {
@@ -138,8 +134,6 @@ impl Edge {
         self.answered.set(None);
         let app = &self.shard.app;
         let client = forwarded::client_address(app.admission.proxies(), self.peer.ip(), request.headers());
-        request.extensions_mut().insert(Peer(self.peer));
-        request.extensions_mut().insert(client);
         // Who connects directly was counted at the door.
         let counted = client.proxied && subscribes(request.uri().path());
         if counted && let Err(refusal) = self.claim(client) {

@@ -48,6 +48,18 @@ fn refusal(answer: &str) -> (u16, String, Option<String>) {
     (status, json["error"]["code"].as_str().unwrap().to_owned(), retry)
 }
 
+/// Subscribes until it is refused; the sockets so far, and the refusal's status and body.
+async fn fill(instance: &Instance, most: usize) -> (Vec<Socket>, (u16, String)) {
+    let mut held = Vec::new();
+    loop {
+        match raw::websocket(ROGUE, instance, "", &[]).await {
+            Ok(socket) => held.push(socket),
+            Err(refused) => return (held, refused),
+        }
+        assert!(held.len() < most, "it is never full");
+    }
+}
+
 fn code(body: &str) -> String {
     serde_json::from_str::<serde_json::Value>(body).unwrap()["error"]["code"].as_str().unwrap().to_owned()
 }
@@ -149,15 +161,8 @@ async fn without_a_setting_loopback_is_not_limited() {
 async fn a_full_instance_says_so_and_those_who_are_there_stay() {
     let instance = Options::default().flag("--max-connections 50").start().await;
     let mut calm = Calm::beside(&instance).await;
-    // Without the tests' own requests, which may linger.
-    let mut held = Vec::new();
-    let refused = loop {
-        match raw::websocket(ROGUE, &instance, "", &[]).await {
-            Ok(socket) => held.push(socket),
-            Err(refused) => break refused,
-        }
-        assert!(held.len() < 50, "it is never full");
-    };
+    // Fewer where the tests' own requests linger.
+    let (mut held, refused) = fill(&instance, 50).await;
     assert_eq!((refused.0, code(&refused.1).as_str()), (503, "server_full"));
     assert_eq!(refusal(&raw::get(ROGUE, &instance, "/healthz", "").await).2.as_deref(), Some("5"));
     calm.goes_on().await;
@@ -173,14 +178,7 @@ async fn the_last_descriptors_are_kept_for_redis() {
     let channel = channel("reserve");
     let mut there = instance.ws(&format!("channel={channel}&format=json")).await;
     there.json().await;
-    let mut held = Vec::new();
-    let refused = loop {
-        match raw::websocket(ROGUE, &instance, "", &[]).await {
-            Ok(socket) => held.push(socket),
-            Err(refused) => break refused,
-        }
-        assert!(held.len() < 200, "it is never full");
-    };
+    let (mut held, refused) = fill(&instance, 200).await;
     assert_eq!((refused.0, code(&refused.1).as_str()), (503, "server_full"));
     // Its connections to Redis must be opened anew, while clients take each descriptor that they are given.
     redis.cli(&["CLIENT", "KILL", "TYPE", "pubsub"]);

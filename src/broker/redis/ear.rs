@@ -20,14 +20,14 @@ pub(super) struct Ear {
     /// The channel that was heard last: the next message is likely to be of the same.
     last: Option<ChannelName>,
     events: Vec<Event>,
-    canaries: u32,
+    canary: bool,
 }
 
 impl Ear {
     /// Hears a frame. Of channels that are not wanted any more nothing is made.
     pub(super) fn hear(&mut self, frame: &Frame<'_>, wanted: &HashSet<ChannelName>, canary: &str) {
         match *frame {
-            Frame::Message { channel, .. } if channel == canary.as_bytes() => self.canaries += 1,
+            Frame::Message { channel, .. } if channel == canary.as_bytes() => self.canary = true,
             Frame::Message { channel, payload } => self.hear_message(channel, payload, wanted),
             Frame::Subscribed(name) => {
                 let channel = self.channel(name, wanted);
@@ -37,11 +37,10 @@ impl Ear {
         }
     }
 
-    /// Takes what was heard since the last time: the events, and whether a canary was among them.
-    pub(super) fn take(&mut self, events: &mut Vec<Event>) -> bool {
+    /// What was heard since the last time: the events, to be taken out, and whether a canary was among them.
+    pub(super) fn heard(&mut self) -> (&mut Vec<Event>, bool) {
         self.last = None;
-        events.append(&mut self.events);
-        mem::take(&mut self.canaries) > 0
+        (&mut self.events, mem::take(&mut self.canary))
     }
 
     fn hear_message(&mut self, name: &[u8], payload: &[u8], wanted: &HashSet<ChannelName>) {

@@ -126,7 +126,6 @@ impl Subscriber {
         };
         send(&mut line, &all, true);
         let mut ear = Ear::default();
-        let mut events = Vec::new();
         loop {
             let has_room = self.intake.has_room();
             tokio::select! {
@@ -138,11 +137,12 @@ impl Subscriber {
                         let wanted = self.wanted();
                         line.frames(|frame| ear.hear(&frame, &wanted.channels, &self.canary))
                     });
-                    if ear.take(&mut events) {
+                    let (events, canary) = ear.heard();
+                    if canary {
                         unanswered.store(0, Ordering::Relaxed);
                         self.set_up(all.len());
                     }
-                    self.intake.push_all(&mut events);
+                    self.intake.push_all(events);
                     if let Err(error) = heard {
                         return error;
                     }
