@@ -11,6 +11,7 @@ use crate::channel::ChannelName;
 use crate::hub::Hub;
 use crate::message::Position;
 use crate::metrics::Metrics;
+use crate::metrics::latency::Moment;
 use crate::rate::Rate;
 
 /// The bounds on what clients and producers may send.
@@ -76,7 +77,9 @@ impl App {
 
     /// Publishes, and counts. See [`crate::broker::Broker::publish`].
     pub async fn publish(&self, batch: Vec<Publication>) -> Vec<Result<Option<Position>, BrokerError>> {
+        let asked = Moment::now();
         let results = self.hub.broker().publish(batch).await;
+        self.metrics.latency.publish.observe(asked);
         let accepted = results.iter().filter(|result| result.is_ok()).count() as u64;
         self.metrics.published.inc_by(accepted);
         self.metrics.publish_failed.inc_by(results.len() as u64 - accepted);

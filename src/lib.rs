@@ -16,7 +16,7 @@
 //! At the door: [`accept`] takes connections, [`admission`] says who gets in, [`drain`] sees them out.
 //!
 //! Beside the way: [`channel`] and [`message`] are the nouns, [`rules`] what differs by channel, [`close`] why
-//! subscribers are closed, [`rate`] and [`budget`] how fast and how much, [`config`] and [`server`] the process, [`client`] the commands that talk to a running instance.
+//! subscribers are closed, [`rate`] and [`budget`] how fast and how much, [`metrics`] what the operator sees, [`config`] and [`server`] the process, [`client`] the commands that talk to a running instance.
 
 pub mod accept;
 pub mod address;

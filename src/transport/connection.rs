@@ -21,6 +21,7 @@ use crate::backoff::Backoff;
 use crate::batch::Batch;
 use crate::broker::{BrokerError, From, Page, Publication};
 use crate::close::{Close, Code};
+use crate::metrics::sample::Sample;
 use crate::session::{Session, Waits};
 use crate::shard::Shard;
 use crate::topic::Topic;
@@ -232,7 +233,21 @@ impl Connection {
 
     /// Writes what the socket takes now. Never waits.
     fn write(&self, bytes: &[u8]) -> io::Result<usize> {
-        self.stream.try_write(bytes)
+        let written = self.stream.try_write(bytes)?;
+        self.shard.written.set(self.shard.written.get() + written as u64);
+        Ok(written)
+    }
+
+    /// Adds itself to what its thread has.
+    pub(crate) fn count_in(&self, sample: &mut Sample) {
+        let session = self.session.borrow();
+        let transport = if self.answers_heartbeats { &mut sample.websockets } else { &mut sample.event_streams };
+        *transport += 1;
+        sample.subscriptions += session.topics().count();
+        if let Some(backlog) = session.backlog() {
+            sample.behind += 1;
+            sample.backlog = sample.backlog.max(backlog);
+        }
     }
 
     /// The fan-out has a batch for one of the channels.

@@ -11,6 +11,7 @@
 //! * `faults`: all of it at once, under load, counted
 //! * `model`: random interleavings against a simple model
 //! * `readme`: what the README says
+//! * `insight`: what the operator sees: metrics, dashboard, alerts
 //! * `cost`: what a delivery and a connection may cost
 //! * `codec`: the WebSocket codec against tungstenite
 //! * `browser`: the demo in a real Chromium
@@ -28,6 +29,7 @@ mod faults;
 mod history;
 mod hostile;
 mod http;
+mod insight;
 mod keyed;
 mod limits;
 mod model;
