@@ -13,6 +13,7 @@ use crate::message::Position;
 use crate::metrics::Metrics;
 use crate::metrics::latency::Moment;
 use crate::rate::Rate;
+use crate::sparing::Sparing;
 
 /// The bounds on what clients and producers may send.
 #[derive(Clone, Copy, Debug)]
@@ -56,6 +57,8 @@ pub struct App {
     pub admission: Arc<Admission>,
     /// The bytes of bodies and WebSocket messages that are on their way in.
     pub incoming: Arc<Budget>,
+    /// Which failures are due for a line in the log.
+    pub failures: Sparing,
     leaving: AtomicBool,
     draining: AtomicBool,
 }
@@ -72,7 +75,19 @@ impl App {
         incoming: Arc<Budget>,
     ) -> Arc<Self> {
         let (leaving, draining) = (AtomicBool::new(false), AtomicBool::new(false));
-        Arc::new(Self { instance, default_channel, limits, hub, metrics, admission, incoming, leaving, draining })
+        let failures = Sparing::default();
+        Arc::new(Self {
+            instance,
+            default_channel,
+            limits,
+            hub,
+            metrics,
+            admission,
+            incoming,
+            failures,
+            leaving,
+            draining,
+        })
     }
 
     /// Publishes, and counts. See [`crate::broker::Broker::publish`].

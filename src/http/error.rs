@@ -24,6 +24,13 @@ pub struct ApiError {
     pub retry_after: Option<u16>,
 }
 
+/// What was wrong, beside the answer that says so: for the log.
+#[derive(Clone, Debug)]
+pub(super) struct Problem {
+    pub(super) code: &'static str,
+    pub(super) message: String,
+}
+
 /// After how many seconds to try again what failed for the broker's sake.
 const RETRY_AFTER_SECONDS: u16 = 1;
 
@@ -54,6 +61,7 @@ impl ApiError {
         if let Some(seconds) = self.retry_after {
             response.headers_mut().insert(RETRY_AFTER, seconds.into());
         }
+        response.extensions_mut().insert(Problem { code: self.code, message: self.message });
         response
     }
 }

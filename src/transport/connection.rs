@@ -142,7 +142,9 @@ impl Connection {
         self.run(early, &mut inbound).await;
         self.shard.unregister(&registration);
         let close = self.session.borrow().ending().cloned();
-        self.shard.app.metrics.count_close(close.as_ref().map_or(Code::Gone, |close| close.code));
+        let code = close.as_ref().map_or(Code::Gone, |close| close.code);
+        self.shard.app.metrics.count_close(code);
+        tracing::debug!(reason = code.name(), "a subscriber has gone");
         if close.is_some() && !self.dead.get() {
             // On the heap: every idle connection would carry its size.
             Box::pin(self.say_goodbye()).await;
@@ -386,6 +388,7 @@ impl Connection {
     fn report(&self, results: Vec<Result<(), BrokerError>>) {
         let Some(error) = results.into_iter().find_map(Result::err) else { return };
         let (code, message) = (error.code(), error.to_string());
+        tracing::debug!(reason = code, "a frame was not published");
         let mut told = false;
         self.session.borrow_mut().post(|dialect, out| told = dialect.publish_error(code, &message, out));
         if !told {

@@ -12,6 +12,7 @@
 //! * `model`: random interleavings against a simple model
 //! * `readme`: what the README says
 //! * `insight`: what the operator sees: metrics, dashboard, alerts
+//! * `logs`: what is logged, and what is not
 //! * `cost`: what a delivery and a connection may cost
 //! * `codec`: the WebSocket codec against tungstenite
 //! * `browser`: the demo in a real Chromium
@@ -32,6 +33,7 @@ mod http;
 mod insight;
 mod keyed;
 mod limits;
+mod logs;
 mod model;
 mod outages;
 mod readme;

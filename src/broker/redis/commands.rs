@@ -187,16 +187,22 @@ fn receipt(answer: RedisResult<Value>) -> Result<Option<Position>, BrokerError> 
 
 /// What a refusal or failure of Redis means to a publisher or reader.
 fn broker_error(error: &RedisError) -> BrokerError {
+    let why = || without_arguments(&error.to_string()).to_owned();
     match error.code() {
-        _ if !is_answer(error) => BrokerError::Unavailable(error.to_string()),
+        _ if !is_answer(error) => BrokerError::Unavailable(why()),
         Some("LIVEBRIDGE_NOT_KEYED") => BrokerError::NotKeyed,
         Some("LIVEBRIDGE_FULL") => BrokerError::KeyedChannelFull(error.detail().unwrap_or("at its bound").into()),
         // These pass: the server is loading, busy with a script, or no master at the moment.
         Some("LOADING" | "BUSY" | "READONLY" | "MASTERDOWN" | "CLUSTERDOWN" | "TRYAGAIN") => {
-            BrokerError::Unavailable(error.to_string())
+            BrokerError::Unavailable(why())
         }
-        _ => BrokerError::Refused(error.to_string()),
+        _ => BrokerError::Refused(why()),
     }
+}
+
+/// To a command that it does not know, Redis repeats what it was given: a payload, which must not get into a log.
+fn without_arguments(error: &str) -> &str {
+    error.split(", with args beginning with").next().unwrap_or_default()
 }
 
 fn page(answer: Vec<Value>) -> Result<Option<Page>, BrokerError> {
@@ -261,5 +267,14 @@ fn bytes(value: Value) -> Option<Bytes> {
         Value::SimpleString(text) => Some(text.into()),
         Value::Int(number) => Some(number.to_string().into()),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn what_redis_repeats_of_a_command_is_left_out() {
+        let error = "An error was signalled by the server - ResponseError: unknown command 'EVALSHA', with args beginning with: 'secret' ";
+        assert!(super::without_arguments(error).ends_with("unknown command 'EVALSHA'"));
     }
 }

@@ -197,7 +197,10 @@ impl Subscriber {
         }
         // One line for each outage, however many attempts it takes.
         if before == Health::Up || before == Health::Down(NOT_YET.into()) {
-            tracing::warn!(why, "Redis is unavailable: clients stay connected, publishing is refused, trying again");
+            tracing::warn!(
+                error = why,
+                "Redis is unavailable: clients stay connected, publishing is refused, trying again"
+            );
         }
     }
 
