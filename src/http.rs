@@ -13,3 +13,4 @@ pub mod publish;
 pub mod query;
 pub mod routes;
 pub mod subscribe;
+mod visit;

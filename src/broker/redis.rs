@@ -52,7 +52,7 @@ impl RedisBroker {
         metrics: Arc<Metrics>,
     ) -> Result<Self, UrlError> {
         let address = Address::parse(url).map_err(UrlError)?;
-        let commands = Arc::new(Commands::new(address.clone(), rules));
+        let commands = Arc::new(Commands::new(address.clone(), rules, metrics.clone()));
         let subscriber = Arc::new(Subscriber::new(instance, intake, metrics));
         tokio::spawn(subscriber.clone().supervise(address, commands.clone()));
         let gather = Arc::new(Gather::default());

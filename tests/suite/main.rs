@@ -14,6 +14,8 @@
 //! * `faults`: all of it at once, under load, counted
 //! * `model`: random interleavings against a simple model
 //! * `readme`: what the README says
+//! * `insight`: what the operator sees: metrics, dashboard, alerts
+//! * `logs`: what is logged, and what is not
 //! * `cost`: what a delivery and a connection may cost
 //! * `codec`: the WebSocket codec against tungstenite
 //! * `browser`: the demo in a real Chromium
@@ -32,8 +34,10 @@ mod faults;
 mod history;
 mod hostile;
 mod http;
+mod insight;
 mod keyed;
 mod limits;
+mod logs;
 mod model;
 mod origins;
 mod outages;
