@@ -29,7 +29,7 @@ fn main() -> ExitCode {
             Some(Command::Tail(args)) => done(client::tail(&args).await),
             Some(Command::Check(args)) => match &args.url {
                 Some(url) => done(client::check(url).await),
-                None => done(Settings::resolve(args.serve).map(drop)),
+                None => check(args.serve).await,
             },
         }
     });
@@ -70,6 +70,19 @@ async fn serve(args: ServeArgs) -> ExitCode {
             tracing::warn!("stopped at once: not everybody was told");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Prints what is found about settings, system and broker.
+async fn check(args: ServeArgs) -> ExitCode {
+    let settings = match Settings::resolve(args) {
+        Ok(settings) => settings,
+        Err(error) => return fail(error),
+    };
+    match livebridge::check::run(&settings, &mut std::io::stdout()).await {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => fail(error),
     }
 }
 

@@ -1,11 +1,12 @@
 //! Brings `functions.lua` into Redis and names how to call it: as a library of Redis Functions, or, where those are
 //! forbidden or unknown, as a script that travels with a hash.
 
+use std::collections::HashMap;
 use std::fmt::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use redis::aio::MultiplexedConnection;
-use redis::{Cmd, RedisError, RedisResult};
+use redis::{Cmd, RedisError, RedisResult, Value};
 
 use crate::rules::{Pattern, Rule, Rules};
 
@@ -36,8 +37,26 @@ impl Library {
         Self { function_source, script_source, script_hash, use_script: AtomicBool::new(false) }
     }
 
+    /// Whether the functions in Redis are these; `None` where there are none.
+    pub(super) async fn held(&self, connection: &mut MultiplexedConnection) -> RedisResult<Option<bool>> {
+        let mut command = redis::cmd("FUNCTION");
+        let libraries: Vec<HashMap<String, Value>> =
+            command.arg("LIST").arg("LIBRARYNAME").arg(NAME).arg("WITHCODE").query_async(connection).await?;
+        let code = libraries.first().and_then(|library| library.get("library_code"));
+        Ok(code.map(|code| matches!(code, Value::BulkString(code) if code == self.function_source.as_bytes())))
+    }
+
     /// Loads the code. Falls back to the script where functions can't be had.
     pub(super) async fn load(&self, connection: &mut MultiplexedConnection) -> RedisResult<()> {
+        // What is there already is not loaded again: a Redis that is full would refuse it.
+        match self.held(connection).await {
+            Ok(Some(true)) => {
+                self.use_script.store(false, Ordering::Relaxed);
+                return Ok(());
+            }
+            Ok(Some(false)) => tracing::info!("the functions in Redis are of another version or other rules: replaced"),
+            _ => {}
+        }
         let function: RedisResult<String> =
             redis::cmd("FUNCTION").arg("LOAD").arg("REPLACE").arg(&self.function_source).query_async(connection).await;
         let Err(error) = function else {
@@ -71,7 +90,7 @@ impl Library {
 }
 
 /// Whether the server answered that it does not do this at all, rather than failing at it.
-fn is_refusal(error: &RedisError) -> bool {
+pub(super) fn is_refusal(error: &RedisError) -> bool {
     error.code() == Some("NOPERM") || error.to_string().contains("unknown")
 }
 
