@@ -77,6 +77,27 @@ async fn other_rules_in_redis_are_told() {
 }
 
 #[tokio::test]
+async fn functions_of_a_later_version_stay_and_are_used() {
+    let redis = Redis::start().await;
+    let one = Options::redis(&redis).start().await;
+    let held = || redis.cli(&["FUNCTION", "LIST", "LIBRARYNAME", "livebridge", "WITHCODE"]);
+    let listed = held();
+    let code = listed.split("library_code\n").nth(1).unwrap();
+    let later = code.replacen("-- format 1", "-- format 99", 1);
+    assert_eq!(redis.cli(&["FUNCTION", "LOAD", "REPLACE", &later]), "livebridge");
+    let two = Options::redis(&redis).start().await;
+    redis.cli(&["CLIENT", "KILL", "TYPE", "normal"]);
+    redis.cli(&["CLIENT", "KILL", "TYPE", "pubsub"]);
+    crate::support::until("had again", || async { one.metric("livebridge_broker_reconnects_total").await == 1.0 })
+        .await;
+    crate::support::until("used", || async { one.post("/publish", "x").await.0 == 200 }).await;
+    assert!(held().contains("-- format 99"), "an earlier version has replaced it");
+    assert!(two.log().contains("of a later version"), "{}", two.log());
+    let (text, content) = check(&redis.url());
+    assert!(line(&text, "of a later version").starts_with("warning  ") && content, "{text}");
+}
+
+#[tokio::test]
 async fn a_redis_that_does_not_answer_or_let_in_is_an_error_without_the_password() {
     let (text, content) = check("redis://user:SECRET@127.0.0.1:1/");
     assert!(!content && line(&text, "can't be reached").contains("127.0.0.1:1"), "{text}");

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::connection::{ANSWER_TIMEOUT, Address};
 use super::judge::{self, Facts};
-use super::library::Library;
+use super::library::{Held, Library};
 use super::line::Line;
 use super::resp::Frame;
 use crate::check::Finding;
@@ -123,7 +123,7 @@ async fn functions(connection: &mut MultiplexedConnection, library: &Library) ->
         && may(connection, &["FCALL", "livebridge_check", "0"]).await;
     let scripts = may(connection, &["SCRIPT", "LOAD", "this is no Lua"]).await
         && may(connection, &["EVALSHA", "0000000000000000000000000000000000000000", "0"]).await;
-    judge::functions(held.ok().flatten(), functions, scripts)
+    judge::functions(held.unwrap_or(Held::Nothing), functions, scripts)
 }
 
 /// Whether a message that is published is heard on a connection of its own.

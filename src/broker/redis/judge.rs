@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use super::library::Held;
 use crate::check::Finding;
 
 /// A clock that is further off makes ages and logs hard to compare.
@@ -147,14 +148,18 @@ pub(super) fn permissions(lacking: &[String]) -> Finding {
 }
 
 /// Whether the server-side code is in Redis (and whether it is this program's), or could be.
-pub(super) fn functions(held: Option<bool>, functions: bool, scripts: bool) -> Finding {
+pub(super) fn functions(held: Held, functions: bool, scripts: bool) -> Finding {
     match (held, functions, scripts) {
-        (Some(true), true, _) => Finding::ok("the functions are in Redis, of this version and with these rules"),
-        (Some(false), true, _) => Finding::warning(
+        (Held::Same, true, _) => Finding::ok("the functions are in Redis, of this version and with these rules"),
+        (Held::Newer, true, _) => Finding::warning(
+            "the functions in Redis are of a later version; they are used as they are, with the rules that they have",
+            "update this instance; if the later version is to go for good: FUNCTION DELETE livebridge",
+        ),
+        (Held::Other, true, _) => Finding::warning(
             "the functions in Redis are of another version or have other rules; the next instance that connects puts its own in",
             "give all instances the same version and the same rules",
         ),
-        (None, true, _) => Finding::ok("the functions can be loaded"),
+        (Held::Nothing, true, _) => Finding::ok("the functions can be loaded"),
         (_, false, true) => Finding::warning(
             "this user may not load or call functions: scripts are used instead, and others can't call `livebridge_publish`",
             "ACL SETUSER … +function +fcall, if that is wanted",

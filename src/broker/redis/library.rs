@@ -12,7 +12,24 @@ use crate::rules::{Pattern, Rule, Rules};
 
 const SOURCE: &str = include_str!("functions.lua");
 const NAME: &str = "livebridge";
+/// Of the functions' arguments and answers, the notes and the keys. Who changes them raises it, and answers what instances of the
+/// format before ask: while a fleet is renewed, both run on one Redis.
+const FORMAT: u32 = 1;
+const FORMAT_LINE: &str = "-- format ";
 const FUNCTIONS: [&str; 2] = ["publish", "read"];
+
+/// Which functions are in Redis.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Held {
+    /// None.
+    Nothing,
+    /// These.
+    Same,
+    /// Those of another version or with other rules.
+    Other,
+    /// Those of a later format. They answer these calls as well, and must stay for those who need them.
+    Newer,
+}
 
 /// The server-side code, with this instance's rules put into it.
 pub(super) struct Library {
@@ -25,7 +42,7 @@ pub(super) struct Library {
 impl Library {
     pub(super) fn new(rules: &Rules) -> Self {
         let body = format!("{}{SOURCE}", rules_in_lua(rules));
-        let mut function_source = format!("#!lua name={NAME}\n{body}\n");
+        let mut function_source = format!("#!lua name={NAME}\n{FORMAT_LINE}{FORMAT}\n{body}\n");
         let mut script_source = body;
         script_source.push_str("\nlocal call = table.remove(ARGV, 1)\n");
         for function in FUNCTIONS {
@@ -37,25 +54,34 @@ impl Library {
         Self { function_source, script_source, script_hash, use_script: AtomicBool::new(false) }
     }
 
-    /// Whether the functions in Redis are these; `None` where there are none.
-    pub(super) async fn held(&self, connection: &mut MultiplexedConnection) -> RedisResult<Option<bool>> {
+    /// Which functions are in Redis.
+    pub(super) async fn held(&self, connection: &mut MultiplexedConnection) -> RedisResult<Held> {
         let mut command = redis::cmd("FUNCTION");
         let libraries: Vec<HashMap<String, Value>> =
             command.arg("LIST").arg("LIBRARYNAME").arg(NAME).arg("WITHCODE").query_async(connection).await?;
-        let code = libraries.first().and_then(|library| library.get("library_code"));
-        Ok(code.map(|code| matches!(code, Value::BulkString(code) if code == self.function_source.as_bytes())))
+        let Some(Value::BulkString(code)) = libraries.first().and_then(|library| library.get("library_code")) else {
+            return Ok(Held::Nothing);
+        };
+        Ok(match format_of(code) {
+            _ if code == self.function_source.as_bytes() => Held::Same,
+            format if format > FORMAT => Held::Newer,
+            _ => Held::Other,
+        })
     }
 
     /// Loads the code. Falls back to the script where functions can't be had.
     pub(super) async fn load(&self, connection: &mut MultiplexedConnection) -> RedisResult<()> {
         // What is there already is not loaded again: a Redis that is full would refuse it.
         match self.held(connection).await {
-            Ok(Some(true)) => {
+            Ok(held @ (Held::Same | Held::Newer)) => {
+                if held == Held::Newer {
+                    tracing::info!("the functions in Redis are of a later version, and are used as they are");
+                }
                 self.use_script.store(false, Ordering::Relaxed);
                 return Ok(());
             }
-            Ok(Some(false)) => tracing::info!("the functions in Redis are of another version or other rules: replaced"),
-            _ => {}
+            Ok(Held::Other) => tracing::info!("the functions in Redis are of another version or other rules: replaced"),
+            Ok(Held::Nothing) | Err(_) => {}
         }
         let function: RedisResult<String> =
             redis::cmd("FUNCTION").arg("LOAD").arg("REPLACE").arg(&self.function_source).query_async(connection).await;
@@ -87,6 +113,12 @@ impl Library {
         command.arg(1).arg(channel);
         command
     }
+}
+
+/// The format that code says it has; 0 where it does not say.
+fn format_of(code: &[u8]) -> u32 {
+    let mut lines = code.split(|&byte| byte == b'\n').filter_map(|line| std::str::from_utf8(line).ok());
+    lines.nth(1).and_then(|line| line.strip_prefix(FORMAT_LINE)?.parse().ok()).unwrap_or(0)
 }
 
 /// Whether the server answered that it does not do this at all, rather than failing at it.
@@ -144,6 +176,16 @@ fn lua_pattern(pattern: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn code_says_its_format() {
+        let library = Library::new(&Rules::default());
+        assert_eq!(format_of(library.function_source.as_bytes()), FORMAT);
+        assert_eq!(
+            [format_of(b"#!lua name=x\n-- format 12\n"), format_of(b"-- format 12"), format_of(b"")],
+            [12, 0, 0]
+        );
+    }
 
     #[test]
     fn a_pattern_cannot_leave_its_quotes() {
