@@ -80,8 +80,10 @@ pub enum Command {
         after_help = "Examples:\n  livebridge tail live\n  livebridge tail --last 10 orders invoices\n\nWith several channels each line starts with the channel and a tab. Reconnects and resumes by itself."
     )]
     Tail(TailArgs),
-    /// Check the configuration and the broker, or with --url whether a running instance is ready.
-    #[command(after_help = "Exit codes: 0 all is well, 1 something is not (standard error says what), 2 wrong usage")]
+    /// Check settings, system and Redis, without changing anything; or with --url whether a running instance is ready.
+    #[command(
+        after_help = "Prints a line for each finding: ok, warning or error, and the mend.\n\nExit codes: 0 no error, 1 an error, 2 wrong usage"
+    )]
     Check(Box<CheckArgs>),
 }
 

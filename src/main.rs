@@ -31,7 +31,7 @@ fn main() -> ExitCode {
             Some(Command::Tail(args)) => done(client::tail(&args).await),
             Some(Command::Check(args)) => match &args.url {
                 Some(url) => done(client::check(url).await),
-                None => done(Settings::resolve(args.serve).map(drop)),
+                None => check(args.serve).await,
             },
         }
     });
@@ -79,6 +79,19 @@ async fn serve(args: ServeArgs) -> ExitCode {
 fn token(args: &TokenArgs) -> ExitCode {
     match mint::mint(&args.wish(), &args.token_secret[0]) {
         Ok(token) => done(writeln!(std::io::stdout(), "{token}")),
+        Err(error) => fail(error),
+    }
+}
+
+/// Prints what is found about settings, system and broker.
+async fn check(args: ServeArgs) -> ExitCode {
+    let settings = match Settings::resolve(args) {
+        Ok(settings) => settings,
+        Err(error) => return fail(error),
+    };
+    match livebridge::check::run(&settings, &mut std::io::stdout()).await {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
         Err(error) => fail(error),
     }
 }

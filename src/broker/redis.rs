@@ -1,10 +1,12 @@
 //! The Redis broker: any number of instances on one Redis relay the same. Publishing and history are atomic calls of
 //! `functions.lua`; what is published is heard on one supervised connection.
 
+pub mod check;
 mod commands;
 mod connection;
 mod ear;
 mod gather;
+mod judge;
 mod library;
 mod line;
 mod note;

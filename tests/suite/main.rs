@@ -14,6 +14,7 @@
 //! * `faults`: all of it at once, under load, counted
 //! * `model`: random interleavings against a simple model
 //! * `readme`: what the README says
+//! * `check`: what is wrong with a Redis is found
 //! * `insight`: what the operator sees: metrics, dashboard, alerts
 //! * `logs`: what is logged, and what is not
 //! * `cost`: what a delivery and a connection may cost
@@ -26,6 +27,7 @@
 
 mod access;
 mod browser;
+mod check;
 mod codec;
 mod contract;
 mod cost;
