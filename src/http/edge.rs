@@ -27,9 +27,9 @@ use warp::filters::BoxedFilter;
 use warp::reply::Response;
 
 use super::error::ApiError;
-use super::forwarded;
 use super::routes::subscribes;
 use super::subscribe::{Subscription, Takeover, Transport};
+use super::{forwarded, strict};
 use crate::accept::Arrival;
 use crate::address::ClientAddress;
 use crate::admission::{Admitted, Refusal};
@@ -126,12 +126,15 @@ enum Ended {
 }
 
 impl Edge {
-    async fn answer<S>(self: Rc<Self>, request: Request<Incoming>, routes: S) -> Response
+    async fn answer<S>(self: Rc<Self>, mut request: Request<Incoming>, routes: S) -> Response
     where
         S: Service<Request<Incoming>, Response = Response, Error = Infallible>,
     {
         self.asked.notify_one();
         self.answered.set(None);
+        if let Err(error) = strict::check(&mut request) {
+            return error.into_response();
+        }
         let app = &self.shard.app;
         let client = forwarded::client_address(app.admission.proxies(), self.peer.ip(), request.headers());
         // Who connects directly was counted at the door.

@@ -21,6 +21,8 @@ use crate::channel::ChannelName;
 use crate::message::Position;
 
 const NDJSON: &str = "application/x-ndjson";
+/// The most characters of an error that may quote what was sent.
+const MOST_QUOTED: usize = 200;
 /// What is set aside for a body before any of it is there.
 const FIRST_PIECE: usize = 16 << 10;
 
@@ -196,7 +198,10 @@ struct Line<'a> {
 struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 
 /// All lines of a batch, or the first that is wrong. A header's `id` covers each line by its number.
-fn parse_batch(app: &App, query: &Query, body: &[u8], id: Option<&str>) -> Result<Vec<Publication>, ApiError> {
+///
+/// # Errors
+/// Names the line, from 1.
+pub fn parse_batch(app: &App, query: &Query, body: &[u8], id: Option<&str>) -> Result<Vec<Publication>, ApiError> {
     let fallback = query.channels(app)?;
     let [fallback] = fallback.as_slice() else {
         return Err(ApiError::parameter(
@@ -226,6 +231,8 @@ fn parse_batch(app: &App, query: &Query, body: &[u8], id: Option<&str>) -> Resul
 
 fn parse_line(app: &App, fallback: &ChannelName, likely: &ChannelName, text: &[u8]) -> Result<Publication, ApiError> {
     let line: Line<'_> = serde_json::from_slice(text).map_err(|error| {
+        // It may quote the line at any length.
+        let error: String = error.to_string().chars().take(MOST_QUOTED).collect();
         invalid_line(format!(
             "{error}; a line is an object with `data`, and optionally `channel`, `key`, `remove`, `id`, `encoding`"
         ))
