@@ -3,6 +3,7 @@
 //! * `contract`: what every broker must do; runs against both
 //! * `limits`: each limit's answer, while others notice nothing
 //! * `drain`: how an instance ends
+//! * `attacks`: what attackers try, request by request and frame by frame
 //! * `hostile`: clients that mean no good
 //! * `http`: requests, errors, limits, the commands
 //! * `history`: positions, resume, gaps that are told
@@ -10,6 +11,7 @@
 //! * `outages`: Redis and instances go away and come back; clients stop reading or vanish
 //! * `faults`: all of it at once, under load, counted
 //! * `model`: random interleavings against a simple model
+//! * `documents`: what openapi.json and the pages of docs/ name, against what there is
 //! * `readme`: what the README says
 //! * `cost`: what a delivery and a connection may cost
 //! * `codec`: the WebSocket codec against tungstenite
@@ -19,10 +21,12 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 #![allow(missing_docs, unreachable_pub, reason = "nothing here is anybody else's interface")]
 
+mod attacks;
 mod browser;
 mod codec;
 mod contract;
 mod cost;
+mod documents;
 mod drain;
 mod faults;
 mod history;
