@@ -9,4 +9,5 @@ pub mod history;
 pub mod publish;
 pub mod query;
 pub mod routes;
+pub mod strict;
 pub mod subscribe;

@@ -59,6 +59,9 @@ async fn try_publish(
     let is_batch = kind.is_some_and(|kind| kind.trim().eq_ignore_ascii_case(NDJSON));
     let (limit, what) =
         if is_batch { (app.limits.batch_bytes, "batch") } else { (app.limits.message_bytes, "message") };
+    if is_batch && query.get("key").or(query.get("remove")).is_some() {
+        return Err(ApiError::parameter("in a batch, `key` and `remove` stand in each line, not in the URL"));
+    }
     // Held until the broker has answered.
     let mut held = Held::new(app.incoming.clone());
     let reading = collect(headers.content_length, body, limit, &mut held);
