@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use crate::access::Access;
 use crate::admission::Admission;
 use crate::broker::{BrokerError, Publication};
 use crate::budget::Budget;
@@ -53,27 +54,22 @@ pub struct App {
     pub metrics: Arc<Metrics>,
     /// Who gets in.
     pub admission: Arc<Admission>,
+    /// Who may do what.
+    pub access: Arc<Access>,
     /// The bytes of bodies and WebSocket messages that are on their way in.
     pub incoming: Arc<Budget>,
+    /// Whether it is about to stop.
+    pub stopping: Stopping,
+}
+
+/// How far an instance is with stopping; not at all at first.
+#[derive(Default)]
+pub struct Stopping {
     leaving: AtomicBool,
     draining: AtomicBool,
 }
 
 impl App {
-    /// An instance that is not draining.
-    pub fn new(
-        instance: String,
-        default_channel: ChannelName,
-        limits: Limits,
-        hub: Arc<Hub>,
-        metrics: Arc<Metrics>,
-        admission: Arc<Admission>,
-        incoming: Arc<Budget>,
-    ) -> Arc<Self> {
-        let (leaving, draining) = (AtomicBool::new(false), AtomicBool::new(false));
-        Arc::new(Self { instance, default_channel, limits, hub, metrics, admission, incoming, leaving, draining })
-    }
-
     /// Publishes, and counts. See [`crate::broker::Broker::publish`].
     pub async fn publish(&self, batch: Vec<Publication>) -> Vec<Result<Option<Position>, BrokerError>> {
         let results = self.hub.broker().publish(batch).await;
@@ -85,22 +81,22 @@ impl App {
 
     /// Whether load balancers should send nobody here any more.
     pub fn is_leaving(&self) -> bool {
-        self.leaving.load(Ordering::Acquire)
+        self.stopping.leaving.load(Ordering::Acquire)
     }
 
     /// From now on load balancers should send nobody here; who comes is still served.
     pub fn start_leaving(&self) {
-        self.leaving.store(true, Ordering::Release);
+        self.stopping.leaving.store(true, Ordering::Release);
     }
 
     /// Whether the instance is about to stop: nothing new is begun.
     pub fn is_draining(&self) -> bool {
-        self.draining.load(Ordering::Acquire)
+        self.stopping.draining.load(Ordering::Acquire)
     }
 
     /// From now on the instance is about to stop.
     pub fn start_draining(&self) {
         self.start_leaving();
-        self.draining.store(true, Ordering::Release);
+        self.stopping.draining.store(true, Ordering::Release);
     }
 }

@@ -11,6 +11,7 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, stdin, stdout};
 use tokio::net::TcpStream;
 
+use crate::access::secret::Secret;
 use crate::backoff::Backoff;
 use crate::config::{PublishArgs, TailArgs};
 
@@ -48,15 +49,19 @@ pub enum ClientError {
 struct Instance {
     url: String,
     authority: String,
+    /// The value of `Authorization`.
+    credentials: Option<Secret>,
     sender: Option<http1::SendRequest<Full<Bytes>>>,
 }
 
 impl Instance {
-    fn new(url: &str) -> Result<Self, ClientError> {
+    fn new(url: &str, token: Option<&Secret>) -> Result<Self, ClientError> {
+        let token = token.filter(|token| !token.reveal().is_empty());
+        let credentials = token.map(|token| Secret::new(format!("Bearer {}", token.reveal())));
         let authority = url.strip_prefix("http://").map(|rest| rest.trim_end_matches('/'));
         match authority {
             Some(authority) if !authority.is_empty() && !authority.contains(['/', ' ', '?']) => {
-                Ok(Self { url: url.to_owned(), authority: authority.to_owned(), sender: None })
+                Ok(Self { url: url.to_owned(), authority: authority.to_owned(), credentials, sender: None })
             }
             _ => Err(ClientError::Url(url.to_owned())),
         }
@@ -90,6 +95,9 @@ impl Instance {
         body: Bytes,
     ) -> Result<Response<Incoming>, ClientError> {
         let mut request = Request::builder().method(method).uri(path).header("host", &self.authority);
+        if let Some(credentials) = &self.credentials {
+            request = request.header("authorization", credentials.reveal());
+        }
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
@@ -123,7 +131,7 @@ impl Instance {
 
 /// Publishes a message, or each line of standard input.
 pub async fn publish(args: &PublishArgs) -> Result<(), ClientError> {
-    let mut instance = Instance::new(&args.url)?;
+    let mut instance = Instance::new(&args.url, args.token.as_ref())?;
     let mut query = form_urlencoded::Serializer::new(String::new());
     query.append_pair("channel", args.channel.as_str());
     if let Some(key) = &args.key {
@@ -156,7 +164,7 @@ pub async fn publish(args: &PublishArgs) -> Result<(), ClientError> {
 
 /// Whether a running instance is ready.
 pub async fn check(url: &str) -> Result<(), ClientError> {
-    Instance::new(url)?.ask(Method::GET, "/readyz", &[], Bytes::new()).await.map(drop)
+    Instance::new(url, None)?.ask(Method::GET, "/readyz", &[], Bytes::new()).await.map(drop)
 }
 
 /// Prints messages until interrupted; reconnects and resumes.
@@ -170,7 +178,7 @@ pub async fn tail(args: &TailArgs) -> Result<(), ClientError> {
     if let Some(last) = args.last {
         path.push_str(&format!("&last={last}"));
     }
-    let mut instance = Instance::new(&args.url)?;
+    let mut instance = Instance::new(&args.url, args.token.as_ref())?;
     let mut events = Events { several: args.channels.len() > 1, ..Events::default() };
     let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
     let mut connected_once = false;
@@ -259,7 +267,7 @@ impl Events {
     fn dispatch(&mut self, out: &mut Vec<u8>) {
         let (kind, data) = (std::mem::take(&mut self.kind), std::mem::take(&mut self.data));
         self.seen = true;
-        if data.is_empty() || kind == "livebridge:welcome" {
+        if data.is_empty() || kind == "livebridge:welcome" || kind == "livebridge:token_expired" {
             return;
         }
         if kind == "livebridge:gap" {

@@ -34,6 +34,8 @@ pub enum Code {
     FellBehind,
     /// What was asked for, or was due next, is gone.
     Gap,
+    /// The token that the client was let in with holds no longer.
+    TokenExpired,
     /// The client keeps sending faster than it may.
     TooFast,
     /// The other side is gone: nothing can be sent.
@@ -53,6 +55,7 @@ impl Code {
             Self::PublishFailed => Some(1013),
             Self::FellBehind => Some(4001),
             Self::Gap => Some(4002),
+            Self::TokenExpired => Some(4003),
             Self::TooFast => Some(4029),
             Self::Gone => None,
         }
@@ -70,6 +73,7 @@ impl Code {
             Self::PublishFailed => "publish_failed",
             Self::FellBehind => "fell_behind",
             Self::Gap => "gap",
+            Self::TokenExpired => "token_expired",
             Self::TooFast => "too_fast",
             Self::Gone => "gone",
         }

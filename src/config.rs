@@ -2,14 +2,21 @@
 //! what the server runs with (`Settings`). The one reader of the environment. The settings of one concern each are in the
 //! files under `config/`.
 
+pub mod access;
 pub mod limits;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
+use self::access::{AccessArgs, AccessError};
 use self::limits::{Drain, LimitArgs};
+use crate::access::Access;
+use crate::access::mint::{self, Patterns, Wish};
+use crate::access::secret::Secret;
 use crate::admission;
 use crate::app::Limits;
 use crate::channel::ChannelName;
@@ -51,6 +58,11 @@ pub enum Command {
         after_help = "Examples:\n  livebridge publish live 'hello'\n  livebridge publish sheet:q3 --key B4 '{\"value\":7}'\n  seq 10 | livebridge publish numbers -\n\nExit codes: 0 published, 1 refused or unreachable, 2 wrong usage"
     )]
     Publish(PublishArgs),
+    /// Make a token for a trial, with the shared secret; in earnest your backend makes them.
+    #[command(
+        after_help = "Examples:\n  livebridge token --subscribe 'sheet:*' --publish sheet:q3\n  livebridge token --subscribe '*' --expires 10m\n\nThe secret is taken from LIVEBRIDGE_TOKEN_SECRET, as the server takes it."
+    )]
+    Token(TokenArgs),
     /// Print the messages of channels of a running instance, one on a line, until interrupted.
     #[command(
         after_help = "Examples:\n  livebridge tail live\n  livebridge tail --last 10 orders invoices\n\nWith several channels each line starts with the channel and a tab. Reconnects and resumes by itself."
@@ -98,6 +110,9 @@ pub struct ServeArgs {
     /// How many threads move messages [default: one for each core].
     #[arg(long, env = "LIVEBRIDGE_THREADS", value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..=64))]
     pub threads: Option<u64>,
+    /// Who may do what.
+    #[command(flatten)]
+    pub access: AccessArgs,
     /// Limits and the drain.
     #[command(flatten)]
     pub limits: LimitArgs,
@@ -116,9 +131,45 @@ pub struct PublishArgs {
     /// On a keyed channel: remove the key.
     #[arg(long, requires = "key")]
     pub remove: bool,
+    /// A publish key or a token.
+    #[arg(long, env = "LIVEBRIDGE_TOKEN", value_name = "TOKEN", hide_env_values = true)]
+    pub token: Option<Secret>,
     /// A running instance.
     #[arg(long, env = "LIVEBRIDGE_URL", default_value = "http://127.0.0.1:8000", value_name = "URL")]
     pub url: String,
+}
+
+/// What a token is to say.
+#[derive(Args, Debug)]
+pub struct TokenArgs {
+    /// A pattern of channels that it allows to listen to; may repeat.
+    #[arg(long, value_name = "PATTERN", required_unless_present = "publish")]
+    pub subscribe: Vec<String>,
+    /// A pattern of channels that it allows to publish to; may repeat.
+    #[arg(long, value_name = "PATTERN")]
+    pub publish: Vec<String>,
+    /// For how long it holds, such as 90s, 10m or 1h.
+    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = humantime::parse_duration)]
+    pub expires: Duration,
+    /// Whose it is (`sub`).
+    #[arg(long, value_name = "NAME")]
+    pub subject: Option<String>,
+    /// Whom it is for (`aud`), as the server expects it.
+    #[arg(long, env = "LIVEBRIDGE_TOKEN_AUDIENCE", value_name = "AUDIENCE")]
+    pub audience: Option<String>,
+    /// Who makes it (`iss`), as the server expects it.
+    #[arg(long, env = "LIVEBRIDGE_TOKEN_ISSUER", value_name = "ISSUER")]
+    pub issuer: Option<String>,
+    /// The shared secret; of several, separated by commas, the first.
+    #[arg(
+        long,
+        env = "LIVEBRIDGE_TOKEN_SECRET",
+        value_name = "SECRET",
+        value_delimiter = ',',
+        required = true,
+        hide_env_values = true
+    )]
+    pub token_secret: Vec<Secret>,
 }
 
 /// What to print.
@@ -130,9 +181,25 @@ pub struct TailArgs {
     /// Begin with the last so many messages of each.
     #[arg(long, value_name = "COUNT")]
     pub last: Option<usize>,
+    /// A token.
+    #[arg(long, env = "LIVEBRIDGE_TOKEN", value_name = "TOKEN", hide_env_values = true)]
+    pub token: Option<Secret>,
     /// A running instance.
     #[arg(long, env = "LIVEBRIDGE_URL", default_value = "http://127.0.0.1:8000", value_name = "URL")]
     pub url: String,
+}
+
+impl TokenArgs {
+    /// What the token says.
+    pub fn wish(&self) -> Wish {
+        Wish {
+            livebridge: Patterns { subscribe: self.subscribe.clone(), publish: self.publish.clone() },
+            exp: mint::expiry(self.expires),
+            sub: self.subject.clone(),
+            aud: self.audience.clone().filter(|audience| !audience.is_empty()),
+            iss: self.issuer.clone().filter(|issuer| !issuer.is_empty()),
+        }
+    }
 }
 
 /// What to check.
@@ -154,7 +221,9 @@ pub struct Settings {
     /// Which Redis, if any.
     pub redis_url: Option<String>,
     /// What differs by channel.
-    pub rules: Rules,
+    pub rules: Arc<Rules>,
+    /// Who may do what.
+    pub access: Arc<Access>,
     /// The instance's name.
     pub instance: String,
     /// The channel that is meant where none is named.
@@ -175,20 +244,34 @@ pub struct Settings {
     pub threads: usize,
 }
 
+/// What is wrong with the configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum SettingsError {
+    /// The rules file.
+    #[error(transparent)]
+    Rules(#[from] RulesError),
+    /// Who may do what.
+    #[error(transparent)]
+    Access(#[from] AccessError),
+}
+
 impl Settings {
-    /// Checks what was typed, and reads the rules file.
-    pub fn resolve(args: ServeArgs) -> Result<Self, RulesError> {
+    /// Checks what was typed, and reads the files that it names.
+    pub fn resolve(args: ServeArgs) -> Result<Self, SettingsError> {
         let rules = match &args.rules {
             Some(path) => Rules::load(path)?,
             None if Path::new(DEFAULT_RULES).exists() => Rules::load(Path::new(DEFAULT_RULES))?,
             None => Rules::default(),
         };
+        let rules = Arc::new(rules);
+        let access = args.access.resolve(args.listen, &rules)?;
         let message_bytes = args.max_message_bytes as usize;
         let cores = std::thread::available_parallelism().map_or(1, usize::from).min(64);
         Ok(Self {
             listen: args.listen,
             redis_url: args.redis_url.filter(|url| !url.is_empty()),
             rules,
+            access,
             instance: args.instance_name.unwrap_or_else(|| format!("lb-{:04x}", rand::random::<u16>())),
             default_channel: args.default_channel,
             limits: Limits {
@@ -197,7 +280,7 @@ impl Settings {
                 batch_messages: 10_000,
                 batch_bytes: (8 << 20).max(2 * message_bytes),
                 rates: args.limits.rates(),
-                request_time: std::time::Duration::from_secs(args.limits.request_seconds.into()),
+                request_time: Duration::from_secs(args.limits.request_seconds.into()),
             },
             log: Bounds { entries: args.log_messages as usize, bytes: args.log_bytes as usize },
             log_bytes_total: args.limits.log_bytes_total as usize,

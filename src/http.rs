@@ -2,8 +2,11 @@
 //! request that turns into a subscription is in `edge.rs`.
 
 pub mod assets;
+pub mod cors;
+pub mod credentials;
 pub mod edge;
 pub mod error;
+pub mod fetch;
 pub mod forwarded;
 pub mod history;
 pub mod publish;

@@ -13,12 +13,13 @@
 //! * [`session`]: what one subscriber still has to receive, without a socket in sight.
 //! * [`transport`]: sockets. [`dialect`]: bytes.
 //!
-//! At the door: [`accept`] takes connections, [`admission`] says who gets in, [`drain`] sees them out.
+//! At the door: [`accept`] takes connections, [`admission`] says who gets in, [`access`] who may do what, [`drain`] sees them out.
 //!
 //! Beside the way: [`channel`] and [`message`] are the nouns, [`rules`] what differs by channel, [`close`] why
 //! subscribers are closed, [`rate`] and [`budget`] how fast and how much, [`config`] and [`server`] the process, [`client`] the commands that talk to a running instance.
 
 pub mod accept;
+pub mod access;
 pub mod address;
 pub mod admission;
 pub mod app;

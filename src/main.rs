@@ -4,8 +4,9 @@ use std::fmt::Display;
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
+use livebridge::access::mint;
 use livebridge::client;
-use livebridge::config::{self, Command, ServeArgs, Settings};
+use livebridge::config::{self, Command, ServeArgs, Settings, TokenArgs};
 use livebridge::server::Server;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -31,6 +32,7 @@ fn main() -> ExitCode {
             None => serve(cli.serve).await,
             Some(Command::Serve(args)) => serve(*args).await,
             Some(Command::Publish(args)) => done(client::publish(&args).await),
+            Some(Command::Token(args)) => token(&args),
             Some(Command::Tail(args)) => done(client::tail(&args).await),
             Some(Command::Check(args)) => match &args.url {
                 Some(url) => done(client::check(url).await),
@@ -74,6 +76,14 @@ async fn serve(args: ServeArgs) -> ExitCode {
             tracing::warn!("stopped at once: not everybody was told");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Prints a token.
+fn token(args: &TokenArgs) -> ExitCode {
+    match mint::mint(&args.wish(), &args.token_secret[0]) {
+        Ok(token) => done(writeln!(std::io::stdout(), "{token}")),
+        Err(error) => fail(error),
     }
 }
 

@@ -1,10 +1,13 @@
-//! What differs by channel: the rules file, parsed and validated. First match wins; no match means the defaults.
+//! What differs by channel: the rules file, parsed and validated. First match wins; no match means the defaults. The file may
+//! hold publish keys as well; what they are is `access/keys.rs`.
 
 use std::path::Path;
 use std::time::Duration;
 
 use serde::Deserialize;
 
+use crate::access::Action;
+use crate::access::keys::WrittenKey;
 use crate::channel::ChannelName;
 
 /// How much of a channel's past is kept.
@@ -32,12 +35,35 @@ pub struct Rule {
     pub history: Option<History>,
     /// Whether the latest value of each key is kept. Needs a history.
     pub keyed: Option<Keyed>,
+    /// What everybody may do where credentials are configured.
+    pub anonymous: Anonymous,
+}
+
+/// What may be done without a key or a token.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Anonymous {
+    subscribe: bool,
+    publish: bool,
+}
+
+impl Anonymous {
+    /// Whether this may be done. Who may listen may read the history.
+    pub fn allows(self, action: Action) -> bool {
+        match action {
+            Action::Publish => self.publish,
+            Action::Subscribe | Action::Read => self.subscribe,
+        }
+    }
 }
 
 impl Default for Rule {
     /// 100 messages, 5 minutes: enough for a reload or a lost network, little enough to forget about.
     fn default() -> Self {
-        Self { history: Some(History { messages: 100, age: Duration::from_secs(300) }), keyed: None }
+        Self {
+            history: Some(History { messages: 100, age: Duration::from_secs(300) }),
+            keyed: None,
+            anonymous: Anonymous::default(),
+        }
     }
 }
 
@@ -49,13 +75,22 @@ impl Default for Keyed {
 
 /// All rules, in the order of the file.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Rules(Vec<(Pattern, Rule)>);
+pub struct Rules {
+    channels: Vec<(Pattern, Rule)>,
+    publish_keys: Vec<WrittenKey>,
+}
 
 /// A pattern over channel names in which `*` stands for any text.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
+#[serde(transparent)]
 pub struct Pattern(String);
 
 impl Pattern {
+    /// A pattern as it is written.
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
     /// Whether the channel matches.
     pub fn matches(&self, channel: &ChannelName) -> bool {
         let mut pieces = self.0.split('*');
@@ -108,8 +143,9 @@ impl Default for Rules {
         let sheet = Rule {
             history: Some(History { messages: 1000, age: Duration::from_secs(3600) }),
             keyed: Some(Keyed::default()),
+            anonymous: Anonymous::default(),
         };
-        Self(vec![(Pattern("sheet:*".into()), sheet)])
+        Self { channels: vec![(Pattern::new("sheet:*"), sheet)], publish_keys: Vec::new() }
     }
 }
 
@@ -124,23 +160,41 @@ impl Rules {
 
     /// Reads rules from a text; the error says where and what.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let file: File = toml::from_str(text).map_err(|error| error.to_string())?;
+        let file: File = toml::from_str(text).map_err(|error| place(text, &error))?;
         let rules = file.channel.into_iter().enumerate().map(|(index, written)| {
             let name = written.pattern.clone();
             written.validate().map_err(|what| format!("[[channel]] number {} (match = {name:?}): {what}", index + 1))
         });
-        rules.collect::<Result<_, _>>().map(Self)
+        Ok(Self { channels: rules.collect::<Result<_, _>>()?, publish_keys: file.publish_key })
     }
 
     /// What applies to the channel.
     pub fn of(&self, channel: &ChannelName) -> Rule {
-        self.0.iter().find(|(pattern, _)| pattern.matches(channel)).map_or_else(Rule::default, |(_, rule)| *rule)
+        self.channels.iter().find(|(pattern, _)| pattern.matches(channel)).map_or_else(Rule::default, |(_, rule)| *rule)
     }
 
     /// Patterns and rules, first match first.
     pub fn iter(&self) -> impl Iterator<Item = &(Pattern, Rule)> {
-        self.0.iter()
+        self.channels.iter()
     }
+
+    /// Whether there is a channel with which everybody may do this.
+    pub fn allow_anonymous(&self, action: Action) -> bool {
+        self.channels.iter().any(|(_, rule)| rule.anonymous.allows(action))
+    }
+
+    /// The publish keys, as they are written.
+    pub fn publish_keys(&self) -> &[WrittenKey] {
+        &self.publish_keys
+    }
+}
+
+/// Where and what. Not the line itself, as the parser would show it: there may be a key in it.
+fn place(text: &str, error: &toml::de::Error) -> String {
+    let line = error
+        .span()
+        .map(|span| 1 + text.as_bytes()[..span.start.min(text.len())].iter().filter(|&&byte| byte == b'\n').count());
+    line.map_or_else(|| error.message().to_owned(), |line| format!("line {line}: {}", error.message()))
 }
 
 #[derive(Deserialize)]
@@ -148,6 +202,8 @@ impl Rules {
 struct File {
     #[serde(default)]
     channel: Vec<WrittenRule>,
+    #[serde(default)]
+    publish_key: Vec<WrittenKey>,
 }
 
 #[derive(Deserialize)]
@@ -157,6 +213,15 @@ struct WrittenRule {
     pattern: String,
     history: Option<WrittenHistory>,
     keyed: Option<WrittenKeyed>,
+    #[serde(default)]
+    anonymous: Vec<WrittenAction>,
+}
+
+#[derive(Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+enum WrittenAction {
+    Subscribe,
+    Publish,
 }
 
 #[derive(Deserialize)]
@@ -212,6 +277,10 @@ impl WrittenRule {
         if rule.keyed.is_some() && rule.history.is_none() {
             return Err("a keyed channel needs a history; remove `history = false`".into());
         }
+        rule.anonymous = Anonymous {
+            subscribe: self.anonymous.contains(&WrittenAction::Subscribe),
+            publish: self.anonymous.contains(&WrittenAction::Publish),
+        };
         Ok((Pattern(self.pattern), rule))
     }
 }
@@ -286,9 +355,25 @@ mod tests {
             ("[[channel]]\nmatch = 'a'\nhistory = { messages = 0 }\n", "history.messages"),
             ("[[channel]]\nmatch = 'a'\nhistory = false\nkeyed = true\n", "needs a history"),
             ("[[channel]\n", "line 1"),
+            ("[[channel]]\nmatch = 'a'\nanonymous = ['read']\n", "line 3"),
+            ("[[publish_key]]\nkey = 'a'\nchannel = 'b'\n", "`channel`"),
         ] {
             let error = Rules::parse(text).expect_err(text);
             assert!(error.contains(part), "{error}");
         }
+    }
+
+    #[test]
+    fn a_mistake_in_a_line_with_a_key_does_not_show_it() {
+        for text in [
+            "[[publish_key]]\nkey = 'open sesame', x\n",
+            "[[publish_key]]\nkey = 'open sesame\n",
+            "key = 'open sesame'\n",
+        ] {
+            let error = Rules::parse(text).expect_err(text);
+            assert!(error.starts_with("line ") && !error.contains("open"), "{error}");
+        }
+        let rules = Rules::parse("[[publish_key]]\nkey = 'open sesame'\n").expect("checked later");
+        assert!(!format!("{rules:?}").contains("open"), "{rules:?}");
     }
 }

@@ -13,7 +13,7 @@ use tokio::task::{LocalSet, spawn_local};
 
 use crate::accept::{Arrival, Entrance, listen};
 use crate::admission::Admission;
-use crate::app::App;
+use crate::app::{App, Stopping};
 use crate::broker::memory::MemoryBroker;
 use crate::broker::redis::{RedisBroker, UrlError};
 use crate::broker::{Broker, Health};
@@ -21,7 +21,7 @@ use crate::budget::Budget;
 use crate::config::Settings;
 use crate::config::limits::Drain;
 use crate::drain::close_evenly;
-use crate::http::{edge, routes};
+use crate::http::{edge, fetch, routes};
 use crate::hub::Hub;
 use crate::intake::Intake;
 use crate::metrics::Metrics;
@@ -82,7 +82,7 @@ impl Server {
         let address = listener.local_addr().map_err(listen_error)?;
 
         let metrics = Arc::new(Metrics::new(settings.threads));
-        let rules = Arc::new(settings.rules);
+        let rules = settings.rules;
         let intake = Arc::new(Intake::default());
         let broker: Arc<dyn Broker> = match &settings.redis_url {
             None => Arc::new(MemoryBroker::new(intake.clone(), rules.clone())),
@@ -98,8 +98,20 @@ impl Server {
         tokio::spawn(hub.clone().sweep());
         let admission = Admission::new(settings.admission, descriptors, metrics.clone());
         let incoming = Budget::new(settings.incoming_bytes);
-        let (instance, channel, limits) = (settings.instance, settings.default_channel, settings.limits);
-        let app = App::new(instance, channel, limits, hub, metrics, admission.clone(), incoming);
+        if let Some(jwks) = settings.access.remote_keys() {
+            tokio::spawn(fetch::keep_keys(jwks.clone()));
+        }
+        let app = Arc::new(App {
+            instance: settings.instance,
+            default_channel: settings.default_channel,
+            limits: settings.limits,
+            hub,
+            metrics,
+            admission: admission.clone(),
+            access: settings.access,
+            incoming,
+            stopping: Stopping::default(),
+        });
 
         let (draining, _) = watch::channel(false);
         let mut doors = Vec::new();

@@ -148,6 +148,12 @@ fn write_farewell(close: &Close, out: &mut Vec<u8>) {
         // Writing to memory does not fail.
         let _ = write!(out, ": {}\nretry: {}\n\n", close.reason(), rand::random_range(RESTART_RETRY));
     }
+    // A page can't see the status of the next attempt, and `EventSource` gives up at a 401: so it is told beforehand.
+    if close.code == Code::TokenExpired {
+        out.extend_from_slice(b"event: livebridge:token_expired\ndata: ");
+        envelope::write(&close.reason(), out);
+        out.extend_from_slice(b"\n\n");
+    }
 }
 
 fn write_payload(message: &Message, out: &mut Vec<u8>) {

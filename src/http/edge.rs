@@ -26,6 +26,8 @@ use tokio::task::spawn_local;
 use warp::filters::BoxedFilter;
 use warp::reply::Response;
 
+use super::cors;
+use super::credentials;
 use super::error::ApiError;
 use super::routes::subscribes;
 use super::subscribe::{Subscription, Takeover, Transport};
@@ -137,12 +139,19 @@ impl Edge {
         }
         let app = &self.shard.app;
         let client = forwarded::client_address(app.admission.proxies(), self.peer.ip(), request.headers());
+        let asker = credentials::asker(&app.access, request.headers());
+        let reply = cors::Reply::new(app.access.origins(), asker.page, request.headers());
         // Who connects directly was counted at the door.
         let counted = client.proxied && subscribes(request.uri().path());
         if counted && let Err(refusal) = self.claim(client) {
-            return ApiError::from(refusal).into_response();
+            return reply.finish(ApiError::from(refusal).into_response());
         }
-        let response = routes.call(request).await.unwrap_or_else(|never: Infallible| match never {});
+        let preflight = reply.preflight(app.access.origins(), request.method(), request.headers());
+        request.extensions_mut().insert(asker);
+        let response = match preflight {
+            Some(response) => response,
+            None => reply.finish(routes.call(request).await.unwrap_or_else(|never: Infallible| match never {})),
+        };
         if let Some(subscription) = response.extensions().get::<Takeover>().and_then(Takeover::take) {
             *self.handover.borrow_mut() = Some((response.into_parts().0, subscription));
             // hyper must not answer: the session does, on the bare socket.
@@ -215,16 +224,16 @@ fn subscribe(
     (shard, admitted): (Rc<Shard>, Admitted),
     early: Bytes,
 ) {
-    let Subscription { dialect, transport, channels } = subscription;
+    let Subscription { dialect, transport, channels, permit } = subscription;
     let session = Session::new(dialect, channels, write_head(head), &shard.app.instance);
     let limit = shard.app.limits.message_bytes;
     match transport {
         Transport::WebSocket => {
-            let connection = Connection::new(stream, session, shard, admitted, true);
+            let connection = Connection::new(stream, session, shard, admitted, permit, true);
             spawn_local(connection.drive(early, Frames::new(limit)));
         }
         Transport::Sse => {
-            let connection = Connection::new(stream, session, shard, admitted, false);
+            let connection = Connection::new(stream, session, shard, admitted, permit, false);
             spawn_local(connection.drive(early, Silent));
         }
     }

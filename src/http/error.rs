@@ -1,10 +1,12 @@
 //! Errors as clients see them: a status, a code for programs, a sentence for people.
 
 use hyper::StatusCode;
-use hyper::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use hyper::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use serde_json::json;
 use warp::reply::Response;
 
+use crate::access::Denial;
+use crate::access::token::TokenError;
 use crate::admission::Refusal;
 use crate::broker::BrokerError;
 use crate::channel::ChannelError;
@@ -54,7 +56,22 @@ impl ApiError {
         if let Some(seconds) = self.retry_after {
             response.headers_mut().insert(RETRY_AFTER, seconds.into());
         }
+        if self.status == StatusCode::UNAUTHORIZED {
+            response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
         response
+    }
+}
+
+impl From<Denial> for ApiError {
+    fn from(denial: Denial) -> Self {
+        let (status, code) = match denial {
+            Denial::Origin(_) => (StatusCode::FORBIDDEN, "origin_not_allowed"),
+            Denial::Forbidden(..) => (StatusCode::FORBIDDEN, "forbidden"),
+            Denial::Token(TokenError::NoKeys) => (StatusCode::SERVICE_UNAVAILABLE, "keys_unavailable"),
+            _ => (StatusCode::UNAUTHORIZED, "unauthorized"),
+        };
+        Self::new(status, code, denial.to_string())
     }
 }
 

@@ -6,8 +6,10 @@ use hyper::StatusCode;
 use serde::Serialize;
 use warp::reply::Response;
 
+use super::credentials;
 use super::error::{ApiError, json_response};
 use super::query::Query;
+use crate::access::{Action, Asker};
 use crate::app::App;
 use crate::broker::{From, PAGE_MESSAGES};
 use crate::channel::ChannelName;
@@ -25,18 +27,19 @@ struct Answer<'a> {
 }
 
 /// Answers a request for history. `name` is the percent-encoded path segment.
-pub async fn messages(app: Arc<App>, name: String, query: String) -> Response {
-    match try_messages(&app, &name, &Query::parse(&query)).await {
+pub async fn messages(app: Arc<App>, name: String, query: String, asker: Asker) -> Response {
+    match try_messages(&app, &name, &Query::parse(&query), asker).await {
         Ok(response) => response,
         Err(error) => error.into_response(),
     }
 }
 
-async fn try_messages(app: &App, name: &str, query: &Query) -> Result<Response, ApiError> {
+async fn try_messages(app: &App, name: &str, query: &Query, asker: Asker) -> Result<Response, ApiError> {
     let name = percent_encoding::percent_decode_str(name)
         .decode_utf8()
         .map_err(|_| ApiError::parameter("the channel's name in the path is not UTF-8"))?;
     let channel: ChannelName = name.parse()?;
+    credentials::authorize(app, asker, query, std::slice::from_ref(&channel), Action::Read).await?;
     let limit = match query.get("limit") {
         None => DEFAULT_LIMIT,
         Some(text) => text

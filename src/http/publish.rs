@@ -12,8 +12,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use warp::reply::Response;
 
+use super::credentials::{self, denied};
 use super::error::{ApiError, json_response};
 use super::query::{Query, check_key};
+use crate::access::{Action, Asker, Grant};
 use crate::app::App;
 use crate::broker::Publication;
 use crate::budget::Held;
@@ -41,9 +43,10 @@ pub async fn publish(
     app: Arc<App>,
     query: String,
     headers: Headers,
+    asker: Asker,
     body: impl Stream<Item = Result<impl Buf, warp::Error>> + Unpin,
 ) -> Response {
-    match try_publish(&app, &Query::parse(&query), &headers, body).await {
+    match try_publish(&app, &Query::parse(&query), &headers, asker, body).await {
         Ok(response) => response,
         Err(error) => error.into_response(),
     }
@@ -53,6 +56,7 @@ async fn try_publish(
     app: &App,
     query: &Query,
     headers: &Headers,
+    asker: Asker,
     body: impl Stream<Item = Result<impl Buf, warp::Error>> + Unpin,
 ) -> Result<Response, ApiError> {
     let kind = headers.content_type.as_deref().and_then(|kind| kind.split(';').next());
@@ -62,6 +66,10 @@ async fn try_publish(
     if is_batch && query.get("key").or(query.get("remove")).is_some() {
         return Err(ApiError::parameter("in a batch, `key` and `remove` stand in each line, not in the URL"));
     }
+    let channels = query.channels(app)?;
+    // Nobody's body is read who may not publish it. Of a batch the lines tell the channels.
+    let known = if is_batch { &[] } else { channels.as_slice() };
+    let grant = credentials::authorize(app, asker, query, known, Action::Publish).await?;
     // Held until the broker has answered.
     let mut held = Held::new(app.incoming.clone());
     let reading = collect(headers.content_length, body, limit, &mut held);
@@ -70,8 +78,11 @@ async fn try_publish(
         Err(_) => return Err(refused(app, Unread::Slow, what, limit)),
     };
     let id = headers.idempotency_key.as_deref().map(check_key).transpose()?;
-    let batch =
-        if is_batch { parse_batch(app, query, &body, id.as_deref())? } else { single(app, query, &body, id.as_ref())? };
+    let batch = if is_batch {
+        parse_batch(app, &channels, &grant, &body, id.as_deref())?
+    } else {
+        single(query, channels, &body, id.as_ref())?
+    };
     if app.is_draining() {
         return Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "draining", "this instance is stopping; try again"));
     }
@@ -171,11 +182,16 @@ async fn collect(
 }
 
 /// One body to each of the channels.
-fn single(app: &App, query: &Query, payload: &Bytes, id: Option<&Arc<str>>) -> Result<Vec<Publication>, ApiError> {
+fn single(
+    query: &Query,
+    channels: Vec<ChannelName>,
+    payload: &Bytes,
+    id: Option<&Arc<str>>,
+) -> Result<Vec<Publication>, ApiError> {
     let (key, remove) = query.key()?;
     let publication =
         |channel| Publication { channel, payload: payload.clone(), key: key.clone(), remove, id: id.cloned() };
-    Ok(query.channels(app)?.into_iter().map(publication).collect())
+    Ok(channels.into_iter().map(publication).collect())
 }
 
 /// A line of a batch.
@@ -204,9 +220,14 @@ struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 ///
 /// # Errors
 /// Names the line, from 1.
-pub fn parse_batch(app: &App, query: &Query, body: &[u8], id: Option<&str>) -> Result<Vec<Publication>, ApiError> {
-    let fallback = query.channels(app)?;
-    let [fallback] = fallback.as_slice() else {
+pub fn parse_batch(
+    app: &App,
+    fallback: &[ChannelName],
+    grant: &Grant,
+    body: &[u8],
+    id: Option<&str>,
+) -> Result<Vec<Publication>, ApiError> {
+    let [fallback] = fallback else {
         return Err(ApiError::parameter(
             "a batch names the channel in each line; at most one in the URL, for lines without",
         ));
@@ -224,6 +245,8 @@ pub fn parse_batch(app: &App, query: &Query, body: &[u8], id: Option<&str>) -> R
         // Lines of one channel usually stand together, and then share its name.
         let likely = batch.last().map_or(fallback, |last: &Publication| &last.channel);
         let mut publication = parse_line(app, fallback, likely, text).map_err(|error| error.at_line(number))?;
+        let permitted = grant.check(&publication.channel, Action::Publish);
+        permitted.map_err(|denial| denied(app, denial).at_line(number))?;
         if let (None, Some(id)) = (&publication.id, id) {
             publication.id = Some(format!("{id}#{number}").into());
         }

@@ -12,6 +12,7 @@ use warp::{Filter, Rejection};
 
 use super::error::{ApiError, json_response};
 use super::{assets, history, publish, subscribe};
+use crate::access::Asker;
 use crate::app::App;
 use crate::broker::Health;
 
@@ -20,23 +21,37 @@ pub fn routes(app: Arc<App>) -> BoxedFilter<(Response,)> {
     let with_app = warp::any().map(move || app.clone());
     let query = warp::query::raw().or(warp::any().map(String::new)).unify();
     let headers = warp::header::headers_cloned();
+    // Put there by `edge.rs`.
+    let asker = warp::ext::get::<Asker>;
 
-    let websocket =
-        warp::path!("ws").and(warp::get()).and(with_app.clone()).and(query).and(headers).then(subscribe::websocket);
-    let events =
-        warp::path!("events").and(warp::get()).and(with_app.clone()).and(query).and(headers).then(subscribe::events);
+    let websocket = warp::path!("ws")
+        .and(warp::get())
+        .and(with_app.clone())
+        .and(query)
+        .and(headers)
+        .and(asker())
+        .then(subscribe::websocket);
+    let events = warp::path!("events")
+        .and(warp::get())
+        .and(with_app.clone())
+        .and(query)
+        .and(headers)
+        .and(asker())
+        .then(subscribe::events);
     let publish = warp::path!("publish")
         .and(warp::post())
         .and(with_app.clone())
         .and(query)
         .and(publish_headers())
+        .and(asker())
         .and(warp::body::stream())
         .then(publish::publish);
     let history = warp::path!("channels" / String / "messages")
         .and(warp::get())
         .and(with_app.clone())
         .and(query)
-        .then(|name, app, query| history::messages(app, name, query));
+        .and(asker())
+        .then(|name, app, query, asker| history::messages(app, name, query, asker));
     let healthz = warp::path!("healthz").and(get_or_head()).and(with_app.clone()).map(|app: Arc<App>| healthz(&app));
     let readyz = warp::path!("readyz").and(get_or_head()).and(with_app.clone()).map(|app: Arc<App>| readyz(&app));
     let metrics = warp::path!("metrics").and(warp::get()).and(with_app).map(|app: Arc<App>| metrics(&app));

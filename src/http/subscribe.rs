@@ -8,16 +8,20 @@ use hyper::StatusCode;
 use hyper::header::{CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderMap, HeaderValue, SEC_WEBSOCKET_ACCEPT, UPGRADE};
 use warp::reply::Response;
 
+use super::credentials;
 use super::error::ApiError;
 use super::query::Query;
+use crate::access::{Action, Asker, Grant};
 use crate::app::App;
 use crate::broker::BrokerError;
+use crate::channel::ChannelName;
 use crate::dialect::Dialect;
 use crate::dialect::events::{MultiChannelEvents, SingleChannelEvents};
 use crate::dialect::json::Json;
 use crate::dialect::raw::Raw;
 use crate::hub::Membership;
 use crate::topic::Start;
+use crate::transport::connection::Permit;
 use crate::transport::websocket;
 
 /// How long joining a channel may take: a round trip or two to Redis, or a Redis that is coming back.
@@ -35,6 +39,8 @@ pub struct Subscription {
     pub transport: Transport,
     /// Its channels, and where each begins.
     pub channels: Vec<(Membership, Start)>,
+    /// What it may do, and for how long.
+    pub permit: Permit,
 }
 
 /// What kind of connection follows the response's head.
@@ -58,15 +64,16 @@ impl Takeover {
 }
 
 /// Answers `GET /ws`.
-pub async fn websocket(app: Arc<App>, query: String, headers: HeaderMap) -> Response {
-    match try_websocket(&app, &Query::parse(&query), &headers).await {
+pub async fn websocket(app: Arc<App>, query: String, headers: HeaderMap, asker: Asker) -> Response {
+    match try_websocket(&app, &Query::parse(&query), &headers, asker).await {
         Ok(response) => response,
         Err(error) => error.into_response(),
     }
 }
 
-async fn try_websocket(app: &Arc<App>, query: &Query, headers: &HeaderMap) -> Result<Response, ApiError> {
+async fn try_websocket(app: &Arc<App>, query: &Query, headers: &HeaderMap, asker: Asker) -> Result<Response, ApiError> {
     let channels = query.channels(app)?;
+    let grant = credentials::authorize(app, asker, query, &channels, Action::Subscribe).await?;
     let starts = query.starts(&channels, None)?;
     let dialect: &'static dyn Dialect = if query.wants_json()? { &Json } else { &Raw };
     let accept = websocket::accept(headers).map_err(|error| {
@@ -88,7 +95,7 @@ async fn try_websocket(app: &Arc<App>, query: &Query, headers: &HeaderMap) -> Re
             return Ok(response);
         }
     };
-    let mut response = takeover(app, dialect, Transport::WebSocket, &channels, starts).await?;
+    let mut response = takeover(app, dialect, Transport::WebSocket, channels, starts, &grant).await?;
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     let headers = response.headers_mut();
     headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
@@ -99,20 +106,21 @@ async fn try_websocket(app: &Arc<App>, query: &Query, headers: &HeaderMap) -> Re
 }
 
 /// Answers `GET /events`.
-pub async fn events(app: Arc<App>, query: String, headers: HeaderMap) -> Response {
-    match try_events(&app, &Query::parse(&query), &headers).await {
+pub async fn events(app: Arc<App>, query: String, headers: HeaderMap, asker: Asker) -> Response {
+    match try_events(&app, &Query::parse(&query), &headers, asker).await {
         Ok(response) => response,
         Err(error) => error.into_response(),
     }
 }
 
-async fn try_events(app: &Arc<App>, query: &Query, headers: &HeaderMap) -> Result<Response, ApiError> {
+async fn try_events(app: &Arc<App>, query: &Query, headers: &HeaderMap, asker: Asker) -> Result<Response, ApiError> {
     let channels = query.channels(app)?;
+    let grant = credentials::authorize(app, asker, query, &channels, Action::Subscribe).await?;
     let last_event_id = headers.get("last-event-id").map(|id| id.to_str()).transpose();
     let last_event_id = last_event_id.map_err(|_| ApiError::parameter("`Last-Event-ID` is no list of positions"))?;
     let starts = query.starts(&channels, last_event_id)?;
     let dialect: &'static dyn Dialect = if channels.len() == 1 { &SingleChannelEvents } else { &MultiChannelEvents };
-    let mut response = takeover(app, dialect, Transport::Sse, &channels, starts).await?;
+    let mut response = takeover(app, dialect, Transport::Sse, channels, starts, &grant).await?;
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
@@ -126,8 +134,9 @@ async fn takeover(
     app: &Arc<App>,
     dialect: &'static dyn Dialect,
     transport: Transport,
-    channels: &[crate::channel::ChannelName],
+    channels: Vec<ChannelName>,
     starts: Vec<Start>,
+    grant: &Grant,
 ) -> Result<Response, ApiError> {
     if app.is_draining() {
         let message = "this instance is stopping; connect again";
@@ -137,8 +146,10 @@ async fn takeover(
     let memberships = tokio::time::timeout(JOIN_TIMEOUT, joined)
         .await
         .unwrap_or_else(|_| Err(BrokerError::Unavailable("no subscription in time".into())))?;
+    let may_publish = matches!(&channels[..], [channel] if grant.check(channel, Action::Publish).is_ok());
+    let permit = Permit { holds_for: grant.holds_for(), may_publish };
     let channels = memberships.into_iter().zip(starts).collect();
     let mut response = Response::new(Vec::new().into());
-    response.extensions_mut().insert(Takeover::new(Subscription { dialect, transport, channels }));
+    response.extensions_mut().insert(Takeover::new(Subscription { dialect, transport, channels, permit }));
     Ok(response)
 }

@@ -61,6 +61,15 @@ pub trait Inbound {
     }
 }
 
+/// What a subscriber may do beside listening, and for how long.
+#[derive(Clone, Copy, Debug)]
+pub struct Permit {
+    /// For how many seconds it may stay; `None` for as long as it likes.
+    pub holds_for: Option<u64>,
+    /// Whether it may publish to its channel.
+    pub may_publish: bool,
+}
+
 /// A subscriber's socket, shared between its own task and the fan-out of its thread.
 pub struct Connection {
     pub(crate) session: RefCell<Session>,
@@ -75,6 +84,9 @@ pub struct Connection {
     /// What the history was asked last.
     asked_history: Cell<Option<From>>,
     answers_heartbeats: bool,
+    may_publish: bool,
+    /// When its permit ends, by the shard's clock.
+    expires: u32,
     /// When it last got a page of history.
     page_at: Cell<u32>,
     /// What the client has sent.
@@ -112,9 +124,11 @@ impl Connection {
         session: Session,
         shard: Rc<Shard>,
         admitted: Admitted,
+        permit: Permit,
         answers_heartbeats: bool,
     ) -> Rc<Self> {
         let now = shard.now.get();
+        let holds_for = permit.holds_for.map_or(u32::MAX, |seconds| u32::try_from(seconds).unwrap_or(u32::MAX));
         let meter = Meter::new(&shard.app, now);
         shard.alive.set(shard.alive.get() + 1);
         Rc::new(Self {
@@ -127,6 +141,9 @@ impl Connection {
             asked: Cell::new(now),
             asked_history: Cell::new(None),
             answers_heartbeats,
+            may_publish: permit.may_publish,
+            // The second that has begun does not count.
+            expires: now.saturating_add(holds_for).saturating_add(1),
             page_at: Cell::new(now),
             meter,
             _admitted: admitted,
@@ -290,6 +307,8 @@ impl Connection {
             if self.ending_looks.get() > ENDING_LOOKS {
                 self.give_up();
             }
+        } else if now >= self.expires {
+            self.close(Close::new(Code::TokenExpired, "connect again with a fresh token"));
         } else if self.answers_heartbeats && now.saturating_sub(self.heard.get()) > GONE_AFTER {
             self.session.borrow_mut().end(Close::new(Code::Gone, ""));
             self.give_up();
@@ -345,6 +364,10 @@ impl Connection {
             self.close(Close::new(Code::PublishRefused, detail));
             return;
         };
+        if !self.may_publish {
+            self.tell("publish_refused", "this token allows no publishing to the channel".into(), Code::PublishRefused);
+            return;
+        }
         let publication =
             |payload| Publication { channel: channel.clone(), payload, key: None, remove: false, id: None };
         let batch: Vec<_> = messages.into_iter().map(publication).collect();
@@ -370,11 +393,15 @@ impl Connection {
     /// Tells the client, once for a batch, if something of it was not published.
     fn report(&self, results: Vec<Result<(), BrokerError>>) {
         let Some(error) = results.into_iter().find_map(Result::err) else { return };
-        let (code, message) = (error.code(), error.to_string());
+        self.tell(error.code(), error.to_string(), Code::PublishFailed);
+    }
+
+    /// Tells the client that it was not published, or closes it where the dialect has no words for that.
+    fn tell(&self, code: &str, message: String, otherwise: Code) {
         let mut told = false;
         self.session.borrow_mut().post(|dialect, out| told = dialect.publish_error(code, &message, out));
         if !told {
-            self.close(Close::new(Code::PublishFailed, message));
+            self.close(Close::new(otherwise, message));
         }
     }
 

@@ -1,6 +1,9 @@
 //! The promises of livebridge, tested on the wire: real processes, a real redis-server, real signals.
 //!
 //! * `contract`: what every broker must do; runs against both
+//! * `access`: keys, tokens, and what is let through without
+//! * `token_keys`: where the keys of tokens come from
+//! * `origins`: which pages may speak to an instance
 //! * `limits`: each limit's answer, while others notice nothing
 //! * `drain`: how an instance ends
 //! * `attacks`: what attackers try, request by request and frame by frame
@@ -21,6 +24,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 #![allow(missing_docs, unreachable_pub, reason = "nothing here is anybody else's interface")]
 
+mod access;
 mod attacks;
 mod browser;
 mod codec;
@@ -35,6 +39,8 @@ mod http;
 mod keyed;
 mod limits;
 mod model;
+mod origins;
 mod outages;
 mod readme;
 mod support;
+mod token_keys;

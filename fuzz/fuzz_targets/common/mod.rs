@@ -2,8 +2,10 @@
 
 use std::sync::Arc;
 
+use livebridge::access::Access;
+use livebridge::access::origin::Origins;
 use livebridge::admission::{self, Admission, AddressLimits};
-use livebridge::app::{App, Limits, Rates};
+use livebridge::app::{App, Limits, Rates, Stopping};
 use livebridge::broker::memory::MemoryBroker;
 use livebridge::budget::Budget;
 use livebridge::hub::Hub;
@@ -29,11 +31,20 @@ pub fn app() -> Arc<App> {
     let rules = Arc::new(Rules::default());
     let broker = Arc::new(MemoryBroker::new(Arc::new(Intake::default()), rules.clone()));
     let bounds = log::Bounds { entries: 16, bytes: 1024 };
-    let hub = Hub::new(broker, rules, bounds, 1 << 20, 1, metrics.clone());
+    let hub = Hub::new(broker, rules.clone(), bounds, 1 << 20, 1, metrics.clone());
     let nobody = || AddressLimits { connections: None, handshakes: None };
     let bounds =
         admission::Bounds { connections: None, public: nobody(), near: nobody(), proxies: Default::default() };
     let admission = Admission::new(bounds, 1024, metrics.clone());
-    let channel = "live".parse().expect("a name");
-    App::new("fuzz".into(), channel, limits, hub, metrics, admission, Budget::new(1 << 20))
+    Arc::new(App {
+        instance: "fuzz".into(),
+        default_channel: "live".parse().expect("a name"),
+        limits,
+        hub,
+        metrics,
+        admission,
+        access: Access::new(Vec::new(), None, Origins::default(), None, rules),
+        incoming: Budget::new(1 << 20),
+        stopping: Stopping::default(),
+    })
 }

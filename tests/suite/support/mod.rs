@@ -8,6 +8,7 @@ pub mod proxy;
 pub mod raw;
 pub mod redis;
 pub mod sse;
+pub mod tokens;
 pub mod ws;
 
 use std::future::Future;

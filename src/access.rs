@@ -1,0 +1,225 @@
+//! Who may do what: one check, from what a request shows (a key or a token, and the page it comes from) to what it may do with
+//! which channels. Knows neither HTTP nor sockets: `http/` takes what is shown out of a request, and answers.
+
+pub mod jwks;
+pub mod keys;
+pub mod mint;
+pub mod origin;
+pub mod secret;
+pub mod token;
+
+use std::sync::Arc;
+
+use self::jwks::Jwks;
+use self::keys::PublishKey;
+use self::origin::{Origins, Page};
+use self::secret::Secret;
+use self::token::{Allowed, Claims, TokenError, Tokens};
+use crate::channel::ChannelName;
+use crate::rules::Rules;
+
+/// What a request wants to do with channels.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Action {
+    /// Listen.
+    Subscribe,
+    /// Publish.
+    Publish,
+    /// Read the history.
+    Read,
+}
+
+/// What a request shows of who asks.
+#[derive(Clone, Default, Debug)]
+pub struct Asker {
+    /// `Authorization: Bearer`: a publish key or a token.
+    pub bearer: Option<Secret>,
+    /// A token in the URL.
+    pub query: Option<Secret>,
+    /// A token in the configured cookie.
+    pub cookie: Option<Secret>,
+    /// The page that asks.
+    pub page: Page,
+    /// The browser itself says that the page is of our own origin, where it sends no `Origin`.
+    pub says_same_origin: bool,
+}
+
+/// Why something is not allowed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Denial {
+    /// The page's origin may not.
+    #[error("pages of this origin may not speak to this instance; it allows {0}")]
+    Origin(String),
+    /// Nothing was shown, and everybody may not.
+    #[error("{0} the channel {1} needs a token (or, to publish, a key): `Authorization: Bearer …`")]
+    Anonymous(&'static str, ChannelName),
+    /// The same, before the channels are known.
+    #[error("this needs a token or a publish key: `Authorization: Bearer …`")]
+    Nobody,
+    /// What was shown is not a key.
+    #[error("the key is not valid here")]
+    Key,
+    /// What was shown is not a valid token.
+    #[error("the token is not valid: {0}")]
+    Token(TokenError),
+    /// The token came with a cookie, from a page that may not use it.
+    #[error(
+        "the cookie counts only for pages of this origin or of an --allowed-origin; send the token with the request"
+    )]
+    Cookie,
+    /// Not with this key or token.
+    #[error("{0} the channel {1} is not allowed with this key or token")]
+    Forbidden(&'static str, ChannelName),
+}
+
+/// What somebody may do.
+#[derive(Debug, Clone)]
+pub struct Grant {
+    holder: Holder,
+    access: Arc<Access>,
+}
+
+#[derive(Debug, Clone)]
+enum Holder {
+    /// Nothing is configured: everybody may do everything.
+    Everybody,
+    Anonymous,
+    /// The same, with a cookie that does not count: a browser adds cookies to whatever any page asks for.
+    Stranger,
+    Key(usize),
+    Token(Arc<Claims>),
+}
+
+/// The configuration of who may do what.
+#[derive(Debug)]
+pub struct Access {
+    keys: Vec<PublishKey>,
+    tokens: Option<Tokens>,
+    origins: Origins,
+    cookie: Option<String>,
+    rules: Arc<Rules>,
+}
+
+impl Access {
+    /// With these keys, tokens and origins; the rules say what everybody may do.
+    pub fn new(
+        keys: Vec<PublishKey>,
+        tokens: Option<Tokens>,
+        origins: Origins,
+        cookie: Option<String>,
+        rules: Arc<Rules>,
+    ) -> Arc<Self> {
+        Arc::new(Self { keys, tokens, origins, cookie, rules })
+    }
+
+    /// Whether nothing is configured, so that everybody may do everything.
+    pub fn is_open(&self) -> bool {
+        self.keys.is_empty() && self.tokens.is_none()
+    }
+
+    /// Whether there is a way to subscribe, by a token or for everybody.
+    pub fn lets_anybody_subscribe(&self) -> bool {
+        self.is_open() || self.tokens.is_some() || self.rules.allow_anonymous(Action::Subscribe)
+    }
+
+    /// Which pages may speak to this instance.
+    pub fn origins(&self) -> &Origins {
+        &self.origins
+    }
+
+    /// The cookie that may hold a token.
+    pub fn cookie(&self) -> Option<&str> {
+        self.cookie.as_deref()
+    }
+
+    /// The keys that are to be fetched from a URL, if any.
+    pub fn remote_keys(&self) -> Option<&Arc<Jwks>> {
+        self.tokens.as_ref()?.remote.as_ref()
+    }
+
+    /// The check: whether who asks may do this with each of the channels, and what else they may.
+    pub async fn authorize(
+        self: &Arc<Self>,
+        asker: &Asker,
+        channels: &[ChannelName],
+        action: Action,
+    ) -> Result<Grant, Denial> {
+        let grant = self.identify(asker, action).await?;
+        channels.iter().try_for_each(|channel| grant.check(channel, action))?;
+        Ok(grant)
+    }
+
+    /// The first half of the check, for where the channels are not known yet. Who could do nothing at all is refused here.
+    pub async fn identify(self: &Arc<Self>, asker: &Asker, action: Action) -> Result<Grant, Denial> {
+        if asker.page == Page::Foreign {
+            return Err(Denial::Origin(self.origins.to_string()));
+        }
+        let holder = if self.is_open() { Holder::Everybody } else { self.holder(asker).await? };
+        match holder {
+            Holder::Anonymous if !self.rules.allow_anonymous(action) => return Err(Denial::Nobody),
+            Holder::Stranger if !self.rules.allow_anonymous(action) => return Err(Denial::Cookie),
+            _ => {}
+        }
+        Ok(Grant { holder, access: self.clone() })
+    }
+
+    async fn holder(&self, asker: &Asker) -> Result<Holder, Denial> {
+        let token = if let Some(bearer) = &asker.bearer {
+            if let Some(index) = keys::find(&self.keys, bearer) {
+                return Ok(Holder::Key(index));
+            }
+            bearer
+        } else if let Some(token) = &asker.query {
+            token
+        } else if let Some(token) = &asker.cookie {
+            if asker.page != Page::Trusted && !(asker.page == Page::Unnamed && asker.says_same_origin) {
+                return Ok(Holder::Stranger);
+            }
+            token
+        } else {
+            return Ok(Holder::Anonymous);
+        };
+        let tokens = self.tokens.as_ref().ok_or(Denial::Key)?;
+        tokens.verify(token).await.map(|claims| Holder::Token(Arc::new(claims))).map_err(Denial::Token)
+    }
+}
+
+impl Grant {
+    /// Whether it covers this.
+    pub fn check(&self, channel: &ChannelName, action: Action) -> Result<(), Denial> {
+        let everybody = || self.access.rules.of(channel).anonymous.allows(action);
+        let held = match &self.holder {
+            Holder::Everybody => true,
+            Holder::Anonymous | Holder::Stranger => false,
+            Holder::Key(index) => action != Action::Subscribe && self.access.keys[*index].allows(channel),
+            Holder::Token(claims) => {
+                let Allowed { subscribe, publish } = &claims.livebridge;
+                Allowed::covers(if action == Action::Publish { publish } else { subscribe }, channel)
+            }
+        };
+        match &self.holder {
+            _ if held || everybody() => Ok(()),
+            Holder::Anonymous => Err(Denial::Anonymous(action.doing(), channel.clone())),
+            Holder::Stranger => Err(Denial::Cookie),
+            _ => Err(Denial::Forbidden(action.doing(), channel.clone())),
+        }
+    }
+
+    /// For how many seconds it holds; `None` for as long as you like.
+    pub fn holds_for(&self) -> Option<u64> {
+        match (&self.holder, &self.access.tokens) {
+            (Holder::Token(claims), Some(tokens)) => Some(tokens.holds_for(claims)),
+            _ => None,
+        }
+    }
+}
+
+impl Action {
+    fn doing(self) -> &'static str {
+        match self {
+            Self::Subscribe => "subscribing to",
+            Self::Publish => "publishing to",
+            Self::Read => "reading",
+        }
+    }
+}

@@ -1,0 +1,129 @@
+//! Keys that are published at a URL as a JWK set (RFC 7517): fetched at the start, looked at again now and then and when a token
+//! names a key that is not known, and kept while they can't be had. How a URL is fetched is `http/fetch.rs`.
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use bytes::Bytes;
+use jsonwebtoken::jwk::Jwk;
+use serde::Deserialize;
+use serde_json::Value;
+use tokio::sync::{Notify, watch};
+use tokio::time::{sleep, timeout};
+
+use super::token::Key;
+use crate::backoff::Backoff;
+
+/// How often the keys are looked at although nobody asks: a key that was withdrawn is known for no longer.
+const REFRESH: Duration = Duration::from_secs(600);
+/// The keys are not fetched again sooner, whatever tokens name.
+const COOL_DOWN: Duration = Duration::from_secs(5);
+/// How long a client waits for a key that is being fetched.
+const PATIENCE: Duration = Duration::from_secs(6);
+/// How many keys of a set are used.
+const MOST_KEYS: usize = 100;
+
+/// The keys as of the last fetch that succeeded.
+pub struct Jwks {
+    url: String,
+    keys: RwLock<Option<Arc<[Key]>>>,
+    /// A token names a key that is not known.
+    wanted: Notify,
+    /// They were fetched just now.
+    cooling: AtomicBool,
+    /// Counts the attempts that have ended.
+    attempts: watch::Sender<u64>,
+}
+
+impl fmt::Debug for Jwks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Jwks")
+    }
+}
+
+#[derive(Deserialize)]
+struct Set {
+    keys: Vec<Value>,
+}
+
+impl Jwks {
+    /// No keys yet. [`Jwks::keep_fresh`] fetches them.
+    pub fn new(url: &str) -> Arc<Self> {
+        Arc::new(Self {
+            url: url.to_owned(),
+            keys: RwLock::default(),
+            wanted: Notify::new(),
+            cooling: AtomicBool::new(false),
+            attempts: watch::Sender::new(0),
+        })
+    }
+
+    /// Where they are.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// The keys, among them the one with this id if there is such a key anywhere; `None` while none could be fetched.
+    pub async fn find(&self, id: Option<&str>) -> Option<Arc<[Key]>> {
+        let known = self.known();
+        if known.as_ref().is_some_and(|keys| keys.iter().any(|key| key.is_named(id))) {
+            return known;
+        }
+        let mut attempts = self.attempts.subscribe();
+        self.wanted.notify_one();
+        if !self.cooling.load(Ordering::Acquire) {
+            let _ = timeout(PATIENCE, attempts.changed()).await;
+        }
+        self.known()
+    }
+
+    fn known(&self) -> Option<Arc<[Key]>> {
+        self.keys.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Fetches the keys for as long as the instance lives.
+    pub async fn keep_fresh<F: Future<Output = Result<Bytes, String>>>(&self, mut fetch: impl FnMut() -> F) {
+        let mut backoff = Backoff::new(COOL_DOWN, REFRESH / 10);
+        let mut failed = false;
+        loop {
+            let outcome = fetch().await.and_then(|body| parse(&body));
+            let succeeded = outcome.is_ok();
+            match outcome {
+                Ok(keys) => {
+                    if std::mem::take(&mut failed) {
+                        tracing::info!(keys = keys.len(), "the keys of --token-jwks-url are there again");
+                    }
+                    *self.keys.write().unwrap_or_else(PoisonError::into_inner) = Some(keys);
+                    backoff.reset();
+                }
+                Err(error) if !std::mem::replace(&mut failed, true) => {
+                    tracing::warn!(%error, "the keys of --token-jwks-url can't be fetched; those that are known stay valid");
+                }
+                Err(error) => tracing::debug!(%error, "the keys of --token-jwks-url still can't be fetched"),
+            }
+            self.cooling.store(true, Ordering::Release);
+            self.attempts.send_modify(|attempts| *attempts += 1);
+            if succeeded {
+                sleep(COOL_DOWN).await;
+                self.cooling.store(false, Ordering::Release);
+                let _ = timeout(REFRESH, self.wanted.notified()).await;
+            } else {
+                sleep(backoff.next_delay().max(COOL_DOWN / 5)).await;
+                self.cooling.store(false, Ordering::Release);
+            }
+        }
+    }
+}
+
+/// The keys of a set that can be used. What is not understood is left out: sets hold keys for other purposes.
+fn parse(body: &[u8]) -> Result<Arc<[Key]>, String> {
+    let set: Set = serde_json::from_slice(body).map_err(|error| format!("this is not a JWK set: {error}"))?;
+    let read = |key| serde_json::from_value::<Jwk>(key).ok().as_ref().and_then(Key::of_set);
+    let keys: Arc<[Key]> = set.keys.into_iter().take(MOST_KEYS).filter_map(read).collect();
+    if keys.is_empty() {
+        return Err("the JWK set holds no key for RS256, ES256 or EdDSA".into());
+    }
+    Ok(keys)
+}

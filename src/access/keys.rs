@@ -1,0 +1,142 @@
+//! Publish keys: what producers show. Several may be valid at once, so that one can be exchanged for another without a pause.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use aws_lc_rs::constant_time::verify_slices_are_equal;
+use aws_lc_rs::digest::{Digest, SHA256, digest};
+use serde::Deserialize;
+
+use super::secret::Secret;
+use crate::channel::ChannelName;
+use crate::rules::Pattern;
+
+/// What is shorter could be found by trying.
+const FEWEST_BYTES: usize = 16;
+
+/// A publish key as the rules file has it.
+#[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WrittenKey {
+    key: Option<Secret>,
+    key_file: Option<PathBuf>,
+    #[serde(default = "every_channel")]
+    channels: Vec<String>,
+}
+
+fn every_channel() -> Vec<String> {
+    vec!["*".into()]
+}
+
+/// What is wrong with a publish key. Never shows it.
+#[derive(Debug, thiserror::Error)]
+pub enum KeyError {
+    /// Too short, or not a header's characters.
+    #[error(
+        "{0}: a publish key has at least {FEWEST_BYTES} visible ASCII characters without a comma; `openssl rand -hex 32` makes one"
+    )]
+    Unfit(String),
+    /// Neither `key` nor `key_file`, or both.
+    #[error("{0}: give either `key` or `key_file`")]
+    Ambiguous(String),
+    /// A pattern that matches nothing.
+    #[error("{0}: `channels` must name at least one pattern, and none may be empty; leave it out for every channel")]
+    Channels(String),
+    /// The file can't be read.
+    #[error("{place}: cannot read {path}: {source}")]
+    Unreadable {
+        /// Which key.
+        place: String,
+        /// Which file.
+        path: String,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+/// A valid publish key. Only its digest is kept, so that comparing takes the same time whatever is shown.
+pub struct PublishKey {
+    digest: Digest,
+    channels: Vec<Pattern>,
+}
+
+impl PublishKey {
+    /// A key for every channel. `place` says in errors where it stands.
+    pub fn new(key: &Secret, place: &str) -> Result<Self, KeyError> {
+        Self::limited(key, vec![Pattern::new("*")], place)
+    }
+
+    fn limited(key: &Secret, channels: Vec<Pattern>, place: &str) -> Result<Self, KeyError> {
+        let text = key.reveal();
+        if text.len() < FEWEST_BYTES || !text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b',') {
+            return Err(KeyError::Unfit(place.to_owned()));
+        }
+        Ok(Self { digest: digest(&SHA256, text.as_bytes()), channels })
+    }
+
+    /// Checks a key of the rules file, and reads its file where it has one.
+    pub fn written(written: &WrittenKey, place: &str) -> Result<Self, KeyError> {
+        let key = match (&written.key, &written.key_file) {
+            (Some(key), None) => key.clone(),
+            (None, Some(path)) => read_secret(path).map_err(|source| KeyError::Unreadable {
+                place: place.to_owned(),
+                path: path.display().to_string(),
+                source,
+            })?,
+            _ => return Err(KeyError::Ambiguous(place.to_owned())),
+        };
+        if written.channels.is_empty() || written.channels.iter().any(String::is_empty) {
+            return Err(KeyError::Channels(place.to_owned()));
+        }
+        Self::limited(&key, written.channels.iter().map(Pattern::new).collect(), place)
+    }
+
+    /// Whether it may publish to the channel.
+    pub fn allows(&self, channel: &ChannelName) -> bool {
+        self.channels.iter().any(|pattern| pattern.matches(channel))
+    }
+}
+
+impl fmt::Debug for PublishKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PublishKey").field("channels", &self.channels).finish_non_exhaustive()
+    }
+}
+
+/// The place of the key that was shown. All are compared, each in constant time.
+pub fn find(keys: &[PublishKey], shown: &Secret) -> Option<usize> {
+    let shown = digest(&SHA256, shown.reveal().as_bytes());
+    let equals = |key: &PublishKey| verify_slices_are_equal(key.digest.as_ref(), shown.as_ref()).is_ok();
+    keys.iter().enumerate().fold(None, |found, (index, key)| if equals(key) { Some(index) } else { found })
+}
+
+/// The text of a file, without the line end that editors add.
+pub fn read_secret(path: &Path) -> std::io::Result<Secret> {
+    std::fs::read_to_string(path).map(|text| Secret::new(text.trim_end_matches(['\r', '\n'])))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_key_is_known_and_no_part_of_one() {
+        let keys = ["0123456789abcdef", "fedcba9876543210"];
+        let valid = keys.map(|key| PublishKey::new(&Secret::new(key), "here").expect("valid"));
+        assert_eq!(keys.map(|key| find(&valid, &Secret::new(key))), [Some(0), Some(1)]);
+        for shown in ["", "0123456789abcde", "0123456789abcdef0", "0123456789ABCDEF"] {
+            assert_eq!(find(&valid, &Secret::new(shown)), None);
+        }
+    }
+
+    #[test]
+    fn an_unfit_key_is_refused_without_being_shown() {
+        for unfit in ["short-one", "", "with a space in it", "with,a,comma,in,it"] {
+            let error = PublishKey::new(&Secret::new(unfit), "LIVEBRIDGE_PUBLISH_KEY").expect_err("unfit").to_string();
+            assert!(
+                error.starts_with("LIVEBRIDGE_PUBLISH_KEY") && (unfit.is_empty() || !error.contains(unfit)),
+                "{error}"
+            );
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! The settings of who may do what, and what they mean together.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Args;
+
+use crate::access::Access;
+use crate::access::jwks::Jwks;
+use crate::access::keys::{KeyError, PublishKey};
+use crate::access::origin::{OriginError, Origins};
+use crate::access::secret::Secret;
+use crate::access::token::{Key, TokenKeyError, Tokens};
+use crate::http::fetch::{FetchError, Source};
+use crate::rules::Rules;
+
+/// Keys, tokens and origins.
+#[derive(Args, Debug, Clone)]
+pub struct AccessArgs {
+    /// A key that producers show as `Authorization: Bearer KEY`; several, separated by commas, are all valid. Keys for
+    /// certain channels stand in the rules file.
+    #[arg(long, env = "LIVEBRIDGE_PUBLISH_KEY", value_name = "KEY", value_delimiter = ',', hide_env_values = true)]
+    pub publish_key: Vec<Secret>,
+    /// The secret that clients' tokens are signed with by HS256; several, separated by commas, are all valid.
+    #[arg(long, env = "LIVEBRIDGE_TOKEN_SECRET", value_name = "SECRET", value_delimiter = ',', hide_env_values = true)]
+    pub token_secret: Vec<Secret>,
+    /// A file with the PEM of the public key that clients' tokens are signed for: RSA, P-256 or Ed25519; may repeat.
+    #[arg(long, env = "LIVEBRIDGE_TOKEN_PUBLIC_KEY", value_name = "FILE", value_delimiter = ',')]
+    pub token_public_key: Vec<PathBuf>,
+    /// Where the public keys are as a JWK set: http:// or https://.
+    #[arg(long, env = "LIVEBRIDGE_TOKEN_JWKS_URL", value_name = "URL", hide_env_values = true)]
+    pub token_jwks_url: Option<String>,
+    /// Whom a token must be for (`aud`); may repeat, then one of them.
+    #[arg(long, env = "LIVEBRIDGE_TOKEN_AUDIENCE", value_name = "AUDIENCE", value_delimiter = ',')]
+    pub token_audience: Vec<String>,
+    /// Who must have made a token (`iss`); may repeat, then one of them.
+    #[arg(long, env = "LIVEBRIDGE_TOKEN_ISSUER", value_name = "ISSUER", value_delimiter = ',')]
+    pub token_issuer: Vec<String>,
+    /// How far the clock of who makes tokens may differ, in seconds.
+    #[arg(long, env = "LIVEBRIDGE_TOKEN_LEEWAY_SECONDS", default_value_t = 30, value_name = "SECONDS",
+          value_parser = clap::value_parser!(u32).range(0..=600))]
+    pub token_leeway_seconds: u32,
+    /// The cookie that may hold a token, for pages of this origin or of an --allowed-origin.
+    #[arg(long, env = "LIVEBRIDGE_TOKEN_COOKIE", value_name = "NAME")]
+    pub token_cookie: Option<String>,
+    /// Whose pages may connect, such as https://app.example.com; may repeat; * for any [default: the same origin].
+    #[arg(long, env = "LIVEBRIDGE_ALLOWED_ORIGIN", value_name = "ORIGIN", value_delimiter = ',')]
+    pub allowed_origin: Vec<String>,
+    /// Serve beyond loopback although everybody may do everything.
+    #[arg(long, env = "LIVEBRIDGE_INSECURE")]
+    pub insecure: bool,
+}
+
+/// What is wrong with the settings. Never shows a key.
+#[derive(Debug, thiserror::Error)]
+pub enum AccessError {
+    /// Protected mode.
+    #[error(
+        "refusing to listen on {0}, where others can reach it, while everybody may publish and listen; set \
+         LIVEBRIDGE_PUBLISH_KEY for producers or LIVEBRIDGE_TOKEN_SECRET (or another key for clients' tokens, see --help), \
+         listen on 127.0.0.1, or say --insecure if something in front of it keeps strangers out"
+    )]
+    Unprotected(SocketAddr),
+    /// A publish key.
+    #[error(transparent)]
+    PublishKey(#[from] KeyError),
+    /// A shared secret.
+    #[error("LIVEBRIDGE_TOKEN_SECRET: {0}")]
+    Secret(#[source] TokenKeyError),
+    /// A public key.
+    #[error("--token-public-key {path}: {source}")]
+    PublicKey {
+        /// Which file.
+        path: String,
+        /// Why.
+        source: TokenKeyError,
+    },
+    /// A file.
+    #[error("--token-public-key {path}: {source}")]
+    Unreadable {
+        /// Which file.
+        path: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A URL.
+    #[error("--token-jwks-url: {0}")]
+    Url(#[from] FetchError),
+    /// Settings of tokens without a key.
+    #[error("{0} is set, but no key for tokens: add LIVEBRIDGE_TOKEN_SECRET, --token-public-key or --token-jwks-url")]
+    NoTokenKey(&'static str),
+    /// A name that no cookie has.
+    #[error("--token-cookie: a cookie's name has letters, digits, `-`, `_` and `.`")]
+    Cookie,
+    /// An origin.
+    #[error("--allowed-origin: {0}")]
+    Origin(#[from] OriginError),
+}
+
+impl AccessArgs {
+    /// Checks what was typed, with the keys of the rules, and reads the files.
+    pub fn resolve(&self, listen: SocketAddr, rules: &Arc<Rules>) -> Result<Arc<Access>, AccessError> {
+        let typed = self.publish_key.iter().filter(|key| !key.reveal().is_empty());
+        let mut keys =
+            typed.map(|key| PublishKey::new(key, "LIVEBRIDGE_PUBLISH_KEY")).collect::<Result<Vec<_>, _>>()?;
+        for (index, written) in rules.publish_keys().iter().enumerate() {
+            let place = format!("[[publish_key]] number {} of the rules file", index + 1);
+            keys.push(PublishKey::written(written, &place)?);
+        }
+        let tokens = self.tokens()?;
+        let origins = Origins::new(&self.allowed_origin)?;
+        let named = |character: char| character.is_ascii_alphanumeric() || "-_.".contains(character);
+        let cookie = self.token_cookie.clone().filter(|name| !name.is_empty());
+        if cookie.as_ref().is_some_and(|name| !name.chars().all(named)) {
+            return Err(AccessError::Cookie);
+        }
+        if tokens.is_none() && cookie.is_some() {
+            return Err(AccessError::NoTokenKey("--token-cookie"));
+        }
+        let access = Access::new(keys, tokens, origins, cookie, rules.clone());
+        if access.is_open() && !self.insecure && !listen.ip().to_canonical().is_loopback() {
+            return Err(AccessError::Unprotected(listen));
+        }
+        if !access.is_open() && !access.lets_anybody_subscribe() {
+            tracing::warn!(
+                "nobody can subscribe: add a key for clients' tokens, or `anonymous = [\"subscribe\"]` to a rule"
+            );
+        }
+        Ok(access)
+    }
+
+    fn tokens(&self) -> Result<Option<Tokens>, AccessError> {
+        let secrets = self.token_secret.iter().filter(|secret| !secret.reveal().is_empty());
+        let mut keys = secrets.map(Key::shared).collect::<Result<Vec<_>, _>>().map_err(AccessError::Secret)?;
+        for file in &self.token_public_key {
+            let path = file.display().to_string();
+            let pem = std::fs::read(file).map_err(|source| AccessError::Unreadable { path: path.clone(), source })?;
+            keys.push(Key::public(&pem).map_err(|source| AccessError::PublicKey { path, source })?);
+        }
+        let remote = match self.token_jwks_url.as_deref().filter(|url| !url.is_empty()) {
+            None => None,
+            Some(url) => {
+                Source::new(url)?;
+                Some(Jwks::new(url))
+            }
+        };
+        let (audience, issuer) = (named(&self.token_audience), named(&self.token_issuer));
+        if keys.is_empty() && remote.is_none() {
+            return match (audience.is_empty(), issuer.is_empty()) {
+                (true, true) => Ok(None),
+                (false, _) => Err(AccessError::NoTokenKey("--token-audience")),
+                (true, false) => Err(AccessError::NoTokenKey("--token-issuer")),
+            };
+        }
+        Ok(Some(Tokens {
+            keys,
+            remote,
+            audience,
+            issuer,
+            leeway: Duration::from_secs(self.token_leeway_seconds.into()),
+        }))
+    }
+}
+
+/// Without the empty ones: a variable that is set to nothing is not set.
+fn named(list: &[String]) -> Vec<String> {
+    list.iter().filter(|name| !name.is_empty()).cloned().collect()
+}

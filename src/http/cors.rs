@@ -1,0 +1,75 @@
+//! What browsers are told of which pages may read answers (CORS: WHATWG Fetch, 3.2), by the allow-list of `access/origin.rs`.
+
+use hyper::header::{
+    ACCESS_CONTROL_ALLOW_CREDENTIALS, ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS,
+    ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, ACCESS_CONTROL_REQUEST_METHOD,
+    HeaderMap, HeaderValue, ORIGIN, VARY,
+};
+use hyper::{Method, StatusCode};
+use warp::reply::Response;
+
+use super::error::ApiError;
+use crate::access::Denial;
+use crate::access::origin::{Origins, Page};
+
+const METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, POST");
+const REQUEST_HEADERS: HeaderValue =
+    HeaderValue::from_static("Authorization, Content-Type, Idempotency-Key, Last-Event-ID, X-Request-Id");
+const RESPONSE_HEADERS: HeaderValue = HeaderValue::from_static("Retry-After, WWW-Authenticate, X-Request-Id");
+/// For how long a browser may remember the answer to a preflight, in seconds: the longest that Chromium takes.
+const MAX_AGE: HeaderValue = HeaderValue::from_static("7200");
+
+/// What an answer has to say to a page; nothing where no page asks and no list is set.
+pub struct Reply {
+    page: Page,
+    origin: Option<HeaderValue>,
+    varies: bool,
+}
+
+impl Reply {
+    /// For a request with these header lines.
+    pub fn new(origins: &Origins, page: Page, headers: &HeaderMap) -> Self {
+        let origin = headers.get(ORIGIN).cloned();
+        Self { page, varies: origin.is_some() || origins.is_listed(), origin }
+    }
+
+    /// The answer to a preflight, if this is one.
+    pub fn preflight(&self, origins: &Origins, method: &Method, headers: &HeaderMap) -> Option<Response> {
+        if method != Method::OPTIONS || self.origin.is_none() || !headers.contains_key(ACCESS_CONTROL_REQUEST_METHOD) {
+            return None;
+        }
+        if self.page == Page::Foreign {
+            return Some(self.finish(ApiError::from(Denial::Origin(origins.to_string())).into_response()));
+        }
+        let mut response = Response::default();
+        *response.status_mut() = StatusCode::NO_CONTENT;
+        let lines = response.headers_mut();
+        lines.insert(ACCESS_CONTROL_ALLOW_METHODS, METHODS);
+        lines.insert(ACCESS_CONTROL_ALLOW_HEADERS, REQUEST_HEADERS);
+        lines.insert(ACCESS_CONTROL_MAX_AGE, MAX_AGE);
+        Some(self.finish(response))
+    }
+
+    /// Adds to an answer who may read it.
+    pub fn finish(&self, mut response: Response) -> Response {
+        if !self.varies {
+            return response;
+        }
+        let lines = response.headers_mut();
+        // Caches must not hand one page's answer to another.
+        lines.append(VARY, HeaderValue::from_static("Origin"));
+        match (self.page, &self.origin) {
+            (Page::Trusted, Some(origin)) => {
+                lines.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
+                lines.insert(ACCESS_CONTROL_ALLOW_CREDENTIALS, HeaderValue::from_static("true"));
+                lines.insert(ACCESS_CONTROL_EXPOSE_HEADERS, RESPONSE_HEADERS);
+            }
+            (Page::Any, Some(_)) => {
+                lines.insert(ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
+                lines.insert(ACCESS_CONTROL_EXPOSE_HEADERS, RESPONSE_HEADERS);
+            }
+            _ => {}
+        }
+        response
+    }
+}

@@ -1,0 +1,88 @@
+//! What a request shows of who asks, taken out of its header lines and its URL. What that is worth says `access.rs`.
+
+use hyper::header::{AUTHORIZATION, COOKIE, HOST, HeaderMap, HeaderName, HeaderValue, ORIGIN};
+
+use super::error::ApiError;
+use super::query::Query;
+use crate::access::secret::Secret;
+use crate::access::{Access, Action, Asker, Denial, Grant};
+use crate::app::App;
+use crate::channel::ChannelName;
+
+const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+
+/// Who asks, as far as the header lines say.
+pub fn asker(access: &Access, headers: &HeaderMap) -> Asker {
+    let text = |name: &HeaderName| headers.get(name).map(|value| value.to_str().unwrap_or(""));
+    let page = access.origins().judge(text(&ORIGIN), text(&HOST));
+    if access.is_open() {
+        return Asker { page, ..Asker::default() };
+    }
+    Asker {
+        bearer: headers.get(AUTHORIZATION).and_then(bearer),
+        query: None,
+        cookie: access.cookie().and_then(|name| cookie(headers, name)),
+        page,
+        says_same_origin: text(&SEC_FETCH_SITE) == Some("same-origin"),
+    }
+}
+
+/// RFC 6750, 2.1. Another scheme, such as a proxy's own password, is nothing to us.
+fn bearer(value: &HeaderValue) -> Option<Secret> {
+    let (scheme, token) = value.to_str().ok()?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| Secret::new(token.trim()))
+}
+
+/// The value of a cookie (RFC 6265, 5.4); of several, the first, which is the one with the longest path.
+fn cookie(headers: &HeaderMap, name: &str) -> Option<Secret> {
+    let lines = headers.get_all(COOKIE).iter().filter_map(|line| line.to_str().ok());
+    let mut pairs = lines.flat_map(|line| line.split(';')).filter_map(|pair| pair.trim().split_once('='));
+    pairs.find(|(key, _)| *key == name).map(|(_, value)| Secret::new(value.trim_matches('"')))
+}
+
+/// The check of [`Access::authorize`], with the token that the URL may hold. A denial is counted.
+pub async fn authorize(
+    app: &App,
+    asker: Asker,
+    query: &Query,
+    channels: &[ChannelName],
+    action: Action,
+) -> Result<Grant, ApiError> {
+    let asker = Asker { query: query.get("token").map(Secret::new), ..asker };
+    app.access.authorize(&asker, channels, action).await.map_err(|denial| denied(app, denial))
+}
+
+/// Counts a denial.
+pub fn denied(app: &App, denial: Denial) -> ApiError {
+    let error = ApiError::from(denial);
+    app.metrics.count_refused(error.code);
+    error
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(name: &'static str, values: &[&str]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for value in values {
+            headers.append(name, value.parse().expect("a header value"));
+        }
+        headers
+    }
+
+    #[test]
+    fn a_bearer_is_taken_whatever_the_case_of_its_scheme() {
+        let taken = |value: &str| headers("authorization", &[value]).get(AUTHORIZATION).and_then(bearer);
+        assert_eq!(taken("Bearer abc.def-g"), Some(Secret::new("abc.def-g")));
+        assert_eq!(taken("bearer  abc "), Some(Secret::new("abc")));
+        assert_eq!([taken("Basic abc"), taken("Bearer"), taken("abc")], [None, None, None]);
+    }
+
+    #[test]
+    fn a_cookie_is_found_among_others_by_its_whole_name() {
+        let lines = ["a=1; lb-token2=no; xlb-token=no", "lb-token=\"yes\"; lb-token=later"];
+        assert_eq!(cookie(&headers("cookie", &lines), "lb-token"), Some(Secret::new("yes")));
+        assert_eq!(cookie(&headers("cookie", &["lb-token", "=lb-token"]), "lb-token"), None);
+    }
+}
