@@ -8,8 +8,9 @@ use std::sync::Arc;
 /// The longest channel name, in bytes. Long enough for a path or two UUIDs, short enough for a header line.
 pub const MAX_LENGTH: usize = 255;
 
-/// Names that start so belong to livebridge itself: position notes, stored history, canaries.
-pub const RESERVED_PREFIX: &str = "livebridge:";
+/// Names that start so belong to livebridge itself (position notes, stored history, canaries), or to Redis, which tells there of
+/// keys and servers that are no client's business.
+pub const RESERVED_PREFIXES: [&str; 5] = ["livebridge:", "__keyspace@", "__keyevent@", "__sentinel__:", "__redis__:"];
 
 /// A valid channel name. Cheap to clone: all clones share one text.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -54,9 +55,9 @@ pub enum ChannelError {
         "a channel name must not contain {0:?}: no white space, control characters or any of * ? [ ] {{ }} \\ \" < >"
     )]
     Character(char),
-    /// A name of livebridge's own.
-    #[error("channel names that start with {RESERVED_PREFIX:?} are reserved; choose another name")]
-    Reserved,
+    /// A name of livebridge's own, or of Redis'.
+    #[error("channel names that start with {0:?} are reserved; choose another name")]
+    Reserved(&'static str),
 }
 
 impl FromStr for ChannelName {
@@ -72,15 +73,16 @@ impl FromStr for ChannelName {
         if let Some(bad) = name.chars().find(|&character| forbidden(character)) {
             return Err(ChannelError::Character(bad));
         }
-        if name.starts_with(RESERVED_PREFIX) {
-            return Err(ChannelError::Reserved);
+        if let Some(prefix) = RESERVED_PREFIXES.into_iter().find(|prefix| name.starts_with(prefix)) {
+            return Err(ChannelError::Reserved(prefix));
         }
         Ok(Self(name.into()))
     }
 }
 
+/// U+FFFD is what bytes that are no UTF-8 were read as: with it, names that differ would become one.
 fn forbidden(character: char) -> bool {
-    character.is_whitespace() || character.is_control() || "*?[]{}\\\"<>".contains(character)
+    character.is_whitespace() || character.is_control() || "*?[]{}\\\"<>\u{FFFD}".contains(character)
 }
 
 #[cfg(test)]
@@ -99,8 +101,9 @@ mod tests {
     fn names_that_would_confuse_redis_headers_or_ourselves_are_refused() {
         assert_eq!("".parse::<ChannelName>(), Err(ChannelError::Empty));
         assert_eq!("x".repeat(256).parse::<ChannelName>(), Err(ChannelError::TooLong(256)));
-        assert_eq!("livebridge:note:a".parse::<ChannelName>(), Err(ChannelError::Reserved));
-        for bad in ["a b", "a\nb", "a*", "a{b}", "a\u{7f}", "a\u{2028}", "<a>"] {
+        assert_eq!("livebridge:note:a".parse::<ChannelName>(), Err(ChannelError::Reserved("livebridge:")));
+        assert_eq!("__keyevent@0__:set".parse::<ChannelName>(), Err(ChannelError::Reserved("__keyevent@")));
+        for bad in ["a b", "a\nb", "a*", "a{b}", "a\u{7f}", "a\u{2028}", "<a>", "a\u{fffd}"] {
             assert!(matches!(bad.parse::<ChannelName>(), Err(ChannelError::Character(_))), "{bad:?}");
         }
     }

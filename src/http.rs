@@ -12,5 +12,6 @@ pub mod history;
 pub mod publish;
 pub mod query;
 pub mod routes;
+pub mod strict;
 pub mod subscribe;
 mod visit;

@@ -1,4 +1,4 @@
-//! The demo and the browser client, compiled into the binary so that one file deploys.
+//! The demo, the browser client and the description of the HTTP surface, compiled into the binary so that one file deploys.
 
 use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
 use warp::reply::Response;
@@ -29,6 +29,7 @@ const ASSETS: &[Asset] = &[
     asset!("sheet.js", SCRIPT),
     asset!("console.js", SCRIPT),
     asset!("snippet.js", SCRIPT),
+    asset!("openapi.json", "application/json"),
 ];
 
 /// The file of that name; the empty name is the demo page.

@@ -30,10 +30,10 @@ use warp::reply::Response;
 use super::cors;
 use super::credentials;
 use super::error::ApiError;
-use super::forwarded;
 use super::routes::subscribes;
 use super::subscribe::{Subscription, Takeover, Transport};
 use super::visit::{Ids, Visit};
+use super::{forwarded, strict};
 use crate::accept::Arrival;
 use crate::address::ClientAddress;
 use crate::admission::{Admitted, Refusal};
@@ -141,6 +141,9 @@ impl Edge {
         let app = &self.shard.app;
         let client = forwarded::client_address(app.admission.proxies(), self.peer.ip(), request.headers());
         let visit = Visit::begin(&self.ids, &request, client.address);
+        if let Err(error) = strict::check(&mut request) {
+            return visit.answered(app, error.into_response());
+        }
         let asker = credentials::asker(&app.access, request.headers());
         let reply = cors::Reply::new(app.access.origins(), asker.page, request.headers());
         // Who connects directly was counted at the door.

@@ -23,6 +23,8 @@ use crate::channel::ChannelName;
 use crate::message::Position;
 
 const NDJSON: &str = "application/x-ndjson";
+/// The most characters of an error that may quote what was sent.
+const MOST_QUOTED: usize = 200;
 /// What is set aside for a body before any of it is there.
 const FIRST_PIECE: usize = 16 << 10;
 
@@ -61,6 +63,9 @@ async fn try_publish(
     let is_batch = kind.is_some_and(|kind| kind.trim().eq_ignore_ascii_case(NDJSON));
     let (limit, what) =
         if is_batch { (app.limits.batch_bytes, "batch") } else { (app.limits.message_bytes, "message") };
+    if is_batch && query.get("key").or(query.get("remove")).is_some() {
+        return Err(ApiError::parameter("in a batch, `key` and `remove` stand in each line, not in the URL"));
+    }
     let channels = query.channels(app)?;
     // Nobody's body is read who may not publish it. Of a batch the lines tell the channels.
     let known = if is_batch { &[] } else { channels.as_slice() };
@@ -212,7 +217,10 @@ struct Line<'a> {
 struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 
 /// All lines of a batch, or the first that is wrong. A header's `id` covers each line by its number.
-fn parse_batch(
+///
+/// # Errors
+/// Names the line, from 1.
+pub fn parse_batch(
     app: &App,
     fallback: &[ChannelName],
     grant: &Grant,
@@ -249,6 +257,8 @@ fn parse_batch(
 
 fn parse_line(app: &App, fallback: &ChannelName, likely: &ChannelName, text: &[u8]) -> Result<Publication, ApiError> {
     let line: Line<'_> = serde_json::from_slice(text).map_err(|error| {
+        // It may quote the line at any length.
+        let error: String = error.to_string().chars().take(MOST_QUOTED).collect();
         invalid_line(format!(
             "{error}; a line is an object with `data`, and optionally `channel`, `key`, `remove`, `id`, `encoding`"
         ))

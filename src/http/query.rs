@@ -50,19 +50,20 @@ impl Query {
     }
 
     /// Where each of the channels begins. `last_event_id` stands in for `since`, as `EventSource` sends it; a `since` in
-    /// the URL is older than that.
+    /// the URL is older than that. What does not count is checked all the same: a mistake is told at once, not at a reconnect.
     pub fn starts(&self, channels: &[ChannelName], last_event_id: Option<&str>) -> Result<Vec<Start>, ApiError> {
-        if let Some(since) = last_event_id.or(self.get("since")).filter(|since| !since.is_empty()) {
-            return positions(since, channels.len());
-        }
-        let start = match self.get("last") {
+        let positions = |list: Option<&str>| {
+            list.filter(|list| !list.is_empty()).map(|list| positions(list, channels.len())).transpose()
+        };
+        let last = match self.get("last") {
             None => Start::Live,
             Some(last) => match last.parse() {
                 Ok(count) if count <= MOST_LAST => Start::Last(count),
                 _ => return Err(ApiError::parameter(format!("`last` must be a number from 0 to {MOST_LAST}"))),
             },
         };
-        Ok(vec![start; channels.len()])
+        let since = positions(self.get("since"))?;
+        Ok(positions(last_event_id)?.or(since).unwrap_or_else(|| vec![last; channels.len()]))
     }
 
     /// `format=json`, or not.
@@ -91,7 +92,9 @@ impl Query {
 
 /// A key of a keyed channel, or an idempotency id.
 pub fn check_key(key: &str) -> Result<Arc<str>, ApiError> {
-    if key.is_empty() || key.len() > MOST_KEY_BYTES || key.chars().any(char::is_control) {
+    // U+FFFD stands for bytes that were no UTF-8.
+    let forbidden = |character: char| character.is_control() || character == char::REPLACEMENT_CHARACTER;
+    if key.is_empty() || key.len() > MOST_KEY_BYTES || key.chars().any(forbidden) {
         return Err(ApiError::parameter(format!(
             "a key has 1 to {MOST_KEY_BYTES} bytes of UTF-8 without control characters"
         )));

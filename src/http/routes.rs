@@ -1,12 +1,12 @@
 //! The table of contents of the HTTP surface, as warp filters: which path and method is answered by which file.
 
-use std::convert::Infallible;
 use std::sync::Arc;
 
-use hyper::StatusCode;
-use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
+use hyper::{Method, StatusCode};
 use serde_json::json;
 use warp::filters::BoxedFilter;
+use warp::path::FullPath;
 use warp::reply::Response;
 use warp::{Filter, Rejection};
 
@@ -80,14 +80,19 @@ pub fn routes(app: Arc<App>) -> BoxedFilter<(Response,)> {
         .unify()
         .or(files)
         .unify()
-        .recover(refuse)
+        .or(warp::method().and(warp::path::full()).map(|method, path: FullPath| refuse(&method, path.as_str())))
         .unify()
         .boxed()
 }
 
 /// Whether a path is that of a subscription: its connection is the client's own for as long as it lasts.
 pub fn subscribes(path: &str) -> bool {
-    matches!(path, "/ws" | "/events")
+    matches!(without_slash(path), "/ws" | "/events")
+}
+
+/// The filters take a slash at the end of a path for nothing.
+fn without_slash(path: &str) -> &str {
+    path.strip_suffix('/').unwrap_or(path)
 }
 
 /// Load balancers and link checkers ask with HEAD.
@@ -133,17 +138,32 @@ fn metrics(app: &App, accept: Option<&str>) -> Response {
 }
 
 /// What no filter took.
-async fn refuse(rejection: Rejection) -> Result<Response, Infallible> {
-    let error = if rejection.is_not_found() {
-        ApiError::new(
-            StatusCode::NOT_FOUND,
-            "not_found",
-            "no such path; see / for the demo and the README for the others",
-        )
-    } else if rejection.find::<warp::reject::MethodNotAllowed>().is_some() {
-        ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "this path wants another method")
-    } else {
-        ApiError::parameter("the request can't be understood")
+fn refuse(method: &Method, path: &str) -> Response {
+    let Some(allowed) = methods(path) else {
+        let message = "no such path; see / for the demo and /openapi.json for the others";
+        return ApiError::new(StatusCode::NOT_FOUND, "not_found", message).into_response();
     };
-    Ok(error.into_response())
+    if allowed.split(", ").any(|allowed| allowed == method.as_str()) {
+        return ApiError::parameter("a header line of the request can't be understood").into_response();
+    }
+    let message = format!("this path wants another method: {allowed}");
+    let mut response = ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message).into_response();
+    response.headers_mut().insert(ALLOW, HeaderValue::from_static(allowed));
+    response
+}
+
+/// Which methods a path takes, if there is such a path.
+fn methods(path: &str) -> Option<&'static str> {
+    if assets::find(path.strip_prefix('/').unwrap_or(path)).is_some() {
+        return Some("GET, HEAD");
+    }
+    match without_slash(path) {
+        "/publish" => Some("POST"),
+        "/ws" | "/events" | "/metrics" => Some("GET"),
+        "/healthz" | "/readyz" => Some("GET, HEAD"),
+        path => {
+            let name = path.strip_prefix("/channels/")?.strip_suffix("/messages")?;
+            (!name.is_empty() && !name.contains('/')).then_some("GET")
+        }
+    }
 }

@@ -78,7 +78,9 @@ async fn try_websocket(app: &Arc<App>, query: &Query, headers: &HeaderMap, asker
     let dialect: &'static dyn Dialect = if query.wants_json()? { &Json } else { &Raw };
     let accept = websocket::accept(headers).map_err(|error| {
         let (status, code) = match error {
-            websocket::HandshakeError::Key => (StatusCode::BAD_REQUEST, "handshake_invalid"),
+            websocket::HandshakeError::Key | websocket::HandshakeError::Body => {
+                (StatusCode::BAD_REQUEST, "handshake_invalid")
+            }
             _ => (StatusCode::UPGRADE_REQUIRED, "upgrade_required"),
         };
         ApiError::new(status, code, error.to_string())
@@ -114,7 +116,8 @@ pub async fn events(app: Arc<App>, query: String, headers: HeaderMap, asker: Ask
 async fn try_events(app: &Arc<App>, query: &Query, headers: &HeaderMap, asker: Asker) -> Result<Response, ApiError> {
     let channels = query.channels(app)?;
     let grant = credentials::authorize(app, asker, query, &channels, Action::Subscribe).await?;
-    let last_event_id = headers.get("last-event-id").and_then(|id| id.to_str().ok());
+    let last_event_id = headers.get("last-event-id").map(|id| id.to_str()).transpose();
+    let last_event_id = last_event_id.map_err(|_| ApiError::parameter("`Last-Event-ID` is no list of positions"))?;
     let starts = query.starts(&channels, last_event_id)?;
     let dialect: &'static dyn Dialect = if channels.len() == 1 { &SingleChannelEvents } else { &MultiChannelEvents };
     let mut response = takeover(app, dialect, Transport::Sse, channels, starts, &grant).await?;

@@ -5,7 +5,9 @@ use std::collections::VecDeque;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use hyper::header::{CONNECTION, HeaderMap, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, UPGRADE};
+use hyper::header::{
+    CONNECTION, CONTENT_LENGTH, HeaderMap, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, TRANSFER_ENCODING, UPGRADE,
+};
 
 use super::connection::{Connection, Inbound};
 use crate::close::Close;
@@ -28,6 +30,9 @@ pub enum HandshakeError {
     /// No key of 16 bytes.
     #[error("the handshake lacks a Sec-WebSocket-Key of 16 bytes in base64")]
     Key,
+    /// What follows the head would be a body to those who relay it, and frames to us.
+    #[error("a handshake has no body")]
+    Body,
 }
 
 /// Checks a handshake; returns the value for `Sec-WebSocket-Accept`.
@@ -41,6 +46,9 @@ pub fn accept(headers: &HeaderMap) -> Result<String, HandshakeError> {
     }
     if headers.get(SEC_WEBSOCKET_VERSION).is_none_or(|version| version != "13") {
         return Err(HandshakeError::Version);
+    }
+    if headers.contains_key(TRANSFER_ENCODING) || headers.get(CONTENT_LENGTH).is_some_and(|length| length != "0") {
+        return Err(HandshakeError::Body);
     }
     let key = headers.get(SEC_WEBSOCKET_KEY).and_then(|key| key.to_str().ok()).ok_or(HandshakeError::Key)?;
     if STANDARD.decode(key).map_or(0, |bytes| bytes.len()) != 16 {

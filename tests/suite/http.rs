@@ -83,6 +83,10 @@ async fn a_batch_with_a_wrong_line_publishes_nothing_and_names_the_line() {
         assert_eq!(answer["error"]["code"], code, "{line}: {answer}");
         assert_eq!(answer["error"]["line"], 2, "{line}: {answer}");
     }
+    // What stands in the URL would be lost.
+    let ndjson = [("content-type", "application/x-ndjson")];
+    let (status, answer) = instance.post_with("/publish?key=B4", &ndjson, good).await;
+    assert_eq!((status.as_u16(), &answer["error"]["code"]), (400, &"parameter_invalid".into()));
     assert_eq!(instance.get_json("/channels/a/messages").await["offset"], 0);
 }
 

@@ -6,6 +6,7 @@
 //! * `origins`: which pages may speak to an instance
 //! * `limits`: each limit's answer, while others notice nothing
 //! * `drain`: how an instance ends
+//! * `attacks`: what attackers try, request by request and frame by frame
 //! * `hostile`: clients that mean no good
 //! * `http`: requests, errors, limits, the commands
 //! * `history`: positions, resume, gaps that are told
@@ -13,6 +14,7 @@
 //! * `outages`: Redis and instances go away and come back; clients stop reading or vanish
 //! * `faults`: all of it at once, under load, counted
 //! * `model`: random interleavings against a simple model
+//! * `documents`: what openapi.json and the pages of docs/ name, against what there is
 //! * `readme`: what the README says
 //! * `check`: what is wrong with a Redis is found
 //! * `insight`: what the operator sees: metrics, dashboard, alerts
@@ -26,11 +28,13 @@
 #![allow(missing_docs, unreachable_pub, reason = "nothing here is anybody else's interface")]
 
 mod access;
+mod attacks;
 mod browser;
 mod check;
 mod codec;
 mod contract;
 mod cost;
+mod documents;
 mod drain;
 mod faults;
 mod history;
