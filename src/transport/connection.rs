@@ -232,6 +232,7 @@ impl Connection {
 
     /// Writes what the socket takes now. Never waits.
     fn write(&self, bytes: &[u8]) -> io::Result<usize> {
+        self.shard.writes.set(self.shard.writes.get() + 1);
         self.stream.try_write(bytes)
     }
 
