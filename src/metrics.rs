@@ -37,7 +37,7 @@ pub struct Metrics {
     pub bytes_out: Counter,
     /// Messages handed to subscribers.
     pub messages_out: Counter,
-    /// Writes to subscribers' sockets by the fan-out: with `messages_out`, how large the batches are.
+    /// Writes to subscribers' sockets, each a system call: with `messages_out`, how large the batches are.
     pub writes: Counter,
     /// Messages that publishers of this instance had accepted.
     pub published: Counter,
@@ -91,7 +91,7 @@ impl Metrics {
         };
         let messages_in = counter("messages_in", "Messages heard from the broker");
         let messages_out = counter("messages_out", "Messages handed to subscribers");
-        let writes = counter("writes", "Writes to subscribers' sockets by the fan-out");
+        let writes = counter("writes", "Writes to subscribers' sockets, each a system call");
         let published = counter("published", "Messages accepted from publishers");
         let publish_failed = counter("publish_failed", "Messages refused to publishers");
         let intake_dropped = counter("intake_dropped", "Messages for which the intake had no room");

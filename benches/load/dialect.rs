@@ -1,8 +1,9 @@
-//! How each kind of server is joined and read: raw WebSocket, Server-Sent Events and Socket.IO.
+//! How each kind of server is joined and read: raw WebSocket, Server-Sent Events, Socket.IO and Pusher.
 
 use crate::Outcome;
 use crate::frames::{self, Frame, find};
 use crate::message::MARK;
+use crate::pusher;
 
 /// What a reader speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -10,6 +11,7 @@ pub(crate) enum Dialect {
     WebSocket,
     Events,
     SocketIo,
+    Pusher,
 }
 
 /// What one step through received bytes came to; the number says how many bytes it used.
@@ -36,7 +38,8 @@ impl Dialect {
             "ws" => Ok(Self::WebSocket),
             "sse" => Ok(Self::Events),
             "socketio" => Ok(Self::SocketIo),
-            _ => Err(format!("no dialect is called {name}: ws, sse, socketio").into()),
+            "pusher" => Ok(Self::Pusher),
+            _ => Err(format!("no dialect is called {name}: ws, sse, socketio, pusher").into()),
         }
     }
 
@@ -45,6 +48,7 @@ impl Dialect {
             Self::WebSocket => "ws",
             Self::Events => "sse",
             Self::SocketIo => "socketio",
+            Self::Pusher => "pusher",
         }
     }
 
@@ -59,8 +63,8 @@ impl Dialect {
         }
     }
 
-    /// Reads on until the server has taken the subscriber in.
-    pub(crate) fn join(self, bytes: &[u8], stream: &mut Stream) -> Outcome<Step> {
+    /// Reads on until the server has taken the subscriber of `channel` in.
+    pub(crate) fn join(self, bytes: &[u8], channel: u32, stream: &mut Stream) -> Outcome<Step> {
         if !stream.answered {
             return self.answer(bytes, stream);
         }
@@ -75,6 +79,10 @@ impl Dialect {
             // Engine.IO: `0{…}` opens, `40` asks for the default namespace, `40{…}` grants it.
             Self::SocketIo if text.starts_with(b"0") => frames::write_masked(1, b"40", &mut reply),
             Self::SocketIo if text.starts_with(b"40") => return Ok(Step::Joined(used)),
+            Self::Pusher => match pusher::join(text, channel)? {
+                Some(answer) => frames::write_masked(1, answer.as_bytes(), &mut reply),
+                None => return Ok(Step::Joined(used)),
+            },
             _ => {
                 return Err(format!("unexpected while joining: {}", String::from_utf8_lossy(text)).into());
             }
@@ -108,6 +116,9 @@ impl Dialect {
         match frame {
             Frame::Data(payload) if self == Self::WebSocket => deliver(payload),
             Frame::Data(b"2") if self == Self::SocketIo => frames::write_masked(1, b"3", &mut reply),
+            Frame::Data(text) if self == Self::Pusher && pusher::is_ping(text) => {
+                frames::write_masked(1, pusher::PONG, &mut reply);
+            }
             Frame::Data(text) => wrapped(text, deliver),
             Frame::Ping(payload) => frames::write_masked(10, payload, &mut reply),
             Frame::Pong => {}

@@ -1,4 +1,4 @@
-//! How fast messages get in: `POST /publish`, NDJSON batches, and Redis `PUBLISH` to one subscriber.
+//! How fast messages get in: `POST /publish`, NDJSON batches, and Redis `PUBLISH` to one subscriber, or to nobody.
 
 use std::time::{Duration, Instant};
 
@@ -6,13 +6,14 @@ use mio::{Events, Poll};
 
 use crate::Outcome;
 use crate::message::{Message, now};
+use crate::own_redis::redis_address;
 use crate::process;
 use crate::publishers::{Path, Publishers};
 use crate::readers::Crowd;
 use crate::report::Row;
 use crate::scenario::{Play, Via};
-use crate::servers::Kind;
-use crate::stage::{Entrance, Stage, redis_address};
+use crate::servers::{Kind, Setting};
+use crate::stage::{Entrance, Stage};
 
 /// Messages on their way from Redis to the one subscriber: fewer than the naive program's backlog, past which it loses some.
 const OUTSTANDING: u64 = 1000;
@@ -91,6 +92,53 @@ impl Play<'_> {
         ];
         figures.extend(measured.faults());
         Ok(self.row("ingest", "Redis PUBLISH, one subscriber".to_owned(), figures))
+    }
+
+    /// Batches that nobody listens to: what taking in costs without handing out. Every message was answered for; with a history
+    /// the server's own count of them is compared as well.
+    pub(crate) fn publish(&self) -> Outcome<Vec<Row>> {
+        match (self.kind, &self.setting.redis) {
+            (Kind::Bare(..), Some(url)) => Ok(vec![Row { scenario: "publish", ..self.redis_itself(url)? }]),
+            (Kind::Livebridge, _) => {
+                let both = match self.setting.history {
+                    None => vec![0, 100],
+                    Some(history) => vec![history],
+                };
+                both.into_iter().map(|history| self.publish_to_nobody(history)).collect()
+            }
+            _ => Ok(Vec::new()),
+        }
+    }
+
+    fn publish_to_nobody(&self, history: usize) -> Outcome<Row> {
+        let setting = Setting { history: Some(history), ..self.setting.clone() };
+        let play = Play { setting: &setting, ..*self };
+        let (links, batch) = (self.wishes.links.unwrap_or(4), self.wishes.batch);
+        let server = play.start()?;
+        let crowd = Crowd { streams: links + 1, ..play.crowd(&server, 0, 1) };
+        let (mut stage, _) = Stage::gather(&server, crowd)?;
+        stage.enter(&Entrance { links, batch: true, redis: None, size: self.wishes.size })?;
+        stage.ask(batch, Duration::from_millis(500))?;
+        let before = (history > 0).then(|| server.newest_offset()).transpose()?;
+        stage.restart()?;
+        stage.ask(batch, self.seconds(3.0))?;
+        let (published, answers) = (stage.published(), stage.answer_times()?);
+        let measured = stage.finish()?;
+        let lost = match before {
+            Some(before) => published as f64 - (server.newest_offset()? - before),
+            None => 0.0,
+        };
+        let figures = vec![
+            ("messages/s", published as f64 / measured.seconds),
+            ("CPU µs/message", measured.server_cpu * 1e6 / published as f64),
+            ("answer p50 ms", answers.milliseconds(0.5)),
+            ("answer p99 ms", answers.milliseconds(0.99)),
+            ("lost", lost.max(0.0)),
+            ("doubled", (0.0 - lost).max(0.0)),
+        ];
+        let said = if history > 0 { "history" } else { "no history" };
+        let broker = if setting.redis.is_some() { "Redis" } else { "embedded" };
+        Ok(self.row("publish", format!("batches of {batch}, {links} links, {said}, {broker}"), figures))
     }
 
     /// The limit for all of these: pipelined PUBLISH on one connection, with no server listening.

@@ -5,6 +5,7 @@
 //!
 //!     load | channel (8) | stream (4) | sequence (8) | due, ns since 1970 (16) | padding
 
+use std::sync::LazyLock;
 use std::time::SystemTime;
 
 /// Bytes before the padding.
@@ -14,19 +15,9 @@ pub(crate) const HEADER: usize = 40;
 pub(crate) const MARK: &[u8; 4] = b"load";
 
 /// The largest message that can be asked for.
-pub(crate) const LARGEST: usize = 64 * 1024;
+pub(crate) const LARGEST: usize = 1 << 20;
 
-static PADDING: [u8; LARGEST] = padding();
-
-const fn padding() -> [u8; LARGEST] {
-    let mut bytes = [0; LARGEST];
-    let mut index = 0;
-    while index < LARGEST {
-        bytes[index] = b'a' + (index % 23) as u8;
-        index += 1;
-    }
-    bytes
-}
+static PADDING: LazyLock<Vec<u8>> = LazyLock::new(|| (0..LARGEST).map(|index| b'a' + (index % 23) as u8).collect());
 
 /// One message, as it was sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

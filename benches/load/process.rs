@@ -29,6 +29,12 @@ pub(crate) fn pss_bytes(roots: &[u32]) -> f64 {
         .sum()
 }
 
+/// Open descriptors of these processes and their descendants.
+pub(crate) fn descriptors(roots: &[u32]) -> usize {
+    let open = |pid: u32| fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count);
+    family(roots).into_iter().map(open).sum()
+}
+
 /// FIN_WAIT1, FIN_WAIT2 and CLOSING, as /proc/net/tcp writes them: this end has closed, the other has not.
 const CLOSED_HERE: [&str; 3] = ["04", "05", "0B"];
 

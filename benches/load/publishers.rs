@@ -1,18 +1,17 @@
 //! The publishing side: one thread, any number of keep-alive connections, written without waiting for answers unless the
-//! scenario wants to. `POST /publish`, NDJSON batches, Redis `PUBLISH`, and the bare server's orders.
+//! scenario wants to. `POST /publish`, NDJSON batches, Redis `PUBLISH`, Pusher events, and the bare server's orders.
 
-use std::collections::VecDeque;
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{Read, Write};
 use std::net::ToSocketAddrs;
 
-use mio::net::TcpStream;
-use mio::{Interest, Registry, Token};
+use mio::{Registry, Token};
 
 use crate::Outcome;
 use crate::bare::{ORDERS_PATH, Order};
-use crate::frames::find;
 use crate::histogram::Histogram;
-use crate::message::{CHANNEL_PREFIX, Message, channel_name, now};
+use crate::link::{Answers, Link};
+use crate::message::{CHANNEL_PREFIX, Message, channel_name};
+use crate::pusher;
 
 /// How messages get in.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,6 +22,8 @@ pub(crate) enum Path {
     Batch(String),
     /// `PUBLISH` on a Redis connection.
     Redis,
+    /// Signed events of the Pusher protocol.
+    Pusher,
     /// Orders to the bare server.
     Orders,
 }
@@ -34,17 +35,8 @@ pub(crate) struct Publishers {
     first_token: usize,
     /// What one read() may bring.
     buffer: Vec<u8>,
-    /// From handing a request to the kernel to its answer.
+    /// From handing a request over to its answer.
     pub(crate) answer_times: Histogram,
-}
-
-struct Link {
-    socket: TcpStream,
-    outgoing: Vec<u8>,
-    written: usize,
-    incoming: Vec<u8>,
-    asked: VecDeque<u64>,
-    answered: u64,
 }
 
 impl Publishers {
@@ -61,7 +53,6 @@ impl Publishers {
             let address =
                 addresses[index % addresses.len()].to_socket_addrs()?.next().ok_or("no address to publish to")?;
             let mut socket = std::net::TcpStream::connect(address)?;
-            socket.set_nodelay(true)?;
             if path == Path::Orders {
                 write!(socket, "GET {ORDERS_PATH} HTTP/1.1\r\n\r\n")?;
                 let mut answer = Vec::new();
@@ -71,17 +62,12 @@ impl Publishers {
                     answer.push(byte[0]);
                 }
             }
-            socket.set_nonblocking(true)?;
-            let mut socket = TcpStream::from_std(socket);
-            registry.register(&mut socket, Token(first_token + index), Interest::READABLE | Interest::WRITABLE)?;
-            links.push(Link {
-                socket,
-                outgoing: Vec::new(),
-                written: 0,
-                incoming: Vec::new(),
-                asked: VecDeque::new(),
-                answered: 0,
-            });
+            let token = Token(first_token + index);
+            let mut link = Link::new(socket, registry, token)?;
+            if path == Path::Pusher {
+                link.take_turns(address, registry, token)?;
+            }
+            links.push(link);
         }
         Ok(Self { links, path, first_token, buffer: vec![0; 64 * 1024], answer_times: Histogram::new() })
     }
@@ -92,11 +78,11 @@ impl Publishers {
 
     /// Requests that link `index` waits for an answer to.
     pub(crate) fn unanswered(&self, index: usize) -> usize {
-        self.links[index].asked.len()
+        self.links[index].unanswered()
     }
 
     pub(crate) fn all_unanswered(&self) -> usize {
-        self.links.iter().map(|link| link.asked.len()).sum()
+        self.links.iter().map(Link::unanswered).sum()
     }
 
     /// Answers so far.
@@ -108,7 +94,6 @@ impl Publishers {
     pub(crate) fn publish(&mut self, index: usize, messages: &[Message], size: usize) {
         let count = self.links.len();
         let link = &mut self.links[index % count];
-        let mut payload = Vec::with_capacity(size);
         match &self.path {
             Path::Orders => {
                 let [first, ..] = messages else { return };
@@ -122,31 +107,21 @@ impl Publishers {
                 // Every writer hears of every message: each has its share of the subscribers.
                 self.links.iter_mut().for_each(|link| order.write(&mut link.outgoing));
             }
-            Path::Batch(path) => {
-                let mut body = Vec::with_capacity(messages.len() * (size + 40));
-                for message in messages {
-                    write!(body, r#"{{"channel":"{}","data":""#, channel_name(message.channel)).ok();
-                    message.write(size, &mut body);
-                    body.extend_from_slice(b"\"}\n");
-                }
-                link.post(path, 0, "application/x-ndjson", &body);
-            }
-            Path::Post(path) => {
-                for message in messages {
-                    payload.clear();
-                    message.write(size, &mut payload);
-                    link.post(path, message.channel, "text/plain", &payload);
-                }
-            }
-            Path::Redis => {
-                for message in messages {
+            Path::Batch(path) => link.ask(|out| post(path, 0, "application/x-ndjson", &lines(messages, size), out)),
+            Path::Post(path) => each(messages, size, |message, payload| {
+                link.ask(|out| post(path, message.channel, "text/plain", payload, out));
+            }),
+            Path::Pusher => each(messages, size, |message, payload| {
+                link.ask(|out| out.extend(pusher::request(message.channel, payload)));
+            }),
+            Path::Redis => each(messages, size, |message, payload| {
+                link.ask(|out| {
                     let channel = channel_name(message.channel);
-                    write!(link.outgoing, "*3\r\n$7\r\nPUBLISH\r\n${}\r\n{channel}\r\n${size}\r\n", channel.len()).ok();
-                    message.write(size, &mut link.outgoing);
-                    link.outgoing.extend_from_slice(b"\r\n");
-                    link.asked.push_back(now());
-                }
-            }
+                    write!(out, "*3\r\n$7\r\nPUBLISH\r\n${}\r\n{channel}\r\n${size}\r\n", channel.len()).ok();
+                    out.extend_from_slice(payload);
+                    out.extend_from_slice(b"\r\n");
+                });
+            }),
         }
     }
 
@@ -157,102 +132,48 @@ impl Publishers {
 
     /// Something happened on the link with this token.
     pub(crate) fn turn(&mut self, token: usize) -> Outcome<()> {
-        let link = &mut self.links[token - self.first_token];
+        let Self { links, path, first_token, buffer, answer_times } = self;
+        let kind = match path {
+            Path::Redis => Answers::Redis,
+            Path::Post(_) | Path::Batch(_) | Path::Pusher => Answers::Http,
+            Path::Orders => Answers::None,
+        };
+        let link = &mut links[token - *first_token];
         link.flush()?;
-        link.receive(&mut self.buffer)?;
-        let mut used = 0;
-        loop {
-            let rest = &link.incoming[used..];
-            let length = match self.path {
-                Path::Redis => redis_answer(rest)?,
-                Path::Post(_) | Path::Batch(_) => http_answer(rest)?,
-                Path::Orders => None,
-            };
-            let Some(length) = length else { break };
-            used += length;
-            link.answered += 1;
-            if let Some(asked) = link.asked.pop_front() {
-                self.answer_times.record(now().saturating_sub(asked));
-            }
-        }
-        link.incoming.drain(..used);
-        Ok(())
+        link.receive(buffer, kind, |time| answer_times.record(time))
     }
 }
 
-impl Link {
-    fn post(&mut self, path: &str, channel: u32, kind: &str, body: &[u8]) {
-        let (before, after) = path.split_once("{channel}").unwrap_or((path, ""));
-        write!(self.outgoing, "POST {before}").ok();
-        if before.len() < path.len() {
-            write!(self.outgoing, "{CHANNEL_PREFIX}{channel}{after}").ok();
-        }
-        let length = body.len();
-        let head = " HTTP/1.1\r\nHost: localhost\r\nContent-Type: ";
-        write!(self.outgoing, "{head}{kind}\r\nContent-Length: {length}\r\n\r\n").ok();
-        self.outgoing.extend_from_slice(body);
-        self.asked.push_back(now());
-    }
-
-    fn flush(&mut self) -> Outcome<()> {
-        while self.written < self.outgoing.len() {
-            match self.socket.write(&self.outgoing[self.written..]) {
-                Ok(count) => self.written += count,
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
-                Err(error) => return Err(error.into()),
-            }
-        }
-        self.outgoing.clear();
-        self.written = 0;
-        Ok(())
-    }
-
-    fn receive(&mut self, buffer: &mut [u8]) -> io::Result<()> {
-        loop {
-            match self.socket.read(buffer) {
-                Ok(0) => {
-                    return Err(io::Error::new(ErrorKind::UnexpectedEof, "the server closed a publishing connection"));
-                }
-                Ok(count) => {
-                    self.incoming.extend_from_slice(&buffer[..count]);
-                    if count < buffer.len() {
-                        return Ok(()); // the socket is empty (epoll(7)), the next arrival a new edge
-                    }
-                }
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
-                Err(error) => return Err(error),
-            }
-        }
+/// Writes each message's bytes, and hands them on.
+fn each(messages: &[Message], size: usize, mut hand_on: impl FnMut(&Message, &[u8])) {
+    let mut payload = Vec::with_capacity(size);
+    for message in messages {
+        payload.clear();
+        message.write(size, &mut payload);
+        hand_on(message, &payload);
     }
 }
 
-/// The length of the first Redis reply; an error reply is an error.
-fn redis_answer(bytes: &[u8]) -> Outcome<Option<usize>> {
-    let Some(end) = bytes.iter().position(|byte| *byte == b'\n') else {
-        return Ok(None);
-    };
-    if bytes[0] == b':' { Ok(Some(end + 1)) } else { Err(String::from_utf8_lossy(&bytes[..end]).into()) }
+/// The messages as lines of a batch.
+pub(crate) fn lines(messages: &[Message], size: usize) -> Vec<u8> {
+    let mut body = Vec::with_capacity(messages.len() * (size + 40));
+    for message in messages {
+        write!(body, r#"{{"channel":"{}","data":""#, channel_name(message.channel)).ok();
+        message.write(size, &mut body);
+        body.extend_from_slice(b"\"}\n");
+    }
+    body
 }
 
-/// The length of the first HTTP answer; any status but 2xx is an error.
-fn http_answer(bytes: &[u8]) -> Outcome<Option<usize>> {
-    let Some(end) = find(bytes, b"\r\n\r\n") else { return Ok(None) };
-    if bytes.get(9) != Some(&b'2') {
-        return Err(format!("a publish was refused: {}", String::from_utf8_lossy(bytes)).into());
+/// Appends a request with this body; the path's `{channel}` is replaced.
+pub(crate) fn post(path: &str, channel: u32, kind: &str, body: &[u8], out: &mut Vec<u8>) {
+    let (before, after) = path.split_once("{channel}").unwrap_or((path, ""));
+    write!(out, "POST {before}").ok();
+    if before.len() < path.len() {
+        write!(out, "{CHANNEL_PREFIX}{channel}{after}").ok();
     }
-    let body = end + 4;
-    let mut chunked = false;
-    for line in bytes[..end].split(|byte| *byte == b'\n') {
-        let colon = line.iter().position(|byte| *byte == b':').unwrap_or(line.len());
-        let (name, value) = (&line[..colon], line.get(colon + 1..).unwrap_or_default());
-        if name.eq_ignore_ascii_case(b"content-length") {
-            let length = std::str::from_utf8(value)?.trim().parse::<usize>()?;
-            return Ok((bytes.len() >= body + length).then_some(body + length));
-        }
-        chunked |= name.eq_ignore_ascii_case(b"transfer-encoding");
-    }
-    if chunked {
-        return Ok(find(&bytes[body..], b"0\r\n\r\n").map(|last| body + last + 5));
-    }
-    Ok(Some(body))
+    let length = body.len();
+    let head = " HTTP/1.1\r\nHost: localhost\r\nContent-Type: ";
+    write!(out, "{head}{kind}\r\nContent-Length: {length}\r\n\r\n").ok();
+    out.extend_from_slice(body);
 }

@@ -54,11 +54,13 @@ struct Reader {
 impl Readers {
     /// Starts as many readers as the crowd needs, with tokens from 0, and tells them to connect.
     pub(crate) fn start(crowd: &Crowd, registry: &Registry) -> Outcome<Self> {
-        let count = crowd.subscribers.div_ceil(PER_READER).max(1);
+        let needed = crowd.subscribers.div_ceil(PER_READER).max(1);
         let partitioned = crowd.channels > 1;
-        if partitioned && !(crowd.channels.is_multiple_of(count) && crowd.subscribers.is_multiple_of(crowd.channels)) {
-            return Err(format!("{} channels cannot be shared out evenly over {count} readers", crowd.channels).into());
-        }
+        // A channel's subscribers are all in one reader.
+        let count = (needed..=2 * needed).find(|count| !partitioned || crowd.channels.is_multiple_of(*count));
+        let Some(count) = count.filter(|_| !partitioned || crowd.subscribers.is_multiple_of(crowd.channels)) else {
+            return Err(format!("{} channels cannot be shared out evenly over {needed} readers", crowd.channels).into());
+        };
         BLOCK
             .compare_exchange(0, 256 + (std::process::id() % 30_000) as u16 * 2, Ordering::Relaxed, Ordering::Relaxed)
             .ok();

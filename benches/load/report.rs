@@ -15,6 +15,10 @@ pub(crate) struct Row {
     pub(crate) case: String,
     pub(crate) server: String,
     pub(crate) figures: Vec<(&'static str, f64)>,
+    /// The numbers of the case, for plots: what was varied.
+    pub(crate) at: Vec<(&'static str, f64)>,
+    /// What was sampled over time: the names of the columns, and a line per sample.
+    pub(crate) series: (Vec<&'static str>, Vec<Vec<f64>>),
 }
 
 /// Names of figures that must be 0.
@@ -110,10 +114,22 @@ impl Report {
 }
 
 impl Row {
+    /// The same with the numbers that its case stands for.
+    pub(crate) fn at(mut self, numbers: &[(&'static str, f64)]) -> Row {
+        self.at.extend_from_slice(numbers);
+        self
+    }
+
     fn to_json(&self, rounds: usize) -> Value {
-        let figures: Map<String, Value> =
-            self.figures.iter().map(|(name, value)| ((*name).to_owned(), json!(value))).collect();
-        json!({ "scenario": self.scenario, "case": self.case, "server": self.server, "rounds": rounds, "figures": figures })
+        let object = |pairs: &[(&str, f64)]| -> Map<String, Value> {
+            pairs.iter().map(|(name, value)| ((*name).to_owned(), json!(value))).collect()
+        };
+        let (figures, at) = (object(&self.figures), object(&self.at));
+        let mut row = json!({ "scenario": self.scenario, "case": self.case, "server": self.server, "rounds": rounds, "at": at, "figures": figures });
+        if !self.series.1.is_empty() {
+            row["series"] = json!({ "columns": self.series.0, "samples": self.series.1 });
+        }
+        row
     }
 
     fn figure(&self, name: &str) -> Option<f64> {
@@ -132,6 +148,7 @@ impl Row {
 
 fn median(rounds: &[&Row]) -> Row {
     let mut result = rounds[0].clone();
+    result.series.1.clear();
     for (name, value) in &mut result.figures {
         let mut values: Vec<f64> = rounds.iter().filter_map(|row| row.figure(name)).collect();
         values.sort_by(f64::total_cmp);

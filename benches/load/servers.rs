@@ -6,7 +6,10 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use tempfile::NamedTempFile;
+
 use crate::Outcome;
+use crate::alternatives::NAMES;
 use crate::dialect::Dialect;
 use crate::process;
 use crate::publishers::Path;
@@ -34,6 +37,8 @@ pub(crate) struct Setting {
     pub(crate) environment: Vec<(String, String)>,
     pub(crate) redis: Option<String>,
     pub(crate) instances: usize,
+    /// How many messages of history livebridge keeps for a channel; `None` for its defaults.
+    pub(crate) history: Option<usize>,
     pub(crate) running: Running,
 }
 
@@ -53,10 +58,12 @@ pub(crate) struct Server {
     /// Where to subscribe; `{channel}` is replaced.
     pub(crate) path: String,
     pub(crate) dialect: Dialect,
-    publish_path: String,
-    publish_port: u16,
+    pub(crate) publish_path: String,
+    pub(crate) publish_port: u16,
     children: Vec<Child>,
-    pids: Vec<u32>,
+    pub(crate) pids: Vec<u32>,
+    /// The rules of a server whose history is not the default.
+    rules: Option<NamedTempFile>,
 }
 
 impl Kind {
@@ -71,12 +78,27 @@ impl Kind {
             "bare" => {
                 Kind::Bare(numbers.first().copied().unwrap_or(1).max(1), numbers.get(1).copied().unwrap_or(1).max(1))
             }
-            "nchan" | "ws" | "socketio" => Kind::Alternative(kind.to_owned()),
-            _ => return Err(format!(
-                "no server is called {name}: livebridge, naive, bare[:FRAMES[:WRITERS]], nchan, ws, socketio, running"
-            )
-            .into()),
+            kind if NAMES.contains(&kind) => Kind::Alternative(kind.to_owned()),
+            _ => {
+                let names = NAMES.join(", ");
+                let known = format!("livebridge, naive, bare[:FRAMES[:WRITERS]], {names}, running");
+                return Err(format!("no server is called {name}: {known}").into());
+            }
         })
+    }
+}
+
+impl Setting {
+    /// A rules file that says for all channels what history they keep.
+    fn rules(&self) -> Outcome<Option<NamedTempFile>> {
+        let Some(history) = self.history else { return Ok(None) };
+        let mut file = NamedTempFile::new()?;
+        let bounds = match history {
+            0 => "false".to_owned(),
+            messages => format!(r#"{{ messages = {messages}, age = "5m" }}"#),
+        };
+        writeln!(file, "[[channel]]\nmatch = \"*\"\nhistory = {bounds}")?;
+        Ok(Some(file))
     }
 }
 
@@ -92,6 +114,7 @@ impl Server {
             publish_port: 0,
             children: Vec::new(),
             pids: Vec::new(),
+            rules: setting.rules()?,
         };
         match kind {
             Kind::Running => server.find(&setting.running)?,
@@ -138,6 +161,7 @@ impl Server {
                 if !redis.is_empty() {
                     command.env("REDIS_URL", &redis);
                 }
+                command.envs(self.rules.as_ref().map(|rules| ("LIVEBRIDGE_RULES", rules.path())));
                 command.envs(setting.environment.iter().cloned())
             }
         };
@@ -150,47 +174,32 @@ impl Server {
         await_accept(port)
     }
 
-    fn start_alternative(&mut self, name: &str, redis: Option<&str>) -> Outcome<()> {
-        let port = free_port()?;
-        let output = Command::new("scripts/alternatives")
-            .args(["start", name, &port.to_string()])
-            .args(redis)
-            .stderr(Stdio::inherit())
-            .output()?;
-        if !output.status.success() {
-            return Err(format!("scripts/alternatives start {name} failed").into());
-        }
-        self.pids =
-            String::from_utf8_lossy(&output.stdout).split_whitespace().filter_map(|pid| pid.parse().ok()).collect();
-        self.ports = vec![port];
-        self.publish_port = port;
-        if name == "socketio" {
-            self.path = "/socket.io/?EIO=4&transport=websocket&channel={channel}".to_owned();
-            self.dialect = Dialect::SocketIo;
-        }
-        await_accept(port)
-    }
-
-    fn find(&mut self, running: &Running) -> Outcome<()> {
-        let (port, path) = split_url(&running.url)?;
-        self.ports = vec![port];
-        self.path = path;
-        self.dialect = running.dialect.unwrap_or(self.dialect);
-        (self.publish_port, self.publish_path) = split_url(&running.publish_url)?;
-        self.pids.clone_from(&running.pids);
-        Ok(())
-    }
-
     /// Where publishers connect, and how many connections the server wants at least.
     pub(crate) fn publish_path(&self, batch: bool) -> (Path, Vec<String>) {
-        let path = self.publish_path.clone();
         let path = match self.kind {
             Kind::Bare(..) => Path::Orders,
-            _ if batch => Path::Batch(path.split('?').next().unwrap_or_default().to_owned()),
-            _ => Path::Post(path),
+            _ if batch => Path::Batch(self.publish_path.split('?').next().unwrap_or_default().to_owned()),
+            _ => self.post_path(),
         };
         let ports = if self.ports.len() > 1 { self.ports.clone() } else { vec![self.publish_port] };
         (path, ports.iter().map(|port| format!("127.0.0.1:{port}")).collect())
+    }
+
+    /// The newest offset of the first channel, as livebridge's history tells it.
+    pub(crate) fn newest_offset(&self) -> Outcome<f64> {
+        let answer = get(self.ports[0], "/channels/load:0/messages?limit=1")?;
+        let (_, body) = answer.split_once("\r\n\r\n").ok_or("no answer about the history")?;
+        let body: serde_json::Value = serde_json::from_str(body)?;
+        body["offset"].as_f64().ok_or_else(|| format!("no offset in {body}").into())
+    }
+
+    /// A number of livebridge's /metrics, all instances together.
+    pub(crate) fn metric(&self, name: &str) -> f64 {
+        let value = |text: String| {
+            let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse::<f64>().ok());
+            line.unwrap_or(0.0)
+        };
+        self.ports.iter().filter_map(|port| get(*port, "/metrics").ok()).map(value).sum()
     }
 
     pub(crate) fn cpu_seconds(&self) -> f64 {
@@ -214,57 +223,17 @@ impl Drop for Server {
     }
 }
 
-/// A Redis of our own, without persistence, for `--redis own`.
-pub(crate) struct Redis {
-    child: Child,
-    pub(crate) url: String,
-}
-
-impl Redis {
-    pub(crate) fn start() -> Outcome<Redis> {
-        let port = free_port()?;
-        let child = Command::new("setpriv")
-            .args([
-                "--pdeathsig",
-                "KILL",
-                "--",
-                "redis-server",
-                "--bind",
-                "127.0.0.1",
-                "--save",
-                "",
-                "--appendonly",
-                "no",
-                "--port",
-            ])
-            .arg(port.to_string())
-            .current_dir(std::env::temp_dir())
-            .stdout(Stdio::null())
-            .spawn()?;
-        let redis = Redis { child, url: format!("redis://127.0.0.1:{port}") };
-        await_accept(port)?;
-        Ok(redis)
-    }
-}
-
-impl Drop for Redis {
-    fn drop(&mut self) {
-        self.child.kill().ok();
-        self.child.wait().ok();
-    }
-}
-
 /// livebridge beside this program: benches are built into target/release/deps.
 fn sibling() -> Option<PathBuf> {
     let myself = std::env::current_exe().ok()?;
     myself.ancestors().skip(1).take(2).map(|folder| folder.join("livebridge")).find(|path| path.is_file())
 }
 
-fn free_port() -> Outcome<u16> {
+pub(crate) fn free_port() -> Outcome<u16> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
-fn await_accept(port: u16) -> Outcome<()> {
+pub(crate) fn await_accept(port: u16) -> Outcome<()> {
     let deadline = Instant::now() + START_LIMIT;
     while TcpStream::connect(("127.0.0.1", port)).is_err() {
         if Instant::now() > deadline {
@@ -278,28 +247,23 @@ fn await_accept(port: u16) -> Outcome<()> {
 fn await_answer(port: u16, path: &str) -> Outcome<()> {
     let deadline = Instant::now() + START_LIMIT;
     loop {
-        let mut stream = TcpStream::connect(("127.0.0.1", port))?;
-        stream.set_read_timeout(Some(Duration::from_secs(2)))?;
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
-        let mut answer = Vec::new();
-        stream.read_to_end(&mut answer).ok();
-        if answer.get(9..12) == Some(b"200") {
+        let answer = get(port, path)?;
+        if answer.get(9..12) == Some("200") {
             return Ok(());
         }
         if Instant::now() > deadline {
-            return Err(format!("{path} does not answer 200: {}", String::from_utf8_lossy(&answer)).into());
+            return Err(format!("{path} does not answer 200: {answer}").into());
         }
         std::thread::park_timeout(Duration::from_millis(50));
     }
 }
 
-/// The port and the rest of `ws://127.0.0.1:PORT/PATH`; nothing but this machine is ever loaded.
-fn split_url(url: &str) -> Outcome<(u16, String)> {
-    let rest = url.split_once("://").map(|(_, rest)| rest).ok_or_else(|| format!("{url} is not a URL"))?;
-    let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
-    let (name, port) = host.rsplit_once(':').ok_or_else(|| format!("{url} names no port"))?;
-    if !matches!(name, "127.0.0.1" | "localhost") {
-        return Err("only servers on 127.0.0.1 are loaded".into());
-    }
-    Ok((port.parse()?, format!("/{path}")))
+/// The whole answer to a `GET`, head and body.
+pub(crate) fn get(port: u16, path: &str) -> Outcome<String> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port))?;
+    stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).ok();
+    Ok(String::from_utf8_lossy(&answer).into_owned())
 }

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use crate::Outcome;
 use crate::histogram::Histogram;
 use crate::message::{Message, now};
+use crate::own_redis::redis_address;
 use crate::publishers::{Path, Publishers};
 use crate::readers::{Crowd, Readers};
 use crate::servers::{Kind, Server};
@@ -343,10 +344,4 @@ impl<'a> Stage<'a> {
     pub(crate) fn answer_times(&mut self) -> Outcome<Histogram> {
         Ok(self.publishers()?.answer_times.clone())
     }
-}
-
-/// `HOST:PORT` of a Redis URL.
-pub(crate) fn redis_address(url: &str) -> String {
-    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
-    rest.split('/').next().unwrap_or_default().to_owned()
 }

@@ -330,7 +330,7 @@ impl Reader {
             let (channel, bytes) = (subscriber.channel, &self.buffer[used..end]);
             let checks = &mut self.checks;
             let step = if subscriber.stage == Stage::Joining {
-                plan.dialect.join(bytes, &mut subscriber.stream)?
+                plan.dialect.join(bytes, channel, &mut subscriber.stream)?
             } else {
                 plan.dialect
                     .read(bytes, &mut subscriber.stream, |payload| checks.deliver(index, channel, payload, moment))?

@@ -252,9 +252,12 @@ impl Connection {
 
     /// Writes what the socket takes now. Never waits.
     fn write(&self, bytes: &[u8]) -> io::Result<usize> {
-        let written = self.stream.try_write(bytes)?;
-        self.shard.written.set(self.shard.written.get() + written as u64);
-        Ok(written)
+        let mut counted = self.shard.written.get();
+        counted.writes += 1;
+        let taken = self.stream.try_write(bytes);
+        counted.bytes += taken.as_ref().map_or(0, |&taken| taken as u64);
+        self.shard.written.set(counted);
+        taken
     }
 
     /// Adds itself to what its thread has.

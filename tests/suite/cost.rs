@@ -1,7 +1,7 @@
 //! What a delivery may cost in system calls, counted and not timed, so that it can't be noise. Allocations are counted in
 //! `tests/counts.rs`.
 
-use crate::support::instance::Options;
+use crate::support::instance::{Instance, Options};
 use crate::support::redis::Redis;
 use crate::support::{channel, until};
 
@@ -34,4 +34,42 @@ async fn a_burst_reaches_each_subscriber_in_few_writes() {
     until("all is counted", || async { instance.metric("livebridge_messages_out_total").await == 20_000.0 }).await;
     let writes = instance.metric("livebridge_writes_total").await;
     assert!(writes <= 20_000.0 / 5.0, "{writes} writes for 20,000 deliveries: nothing was batched");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_on_its_own_reaches_each_subscriber_in_one_write() {
+    const EACH: usize = 8;
+    const MESSAGES: usize = 50;
+    let instance = Instance::embedded().await;
+    let channel = channel("single");
+    let (mut raw, mut envelopes, mut streams) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..EACH {
+        raw.push(instance.ws(&format!("channel={channel}")).await);
+        envelopes.push(instance.ws(&format!("channel={channel}&format=json")).await);
+        envelopes.last_mut().unwrap().json().await; // the welcome
+        streams.push(instance.events(&format!("channel={channel}")).await);
+    }
+    let mut before = 0.0;
+    for number in 0..=MESSAGES {
+        instance.publish(&channel, number.to_string()).await;
+        for socket in &mut raw {
+            assert_eq!(socket.text().await, number.to_string());
+        }
+        for socket in &mut envelopes {
+            assert_eq!(socket.json().await["data"], number);
+        }
+        for stream in &mut streams {
+            assert_eq!(stream.next().await.data, number.to_string());
+        }
+        let delivered = (3 * EACH * (number + 1)) as f64;
+        until("it is counted", || async { instance.metric("livebridge_messages_out_total").await == delivered }).await;
+        if number == 0 {
+            // What joining took has been counted with the first.
+            before = instance.metric("livebridge_writes_total").await;
+        }
+    }
+    let writes = instance.metric("livebridge_writes_total").await - before;
+    let deliveries = 3 * EACH * MESSAGES;
+    // A machine that takes its time for this has pings in between, one for each.
+    assert!(writes <= (deliveries + 3 * EACH) as f64, "{writes} writes for {deliveries} deliveries, one at a time");
 }

@@ -96,9 +96,33 @@ impl Line {
             read += length;
         }
         self.incoming.advance(read);
-        if self.incoming.is_empty() && self.incoming.capacity() > KEPT {
+        // Its capacity is only what is left behind what was read: the whole of it tells.
+        if self.incoming.is_empty() && self.incoming.try_reclaim(KEPT + 1) {
             self.incoming = BytesMut::new();
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_buffer_of_a_large_message_is_given_back() {
+        let (ours, mut theirs) = tokio::io::duplex(READ);
+        let stream: Box<dyn Stream> = Box::new(ours);
+        let (reader, writer) = tokio::io::split(stream);
+        let mut line = Line { reader, writer, incoming: BytesMut::new(), outgoing: BytesMut::new() };
+        let payload = vec![b'x'; 3 * KEPT];
+        let head = format!(">3\r\n$7\r\nmessage\r\n$1\r\na\r\n${}\r\n", payload.len());
+        let message = [head.as_bytes(), &payload, b"\r\n"].concat();
+        tokio::spawn(async move { theirs.write_all(&message).await });
+        let mut heard = 0;
+        while heard == 0 {
+            line.exchange().await.expect("it is open");
+            line.frames(|_| heard += 1).expect("it is RESP3");
+        }
+        assert!(!line.incoming.try_reclaim(KEPT + 1), "a large buffer is kept");
     }
 }

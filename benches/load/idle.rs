@@ -1,0 +1,107 @@
+//! Connections to which nothing happens: how fast they are made, what each costs, and whether they stay.
+
+use std::time::Duration;
+
+use crate::Outcome;
+use crate::report::Row;
+use crate::scenario::Play;
+use crate::servers::Kind;
+use crate::stage::Stage;
+
+/// How long idle connections are held: three rounds of livebridge's pings, which it sends after 15 quiet seconds, and
+/// longer than the 45 after which it gives up one that does not answer.
+const HELD: f64 = 50.0;
+
+impl Play<'_> {
+    pub(crate) fn memory(&self) -> Outcome<Vec<Row>> {
+        if let Kind::Bare(..) = self.kind {
+            return Ok(Vec::new()); // a descriptor in a list: the limit is nothing
+        }
+        let steps = if self.wishes.steps.is_empty() {
+            vec![self.wishes.subscribers.unwrap_or(10_000); 2]
+        } else {
+            self.wishes.steps.clone()
+        };
+        let transport = if self.wishes.events { "SSE" } else { "WebSocket" };
+        let mut rows = Vec::new();
+        for subscribers in steps {
+            let server = self.start()?;
+            // A first crowd comes and goes, so that what the server sets up once is not charged to connections.
+            drop(self.stage(&server, self.crowd(&server, 20, 1))?);
+            std::thread::park_timeout(Duration::from_millis(500));
+            let before = server.pss_bytes();
+            let (mut stage, joined) = Stage::gather(&server, self.crowd(&server, subscribers, 1))?;
+            stage.rest(Duration::from_secs(1))?;
+            let idle = server.pss_bytes();
+            stage.enter(&self.entrance())?;
+            stage.rest(Duration::from_millis(500))?;
+            let each = |bytes: f64| (bytes - before) / (subscribers as f64 - joined.failed as f64);
+            let figures = vec![
+                ("idle B/conn", each(idle)),
+                ("after a message", each(server.pss_bytes())),
+                ("base MB", before / 1e6),
+                ("failed", joined.failed as f64),
+            ];
+            let row = self.row("memory", format!("{subscribers} idle, {transport}"), figures);
+            rows.push(row.at(&[("connections", subscribers as f64)]));
+        }
+        Ok(rows)
+    }
+
+    pub(crate) fn connect(&self) -> Outcome<Vec<Row>> {
+        let subscribers = self.wishes.subscribers.unwrap_or(5000);
+        let server = self.start()?;
+        drop(Stage::gather(&server, self.crowd(&server, 200, 1))?);
+        let before = server.cpu_seconds();
+        let (_stage, joined) = Stage::gather(&server, self.crowd(&server, subscribers, 1))?;
+        let figures = vec![
+            ("handshakes/s", subscribers as f64 / joined.seconds),
+            ("p50 ms", joined.handshakes.milliseconds(0.5)),
+            ("p99 ms", joined.handshakes.milliseconds(0.99)),
+            ("max ms", joined.handshakes.largest_milliseconds()),
+            ("CPU µs/handshake", (server.cpu_seconds() - before) * 1e6 / subscribers as f64),
+            ("failed", joined.failed as f64),
+        ];
+        Ok(vec![self.row("connect", format!("{subscribers}, {} at once", self.wishes.at_once), figures)])
+    }
+
+    /// All connections at once, over as many instances as it takes, through several rounds of pings; then one message to all.
+    pub(crate) fn hold(&self) -> Outcome<Vec<Row>> {
+        if let Kind::Bare(..) = self.kind {
+            return Ok(Vec::new()); // it pings nobody
+        }
+        let subscribers = self.wishes.subscribers.unwrap_or(50_000);
+        let play = self.spread(subscribers)?;
+        let play = play.as_play(self);
+        let server = play.start()?;
+        drop(play.stage(&server, play.crowd(&server, 20 * server.ports.len(), 1))?);
+        std::thread::park_timeout(Duration::from_millis(500));
+        let before = server.pss_bytes();
+        let (mut stage, joined) = Stage::gather(&server, play.crowd(&server, subscribers, 1))?;
+        stage.rest(Duration::from_secs(2))?;
+        let idle = server.pss_bytes();
+        let cpu = server.cpu_seconds();
+        let time = self.seconds(HELD);
+        stage.rest(time)?;
+        let cpu = (server.cpu_seconds() - cpu) / time.as_secs_f64();
+        let after = server.pss_bytes();
+        stage.enter(&play.entrance())?;
+        stage.restart()?;
+        stage.burst(1, 3, Duration::from_secs(10))?;
+        let measured = stage.finish()?;
+        let each = |bytes: f64| (bytes - before) / subscribers as f64;
+        let mut figures = vec![
+            ("B/conn", each(idle)),
+            ("B/conn later", each(after)),
+            ("total MB", after / 1e6),
+            ("idle CPU %", cpu * 100.0),
+            ("seconds", time.as_secs_f64()),
+            ("failed", joined.failed as f64),
+            ("closed", measured.closed as f64),
+            ("p99 ms", measured.latencies.milliseconds(0.99)),
+        ];
+        figures.extend(measured.faults());
+        let case = format!("{subscribers} held, {} instances", server.ports.len());
+        Ok(vec![self.row("hold", case, figures).at(&[("connections", subscribers as f64)])])
+    }
+}

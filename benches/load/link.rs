@@ -1,0 +1,212 @@
+//! One publishing connection: requests out, answers in, how many are outstanding. What a request looks like is
+//! `publishers.rs`.
+
+use std::collections::VecDeque;
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::SocketAddr;
+
+use mio::net::TcpStream;
+use mio::{Interest, Registry, Token};
+
+use crate::Outcome;
+use crate::frames::find;
+use crate::message::now;
+
+/// A connection that publishes.
+pub(crate) struct Link {
+    socket: TcpStream,
+    /// What is to be written. Requests of one who takes them one at a time wait in `waiting`.
+    pub(crate) outgoing: Vec<u8>,
+    written: usize,
+    incoming: Vec<u8>,
+    asked: VecDeque<u64>,
+    pub(crate) answered: u64,
+    one_at_a_time: Option<Turns>,
+}
+
+/// For a server that ends the connection after every answer: one request a connection, in order.
+struct Turns {
+    waiting: VecDeque<Vec<u8>>,
+    under_way: bool,
+    closed: bool,
+    address: SocketAddr,
+    registry: Registry,
+    token: Token,
+}
+
+/// How answers are told apart.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Answers {
+    Http,
+    Redis,
+    /// None are given.
+    None,
+}
+
+impl Link {
+    /// Takes over a connected socket.
+    pub(crate) fn new(socket: std::net::TcpStream, registry: &Registry, token: Token) -> Outcome<Self> {
+        Ok(Self {
+            socket: register(socket, registry, token)?,
+            outgoing: Vec::new(),
+            written: 0,
+            incoming: Vec::new(),
+            asked: VecDeque::new(),
+            answered: 0,
+            one_at_a_time: None,
+        })
+    }
+
+    /// From here on the next request waits for the answer to the one before.
+    pub(crate) fn take_turns(&mut self, address: SocketAddr, registry: &Registry, token: Token) -> Outcome<()> {
+        let registry = registry.try_clone()?;
+        let turns = Turns { waiting: VecDeque::new(), under_way: false, closed: false, address, registry, token };
+        self.one_at_a_time = Some(turns);
+        Ok(())
+    }
+
+    /// Requests that wait for an answer.
+    pub(crate) fn unanswered(&self) -> usize {
+        self.asked.len()
+    }
+
+    /// A request that `write` appends; what it asks counts from now.
+    pub(crate) fn ask(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
+        match &mut self.one_at_a_time {
+            None => write(&mut self.outgoing),
+            Some(turns) => {
+                let mut request = Vec::new();
+                write(&mut request);
+                turns.waiting.push_back(request);
+            }
+        }
+        self.asked.push_back(now());
+    }
+
+    /// Hands to the kernel what is waiting.
+    pub(crate) fn flush(&mut self) -> Outcome<()> {
+        self.next_turn()?;
+        while self.written < self.outgoing.len() {
+            match self.socket.write(&self.outgoing[self.written..]) {
+                Ok(count) => self.written += count,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        self.outgoing.clear();
+        self.written = 0;
+        Ok(())
+    }
+
+    fn next_turn(&mut self) -> Outcome<()> {
+        let Some(turns) = &mut self.one_at_a_time else { return Ok(()) };
+        if turns.under_way || turns.waiting.is_empty() {
+            return Ok(());
+        }
+        if std::mem::take(&mut turns.closed) {
+            self.socket = register(std::net::TcpStream::connect(turns.address)?, &turns.registry, turns.token)?;
+        }
+        turns.under_way = true;
+        self.outgoing.extend(turns.waiting.pop_front().unwrap_or_default());
+        Ok(())
+    }
+
+    /// Reads what has arrived; calls `record` with the time that each answer took.
+    pub(crate) fn receive(&mut self, buffer: &mut [u8], kind: Answers, mut record: impl FnMut(u64)) -> Outcome<()> {
+        self.read(buffer)?;
+        let mut used = 0;
+        loop {
+            let rest = &self.incoming[used..];
+            let answer = match kind {
+                Answers::Redis => redis_answer(rest)?,
+                Answers::Http => http_answer(rest)?,
+                Answers::None => None,
+            };
+            let Some(answer) = answer else { break };
+            used += answer.length;
+            self.answered += 1;
+            if let Some(asked) = self.asked.pop_front() {
+                record(now().saturating_sub(asked));
+            }
+            if let Some(turns) = &mut self.one_at_a_time {
+                turns.under_way = false;
+                turns.closed |= answer.closes;
+            }
+        }
+        self.incoming.drain(..used);
+        self.flush()
+    }
+
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<()> {
+        loop {
+            match self.socket.read(buffer) {
+                Ok(0) => {
+                    return match &mut self.one_at_a_time {
+                        Some(turns) if !turns.under_way || !self.incoming.is_empty() => {
+                            turns.closed = true;
+                            Ok(())
+                        }
+                        _ => Err(io::Error::new(ErrorKind::UnexpectedEof, "the server closed a publishing connection")),
+                    };
+                }
+                Ok(count) => {
+                    self.incoming.extend_from_slice(&buffer[..count]);
+                    if count < buffer.len() {
+                        return Ok(()); // the socket is empty (epoll(7)), the next arrival a new edge
+                    }
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+fn register(socket: std::net::TcpStream, registry: &Registry, token: Token) -> Outcome<TcpStream> {
+    socket.set_nodelay(true)?;
+    socket.set_nonblocking(true)?;
+    let mut socket = TcpStream::from_std(socket);
+    registry.register(&mut socket, token, Interest::READABLE | Interest::WRITABLE)?;
+    Ok(socket)
+}
+
+/// A whole answer.
+struct Answer {
+    length: usize,
+    /// The server ends the connection after it.
+    closes: bool,
+}
+
+/// The first Redis reply; an error reply is an error.
+fn redis_answer(bytes: &[u8]) -> Outcome<Option<Answer>> {
+    let Some(end) = bytes.iter().position(|byte| *byte == b'\n') else {
+        return Ok(None);
+    };
+    if bytes[0] != b':' {
+        return Err(String::from_utf8_lossy(&bytes[..end]).into());
+    }
+    Ok(Some(Answer { length: end + 1, closes: false }))
+}
+
+/// The first HTTP answer; any status but 2xx is an error.
+fn http_answer(bytes: &[u8]) -> Outcome<Option<Answer>> {
+    let Some(end) = find(bytes, b"\r\n\r\n") else { return Ok(None) };
+    if bytes.get(9) != Some(&b'2') {
+        return Err(format!("a publish was refused: {}", String::from_utf8_lossy(bytes)).into());
+    }
+    let body = end + 4;
+    let (mut chunked, mut closes, mut length) = (false, false, 0);
+    for line in bytes[..end].split(|byte| *byte == b'\n') {
+        let colon = line.iter().position(|byte| *byte == b':').unwrap_or(line.len());
+        let (name, value) = (&line[..colon], line.get(colon + 1..).unwrap_or_default().trim_ascii());
+        if name.eq_ignore_ascii_case(b"content-length") {
+            length = std::str::from_utf8(value)?.parse::<usize>()?;
+        }
+        chunked |= name.eq_ignore_ascii_case(b"transfer-encoding");
+        closes |= name.eq_ignore_ascii_case(b"connection") && value.eq_ignore_ascii_case(b"close");
+    }
+    if chunked {
+        return Ok(find(&bytes[body..], b"0\r\n\r\n").map(|last| Answer { length: body + last + 5, closes }));
+    }
+    Ok((bytes.len() >= body + length).then_some(Answer { length: body + length, closes }))
+}
