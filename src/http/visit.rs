@@ -123,7 +123,7 @@ mod tests {
         for sane in ["a", "Trace-7.of_9", &"x".repeat(64)] {
             assert_eq!(of(sane), sane);
         }
-        for other in ["", "a b", "a\"b", "é", "a,b", &"x".repeat(65)] {
+        for other in ["", "a b", "a\"b", "\u{9b}31m", "é", "a,b", &"x".repeat(65)] {
             let id = of(other);
             assert!(id.len() == 16 && id.bytes().all(|byte| byte.is_ascii_hexdigit()), "{other:?}: {id}");
         }

@@ -139,6 +139,24 @@ async fn missing_permissions_are_named_and_mended_by_what_is_printed() {
     assert!(!content && line(&text, "may not use").contains("~livebridge:*"), "{text}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn the_user_that_the_docs_tell_to_create_may_do_all_that_is_needed() {
+    let docs = include_str!("../../docs/deployment.md");
+    let rules = docs.split("A user of its own needs `").nth(1).unwrap().split('`').next().unwrap();
+    let redis = Redis::start_with(&["--appendonly", "yes"]).await;
+    let mut words = vec!["ACL", "SETUSER", "lb", "reset", "on", ">pw", "~*", "&*"];
+    words.extend(rules.split(' '));
+    assert_eq!(redis.cli(&words), "OK");
+    let url = format!("redis://lb:pw@127.0.0.1:{}/", redis.port);
+    let (text, _) = check(&url);
+    assert!(text.lines().all(|line| line.starts_with("ok ")), "{text}");
+    let instance = Options { redis_url: Some(url), ..Options::default() }.start().await;
+    let mut socket = instance.ws("channel=sheet:docs&last=1").await;
+    let (status, answer) = instance.post("/publish?channel=sheet:docs&key=A1", "1").await;
+    assert_eq!(status, 200, "{answer}");
+    assert_eq!(socket.text().await, "1");
+}
+
 #[tokio::test]
 async fn a_replica_takes_nothing() {
     let master = Redis::start().await;

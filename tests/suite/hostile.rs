@@ -117,7 +117,7 @@ async fn a_flood_after_a_protocol_error_delays_nobody() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_clients_say_writes_no_lines_into_the_log_nor_headers_into_answers() {
-    let instance = Options::default().env("LIVEBRIDGE_LOG", "trace").start().await;
+    let instance = Options::default().flag("--log-format text").env("LIVEBRIDGE_LOG", "trace").start().await;
     let local = "127.0.0.1";
     for path in [
         "/ws?channel=a%0d%0aINFO%20forged",
