@@ -1,6 +1,6 @@
 # livebridge in a small image. Needs BuildKit (the default since Docker 23; before that: DOCKER_BUILDKIT=1).
 #   docker build -t livebridge .
-#   docker run --rm -p 127.0.0.1:8000:8000 livebridge
+#   docker run --rm -p 127.0.0.1:8000:8000 -e LIVEBRIDGE_PUBLISH_KEY livebridge
 
 FROM rust:slim-bookworm AS build
 WORKDIR /src
@@ -19,7 +19,8 @@ COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/ca-certifica
 COPY --from=build /livebridge /usr/local/bin/livebridge
 # Where livebridge looks for an optional livebridge.toml: mount yours here.
 WORKDIR /etc/livebridge
-# A container's own loopback reaches nobody; what is reachable from outside is decided when the port is published.
+# A container's own loopback reaches nobody; what is reachable from outside is decided when the port is published. Hence it
+# asks for a key (docs/access.md), or for LIVEBRIDGE_INSECURE=true where the port is published to nobody else.
 ENV LISTEN=0.0.0.0:8000
 EXPOSE 8000
 # A number, so that "must not run as root" can be checked without reading the image's /etc/passwd.

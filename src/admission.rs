@@ -13,14 +13,13 @@ use std::time::Instant;
 use crate::address::{ClientAddress, TrustedProxies, group, is_near};
 use crate::metrics::Metrics;
 use crate::rate::{Bucket, Rate};
+use crate::sparing::Sparing;
 
 /// So many addresses that have no connection are remembered for their rate at most; beyond, they are forgotten, and may begin
 /// with a full burst again.
 const MOST_REMEMBERED: usize = 1 << 16;
 /// The table is not looked through for what can be forgotten before it has so many entries.
 const FEWEST_SWEPT: usize = 1 << 10;
-/// A refusal of each kind is logged once in so many seconds, with how many there were.
-const LOG_EVERY: u64 = 10;
 
 /// What one address may have.
 #[derive(Clone, Copy, Debug, Default)]
@@ -110,8 +109,8 @@ pub struct Admission {
     descriptors: u64,
     metrics: Arc<Metrics>,
     addresses: Mutex<Addresses>,
-    /// When a refusal of each kind was last logged, in seconds since the beginning, and how many there were since.
-    told: Mutex<HashMap<&'static str, (u64, u64)>>,
+    /// Which refusals are due for a line in the log.
+    told: Sparing,
     began: Instant,
 }
 
@@ -134,7 +133,7 @@ impl Admission {
             descriptors: descriptors - reserve(descriptors),
             metrics,
             addresses: Mutex::default(),
-            told: Mutex::default(),
+            told: Sparing::default(),
             began: Instant::now(),
         })
     }
@@ -175,13 +174,8 @@ impl Admission {
     fn refuse(&self, refusal: Refusal, address: IpAddr) -> Refusal {
         let reason = refusal.reason();
         self.metrics.count_refused(reason);
-        let now = self.began.elapsed().as_secs();
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        let (at, count) = told.entry(reason).or_insert((0, 0));
-        *count += 1;
-        if *count == 1 && *at == 0 || now >= *at + LOG_EVERY {
-            tracing::warn!(reason, %address, refused = *count, "connections are refused; {}", refusal.mend());
-            (*at, *count) = (now.max(1), 0);
+        if let Some(refused) = self.told.happened(reason) {
+            tracing::warn!(reason, client = %address, refused, "connections are refused; {}", refusal.mend());
         }
         refusal
     }

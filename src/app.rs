@@ -12,7 +12,9 @@ use crate::channel::ChannelName;
 use crate::hub::Hub;
 use crate::message::Position;
 use crate::metrics::Metrics;
+use crate::metrics::latency::Moment;
 use crate::rate::Rate;
+use crate::sparing::Sparing;
 
 /// The bounds on what clients and producers may send.
 #[derive(Clone, Copy, Debug)]
@@ -58,6 +60,8 @@ pub struct App {
     pub access: Arc<Access>,
     /// The bytes of bodies and WebSocket messages that are on their way in.
     pub incoming: Arc<Budget>,
+    /// Which failures are due for a line in the log.
+    pub failures: Sparing,
     /// Whether it is about to stop.
     pub stopping: Stopping,
 }
@@ -72,7 +76,9 @@ pub struct Stopping {
 impl App {
     /// Publishes, and counts. See [`crate::broker::Broker::publish`].
     pub async fn publish(&self, batch: Vec<Publication>) -> Vec<Result<Option<Position>, BrokerError>> {
+        let asked = Moment::now();
         let results = self.hub.broker().publish(batch).await;
+        self.metrics.latency.publish.observe(asked);
         let accepted = results.iter().filter(|result| result.is_ok()).count() as u64;
         self.metrics.published.inc_by(accepted);
         self.metrics.publish_failed.inc_by(results.len() as u64 - accepted);

@@ -21,6 +21,7 @@ use crate::admission;
 use crate::app::Limits;
 use crate::channel::ChannelName;
 use crate::log::Bounds;
+use crate::logging::LogFormat;
 use crate::rules::{Rules, RulesError};
 
 /// The rules file that is read where none is named.
@@ -36,6 +37,17 @@ pub struct Cli {
     /// How to serve.
     #[command(flatten)]
     pub serve: ServeArgs,
+}
+
+impl Cli {
+    /// What log lines look like: those of a command for a person are text.
+    pub fn log_format(&self) -> LogFormat {
+        match &self.command {
+            None => self.serve.log_format,
+            Some(Command::Serve(args)) => args.log_format,
+            Some(Command::Publish(_) | Command::Tail(_) | Command::Token(_) | Command::Check(_)) => LogFormat::Text,
+        }
+    }
 }
 
 const EXAMPLES: &str = "Examples:
@@ -68,8 +80,10 @@ pub enum Command {
         after_help = "Examples:\n  livebridge tail live\n  livebridge tail --last 10 orders invoices\n\nWith several channels each line starts with the channel and a tab. Reconnects and resumes by itself."
     )]
     Tail(TailArgs),
-    /// Check the configuration and the broker, or with --url whether a running instance is ready.
-    #[command(after_help = "Exit codes: 0 all is well, 1 something is not (standard error says what), 2 wrong usage")]
+    /// Check settings, system and Redis, without changing anything; or with --url whether a running instance is ready.
+    #[command(
+        after_help = "Prints a line for each finding: ok, warning or error, and the mend.\n\nExit codes: 0 no error, 1 an error, 2 wrong usage"
+    )]
     Check(Box<CheckArgs>),
 }
 
@@ -107,6 +121,9 @@ pub struct ServeArgs {
     #[arg(long, env = "LIVEBRIDGE_LOG_BYTES", default_value_t = 8 << 20, value_name = "BYTES",
           value_parser = clap::value_parser!(u64).range(1024..=1 << 30))]
     pub log_bytes: u64,
+    /// What log lines look like: text on a terminal and JSON elsewhere, or always the one.
+    #[arg(long, env = "LIVEBRIDGE_LOG_FORMAT", default_value = "auto", value_name = "FORMAT")]
+    pub log_format: LogFormat,
     /// How many threads move messages [default: one for each core].
     #[arg(long, env = "LIVEBRIDGE_THREADS", value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..=64))]
     pub threads: Option<u64>,

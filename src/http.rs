@@ -14,3 +14,4 @@ pub mod query;
 pub mod routes;
 pub mod strict;
 pub mod subscribe;
+mod visit;

@@ -12,9 +12,10 @@ use tokio::sync::{Notify, Semaphore};
 use crate::backoff::Backoff;
 use crate::broker::{Broker, BrokerError, Event, From, Health, PAGE_MESSAGES, Page};
 use crate::channel::ChannelName;
-use crate::intake::Intake;
+use crate::intake::{Intake, Taken};
 use crate::log::Bounds;
 use crate::metrics::Metrics;
+use crate::metrics::latency::Moment;
 use crate::rules::Rules;
 use crate::sequence::Next;
 use crate::topic::{Change, SharedPage, Topic};
@@ -54,6 +55,13 @@ impl Doorbell {
         self.topics.lock().unwrap_or_else(PoisonError::into_inner).push(topic);
         self.ring.notify_one();
     }
+}
+
+/// What was heard in one batch, counted before the atomics are.
+#[derive(Default)]
+struct Heard {
+    messages: u64,
+    bytes: u64,
 }
 
 /// The channels that have subscribers on this instance.
@@ -143,30 +151,39 @@ impl Hub {
     pub async fn run(self: Arc<Self>, intake: Arc<Intake>) {
         let mut events = VecDeque::new();
         loop {
-            let dropped = intake.take(&mut events).await;
+            let Taken { dropped, since } = intake.take(&mut events).await;
             self.metrics.intake_dropped.inc_by(dropped);
+            let mut heard = Heard::default();
             for event in events.drain(..) {
-                self.handle(event).await;
+                self.handle(event, since, &mut heard).await;
             }
+            self.metrics.messages_in.inc_by(heard.messages);
+            self.metrics.bytes_in.inc_by(heard.bytes);
             // A batch can be long and awaits nothing when there is room: let the others on this thread run.
             tokio::task::yield_now().await;
         }
     }
 
-    async fn handle(self: &Arc<Self>, event: Event) {
+    async fn handle(self: &Arc<Self>, event: Event, since: Moment, heard: &mut Heard) {
         let (Event::Arrived(channel, _) | Event::Subscribed(channel) | Event::Missed(channel)) = &event;
         let Some(topic) = self.lock().get(channel).cloned() else { return };
+        // A new subscription asks the history as well, but nothing shows yet that anything is missing.
+        let shows_gaps = !matches!(event, Event::Subscribed(_));
         let change = match event {
             Event::Arrived(_, message) => {
-                self.metrics.messages_in.inc();
+                heard.messages += 1;
+                heard.bytes += message.payload.len() as u64;
                 // Shards never wait for sockets, so there soon is room: until then the intake fills, then Redis.
                 while !topic.has_room() || !self.has_room() {
                     tokio::time::sleep(Duration::from_millis(1)).await;
                 }
-                topic.arrive(message)
+                topic.arrive(message, since)
             }
             Event::Subscribed(_) | Event::Missed(_) => topic.suspect(),
         };
+        if shows_gaps && change.next == Next::Check {
+            self.metrics.gaps_found.inc();
+        }
         self.apply(&topic, change);
     }
 

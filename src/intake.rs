@@ -8,6 +8,7 @@ use tokio::sync::Notify;
 
 use crate::broker::Event;
 use crate::channel::ChannelName;
+use crate::metrics::latency::Moment;
 
 /// As much as Redis itself would buffer for a subscriber before it cut the connection.
 const MOST_BYTES: usize = 32 << 20;
@@ -29,6 +30,17 @@ struct Queue {
     /// Channels of which a message found no room, which is among the events.
     missed: HashSet<ChannelName>,
     dropped: u64,
+    /// When the first of the events came.
+    since: Option<Moment>,
+}
+
+/// What is said about events that are taken.
+#[derive(Debug)]
+pub struct Taken {
+    /// How many messages were dropped before them.
+    pub dropped: u64,
+    /// When the first of them came.
+    pub since: Moment,
 }
 
 impl Intake {
@@ -65,8 +77,8 @@ impl Intake {
         }
     }
 
-    /// Waits for events and takes all there are, and how many messages were dropped before them.
-    pub async fn take(&self, events: &mut VecDeque<Event>) -> u64 {
+    /// Waits for events and takes all there are.
+    pub async fn take(&self, events: &mut VecDeque<Event>) -> Taken {
         loop {
             {
                 let mut queue = self.lock();
@@ -75,9 +87,10 @@ impl Intake {
                     queue.bytes = 0;
                     queue.missed.clear();
                     let dropped = std::mem::take(&mut queue.dropped);
+                    let since = queue.since.take().unwrap_or_else(Moment::now);
                     drop(queue);
                     self.room.notify_waiters();
-                    return dropped;
+                    return Taken { dropped, since };
                 }
             }
             self.arrived.notified().await;
@@ -103,6 +116,8 @@ impl Queue {
             return;
         }
         self.bytes += weight;
+        // The clock is read once for all that the hub takes at once.
+        self.since.get_or_insert_with(Moment::now);
         self.events.push_back(event);
     }
 }
@@ -128,7 +143,7 @@ mod tests {
         }
         assert!(!intake.has_room());
         let mut events = VecDeque::new();
-        let dropped = intake.take(&mut events).await;
+        let Taken { dropped, .. } = intake.take(&mut events).await;
         assert_eq!((events.len() as u64 - 1) + dropped, 33);
         assert!(dropped > 0 && matches!(events.back(), Some(Event::Missed(_))));
         assert!(intake.has_room());

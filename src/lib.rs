@@ -16,7 +16,8 @@
 //! At the door: [`accept`] takes connections, [`admission`] says who gets in, [`access`] who may do what, [`drain`] sees them out.
 //!
 //! Beside the way: [`channel`] and [`message`] are the nouns, [`rules`] what differs by channel, [`close`] why
-//! subscribers are closed, [`rate`] and [`budget`] how fast and how much, [`config`] and [`server`] the process, [`client`] the commands that talk to a running instance.
+//! subscribers are closed, [`rate`] and [`budget`] how fast and how much, [`metrics`], [`logging`] and [`sparing`] what the operator sees, [`config`] and [`server`] the process, [`client`] the commands that talk to a running instance,
+//! [`check`] the one that looks whether one would work.
 
 pub mod accept;
 pub mod access;
@@ -28,6 +29,7 @@ pub mod batch;
 pub mod broker;
 pub mod budget;
 pub mod channel;
+pub mod check;
 pub mod client;
 pub mod close;
 pub mod config;
@@ -37,6 +39,7 @@ pub mod http;
 pub mod hub;
 pub mod intake;
 pub mod log;
+pub mod logging;
 pub mod message;
 pub mod metrics;
 pub mod rate;
@@ -45,5 +48,6 @@ pub mod sequence;
 pub mod server;
 pub mod session;
 pub mod shard;
+pub mod sparing;
 pub mod topic;
 pub mod transport;

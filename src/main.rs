@@ -1,28 +1,23 @@
 //! The process: reads the configuration, then does what the command says.
 
 use std::fmt::Display;
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::process::ExitCode;
 
 use livebridge::access::mint;
 use livebridge::client;
 use livebridge::config::{self, Command, ServeArgs, Settings, TokenArgs};
+use livebridge::logging;
 use livebridge::server::Server;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
-use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
     let cli = match config::parse() {
         Ok(cli) => cli,
         Err(error) => return fail(format_args!("in .env: {error}")),
     };
-    tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_target(false)
-        .with_env_filter(EnvFilter::try_from_env("LIVEBRIDGE_LOG").unwrap_or_else(|_| EnvFilter::new("info")))
-        .init();
+    logging::init(cli.log_format());
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return fail(error),
@@ -36,7 +31,7 @@ fn main() -> ExitCode {
             Some(Command::Tail(args)) => done(client::tail(&args).await),
             Some(Command::Check(args)) => match &args.url {
                 Some(url) => done(client::check(url).await),
-                None => done(Settings::resolve(args.serve).map(drop)),
+                None => check(args.serve).await,
             },
         }
     });
@@ -61,6 +56,7 @@ async fn serve(args: ServeArgs) -> ExitCode {
         Err(error) => return fail(error),
     };
     let address = server.address;
+    tracing::info!(instance = server.app.instance, version = env!("CARGO_PKG_VERSION"), %address, broker, "serving");
     // Nobody may be reading: that is no reason not to serve.
     let _ = writeln!(
         std::io::stdout(),
@@ -83,6 +79,19 @@ async fn serve(args: ServeArgs) -> ExitCode {
 fn token(args: &TokenArgs) -> ExitCode {
     match mint::mint(&args.wish(), &args.token_secret[0]) {
         Ok(token) => done(writeln!(std::io::stdout(), "{token}")),
+        Err(error) => fail(error),
+    }
+}
+
+/// Prints what is found about settings, system and broker.
+async fn check(args: ServeArgs) -> ExitCode {
+    let settings = match Settings::resolve(args) {
+        Ok(settings) => settings,
+        Err(error) => return fail(error),
+    };
+    match livebridge::check::run(&settings, &mut std::io::stdout()).await {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
         Err(error) => fail(error),
     }
 }

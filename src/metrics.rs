@@ -1,21 +1,40 @@
-//! What the operator sees in `/metrics`: a few numbers with the field's names, never a label per channel.
+//! What the operator sees in `/metrics`: a few numbers with the field's names, never a label per channel. Here is what is counted
+//! as it happens; durations, what is looked at once a second, and the text's formats have files of their own.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+pub mod latency;
+mod process;
+pub mod sample;
+pub mod text;
+
 use std::sync::{Mutex, PoisonError};
 
-use prometheus_client::encoding::{EncodeLabelSet, text};
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::text::{encode_eof, encode_registry};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::registry::Registry;
+use prometheus_client::registry::{Registry, Unit};
 
+use self::latency::Latencies;
+use self::process::Process;
+use self::sample::{Sample, Samples};
+use self::text::Format;
 use crate::close::Code;
 
 /// All numbers of an instance. Counters are atomics: counting costs nothing worth counting.
 pub struct Metrics {
     registry: Mutex<Registry>,
+    /// Of the process as such; its names have no prefix.
+    process: Registry,
+    /// How long things take.
+    pub latency: Latencies,
+    samples: Samples,
     /// Messages heard from the broker.
     pub messages_in: Counter,
+    /// Their payloads.
+    pub bytes_in: Counter,
+    /// Bytes that subscribers' sockets took.
+    pub bytes_out: Counter,
     /// Messages handed to subscribers.
     pub messages_out: Counter,
     /// Writes to subscribers' sockets by the fan-out: with `messages_out`, how large the batches are.
@@ -28,23 +47,22 @@ pub struct Metrics {
     pub intake_dropped: Counter,
     /// Messages without a position that were dropped while a gap was being repaired.
     pub plain_dropped: Counter,
+    /// How often a message showed that others before it were missed.
+    pub gaps_found: Counter,
     /// Gaps that were repaired from the history.
     pub gaps_repaired: Counter,
     /// Gaps that could not be repaired, so that subscribers were told.
     pub gaps_told: Counter,
     /// How often the broker's connection was lost.
     pub broker_disconnects: Counter,
+    /// How often it was had again.
+    pub broker_reconnects: Counter,
     /// How often a client was read more slowly because it sent too fast.
     pub throttled: Counter,
     /// How often logs were shortened for the bound on all of them.
     pub log_trims: Counter,
     /// Accepted connections, whatever they are used for. The very count that the limit is compared with.
     pub sockets: Gauge,
-    connections: Gauge,
-    by_shard: Vec<AtomicU64>,
-    channels: Gauge,
-    log_bytes: Gauge,
-    broker_up: Gauge,
     closes: Family<ReasonLabels, Counter>,
     refused: Family<ReasonLabels, Counter>,
 }
@@ -54,10 +72,18 @@ struct ReasonLabels {
     reason: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct BuildLabels {
+    version: &'static str,
+}
+
 impl Metrics {
     /// All at zero, for so many shards.
     pub fn new(shards: usize) -> Self {
         let mut registry = Registry::with_prefix("livebridge");
+        let (latency, samples) = (Latencies::register(&mut registry), Samples::register(&mut registry, shards));
+        let (bytes_in, bytes_out) = register_bytes(&mut registry);
+        register_build(&mut registry);
         let mut counter = |name: &str, help: &str| {
             let counter = Counter::default();
             registry.register(name, help, counter.clone());
@@ -70,58 +96,49 @@ impl Metrics {
         let publish_failed = counter("publish_failed", "Messages refused to publishers");
         let intake_dropped = counter("intake_dropped", "Messages for which the intake had no room");
         let plain_dropped = counter("plain_dropped", "Messages without a position dropped during a repair");
+        let gaps_found = counter("gaps_found", "Times that a message showed others to be missing");
         let gaps_repaired = counter("gaps_repaired", "Gaps repaired from the history");
         let gaps_told = counter("gaps_told", "Gaps that subscribers had to be told");
         let broker_disconnects = counter("broker_disconnects", "Lost connections to the broker");
+        let broker_reconnects = counter("broker_reconnects", "Times that a lost broker was had again");
         let throttled = counter("throttled", "Clients that were read more slowly because they sent too fast");
         let log_trims = counter("log_trims", "Times that logs were shortened for the bound on all of them");
         let closes = Family::default();
         let refused = Family::default();
         registry.register("refused", "What was refused at a limit, by reason", refused.clone());
         registry.register("closes", "Closed subscribers by reason", closes.clone());
-        let mut gauge = |name: &str, help: &str| {
-            let gauge = Gauge::default();
-            registry.register(name, help, gauge.clone());
-            gauge
-        };
-        let sockets = gauge("sockets", "Accepted connections");
-        let connections = gauge("connections", "Connected subscribers");
-        let channels = gauge("channels", "Channels with subscribers");
-        let log_bytes = gauge("log_bytes", "Bytes in the channels' logs");
-        let broker_up = gauge("broker_up", "Whether the broker answers");
+        let sockets = Gauge::default();
+        registry.register("sockets", "Accepted connections", sockets.clone());
         Self {
             registry: Mutex::new(registry),
+            process: process_registry(),
+            latency,
+            samples,
             messages_in,
+            bytes_in,
+            bytes_out,
             messages_out,
             writes,
             published,
             publish_failed,
             intake_dropped,
             plain_dropped,
+            gaps_found,
             gaps_repaired,
             gaps_told,
             broker_disconnects,
+            broker_reconnects,
             throttled,
             log_trims,
             sockets,
-            connections,
-            by_shard: (0..shards).map(|_| AtomicU64::new(0)).collect(),
-            channels,
-            log_bytes,
-            broker_up,
             closes,
             refused,
         }
     }
 
-    /// How many subscribers a shard has.
-    pub fn set_connections(&self, shard: usize, connections: usize) {
-        self.by_shard[shard].store(connections as u64, Ordering::Relaxed);
-    }
-
-    /// How many subscribers there are, as of the last second.
-    pub fn connections(&self) -> u64 {
-        self.by_shard.iter().map(|shard| shard.load(Ordering::Relaxed)).sum()
+    /// What a shard has now.
+    pub fn set_sample(&self, shard: usize, sample: Sample) {
+        self.samples.set(shard, sample);
     }
 
     /// A subscriber was closed, or left.
@@ -134,15 +151,37 @@ impl Metrics {
         self.refused.get_or_create(&ReasonLabels { reason }).inc();
     }
 
-    /// The Prometheus text, with what is counted elsewhere filled in.
-    pub fn render(&self, channels: usize, log_bytes: usize, broker_up: bool) -> String {
-        self.connections.set(self.connections() as i64);
-        self.channels.set(channels as i64);
-        self.log_bytes.set(log_bytes as i64);
-        self.broker_up.set(i64::from(broker_up));
+    /// The text, with what is counted elsewhere filled in.
+    pub fn render(&self, format: Format, channels: usize, log_bytes: usize, broker_up: bool) -> String {
+        self.samples.refresh(channels, log_bytes, broker_up);
         let mut out = String::new();
         // Writing to a String does not fail.
-        let _ = text::encode(&mut out, &self.registry.lock().unwrap_or_else(PoisonError::into_inner));
-        out
+        let _ = encode_registry(&mut out, &self.registry.lock().unwrap_or_else(PoisonError::into_inner))
+            .and_then(|()| encode_registry(&mut out, &self.process))
+            .and_then(|()| encode_eof(&mut out));
+        match format {
+            Format::OpenMetrics => out,
+            Format::Prometheus => text::to_prometheus(&out),
+        }
     }
+}
+
+fn register_bytes(registry: &mut Registry) -> (Counter, Counter) {
+    let (bytes_in, bytes_out) = (Counter::default(), Counter::default());
+    registry.register_with_unit("messages_in", "Payloads heard from the broker", Unit::Bytes, bytes_in.clone());
+    registry.register_with_unit("messages_out", "Bytes that subscribers took", Unit::Bytes, bytes_out.clone());
+    (bytes_in, bytes_out)
+}
+
+fn register_build(registry: &mut Registry) {
+    // Not the library's own kind for this, which the older text format does not know.
+    let build: Family<BuildLabels, Gauge> = Family::default();
+    build.get_or_create(&BuildLabels { version: env!("CARGO_PKG_VERSION") }).set(1);
+    registry.register("build_info", "Always 1; the labels say what runs", build);
+}
+
+fn process_registry() -> Registry {
+    let mut registry = Registry::default();
+    registry.register_collector(Box::new(Process::new()));
+    registry
 }

@@ -26,6 +26,7 @@ use crate::hub::Hub;
 use crate::intake::Intake;
 use crate::metrics::Metrics;
 use crate::shard::Shard;
+use crate::sparing::Sparing;
 
 /// How many accepted connections may wait for a thread.
 const DOOR: usize = 1024;
@@ -110,6 +111,7 @@ impl Server {
             admission: admission.clone(),
             access: settings.access,
             incoming,
+            failures: Sparing::default(),
             stopping: Stopping::default(),
         });
 

@@ -139,6 +139,16 @@ impl Session {
         self.slots.iter().any(|slot| matches!(slot.reading, Reading::Page { .. }))
     }
 
+    /// How many messages it has yet to take of the channel in which it is furthest behind; `None` if its socket is not full.
+    pub fn backlog(&self) -> Option<u64> {
+        let behind = |slot: &Slot| match &slot.reading {
+            Reading::Log(cursor) => slot.topic().end().saturating_sub(*cursor),
+            Reading::Page { page, next, .. } => (page.messages.len() - next) as u64,
+            Reading::History(_) => 0,
+        };
+        if self.blocked { self.slots.iter().map(behind).max() } else { None }
+    }
+
     /// Ends it as one that reads too slowly.
     pub fn end_as_too_slow(&mut self) {
         let slot = self.slots.iter().find(|slot| matches!(slot.reading, Reading::Page { .. }));

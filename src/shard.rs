@@ -14,6 +14,8 @@ use crate::batch::Batch;
 use crate::close::Close;
 use crate::dialect::Dialect;
 use crate::hub::Doorbell;
+use crate::metrics::latency::Moment;
+use crate::metrics::sample::Sample;
 use crate::topic::Topic;
 use crate::transport::connection::Connection;
 
@@ -31,6 +33,8 @@ pub struct Shard {
     connections: RefCell<Slab<Rc<Connection>>>,
     /// Connections that exist, those included that are not registered yet or are saying goodbye.
     pub(crate) alive: Cell<usize>,
+    /// Bytes that sockets took and that are not in the metrics yet.
+    pub(crate) written: Cell<u64>,
     topics: RefCell<HashMap<u64, LocalTopic>>,
     /// Where bytes are read into, and frames encoded into, by whoever has its turn.
     pub(crate) scratch: RefCell<Vec<u8>>,
@@ -67,6 +71,7 @@ impl Shard {
             app,
             connections: RefCell::default(),
             alive: Cell::new(0),
+            written: Cell::new(0),
             topics: RefCell::default(),
             scratch: RefCell::default(),
             read_buffer: RefCell::new(vec![0; 64 << 10].into()),
@@ -141,16 +146,16 @@ impl Shard {
         loop {
             doorbell.wait(&mut topics).await;
             for topic in topics.drain(..) {
-                topic.unmark(self.index);
-                self.serve(&topic, &mut batch).await;
+                let since = topic.unmark(self.index);
+                self.serve(&topic, &mut batch, since).await;
             }
             batch.shrink();
             tokio::task::yield_now().await;
         }
     }
 
-    /// Brings all subscribers of a topic up to the end of its log.
-    async fn serve(&self, topic: &Arc<Topic>, batch: &mut Batch) {
+    /// Brings all subscribers of a topic up to the end of its log. `since` is when the first message came that is new.
+    async fn serve(&self, topic: &Arc<Topic>, batch: &mut Batch, since: Option<Moment>) {
         let feeds = match self.topics.borrow().get(&topic.id) {
             Some(local) => local.feeds.clone(),
             None => return,
@@ -160,6 +165,9 @@ impl Shard {
                 self.deliver(feed, batch).await;
                 feed.served.set(batch.next());
             }
+        }
+        if let Some(since) = since {
+            self.app.metrics.latency.delivery.observe(since);
         }
         // Those that came meanwhile count as well: the log must keep what any of them has yet to read.
         let topics = self.topics.borrow();
@@ -194,6 +202,7 @@ impl Shard {
         let metrics = &self.app.metrics;
         metrics.messages_out.inc_by(delivered * batch.len() as u64);
         metrics.writes.inc_by(delivered);
+        metrics.bytes_out.inc_by(self.written.take());
     }
 
     /// Looks through the connections for those that are silent, for as long as the thread lives.
@@ -202,10 +211,13 @@ impl Shard {
         loop {
             ticks.tick().await;
             self.now.set(self.now.get() + SWEEP.as_secs() as u32);
+            let mut sample = Sample::default();
             for (_, connection) in self.connections.borrow().iter() {
                 connection.look(self.now.get());
+                connection.count_in(&mut sample);
             }
-            self.app.metrics.set_connections(self.index, self.len());
+            self.app.metrics.set_sample(self.index, sample);
+            self.app.metrics.bytes_out.inc_by(self.written.take());
         }
     }
 

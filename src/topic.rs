@@ -1,7 +1,7 @@
 //! One channel as this instance sees it: its log, how far its order is proved, and how far each shard has read.
 //! Shared by the hub, which appends, and the shards, which read. It knows neither sockets nor encodings.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -11,6 +11,7 @@ use crate::broker::{From, Page, Tail};
 use crate::channel::ChannelName;
 use crate::log::{Bounds, Found, Log};
 use crate::message::{Entry, Message, Position};
+use crate::metrics::latency::Moment;
 use crate::rules::Rule;
 use crate::sequence::{Next, Sequencer};
 
@@ -59,8 +60,8 @@ pub struct Topic {
     pub id: u64,
     state: Mutex<State>,
     ready: Notify,
-    /// Per shard: whether it knows already that there is something to read.
-    marks: Box<[AtomicBool]>,
+    /// Per shard: since when it has known that there is something to read; 0 where it does not.
+    marks: Box<[AtomicU64]>,
     /// What all topics' logs weigh, in bytes; each adds its own.
     total: Arc<AtomicUsize>,
     /// A page of history that several readers share.
@@ -103,7 +104,7 @@ impl Topic {
             subscribers: 0,
             idle_since: Some(Instant::now()),
         };
-        let marks = (0..shards).map(|_| AtomicBool::new(false)).collect();
+        let marks = (0..shards).map(|_| AtomicU64::new(0)).collect();
         let shared_page = tokio::sync::Mutex::new(None);
         Self { channel, rule, id, state: Mutex::new(state), ready: Notify::new(), marks, total, shared_page }
     }
@@ -156,19 +157,19 @@ impl Topic {
         state.log.has_room(state.needed())
     }
 
-    /// A message arrived from the broker.
-    pub(crate) fn arrive(&self, message: Message) -> Change {
-        self.change(|sequencer, out| sequencer.arrive(message, out))
+    /// A message arrived from the broker, at that time.
+    pub(crate) fn arrive(&self, message: Message, since: Moment) -> Change {
+        self.change(since, |sequencer, out| sequencer.arrive(message, out))
     }
 
     /// Something may have been missed.
     pub(crate) fn suspect(&self) -> Change {
-        self.change(|sequencer, _| sequencer.suspect())
+        self.change(Moment::now(), |sequencer, _| sequencer.suspect())
     }
 
     /// The history answered.
     pub(crate) fn checked(&self, page: Option<Page>) -> Change {
-        let change = self.change(|sequencer, out| sequencer.checked(page, out));
+        let change = self.change(Moment::now(), |sequencer, out| sequencer.checked(page, out));
         if change.next == Next::Continue {
             self.ready.notify_waiters();
         }
@@ -176,7 +177,7 @@ impl Topic {
     }
 
     /// Lets the sequencer act, appends what it delivers, and says which shards must be woken.
-    fn change(&self, act: impl FnOnce(&mut Sequencer, &mut dyn FnMut(Entry)) -> Next) -> Change {
+    fn change(&self, since: Moment, act: impl FnOnce(&mut Sequencer, &mut dyn FnMut(Entry)) -> Next) -> Change {
         let mut state = self.lock();
         let needed = state.needed();
         let State { log, sequencer, served, .. } = &mut *state;
@@ -185,13 +186,15 @@ impl Topic {
         let next = act(sequencer, &mut |entry| log.push(entry, needed));
         self.count_bytes(bytes, log.bytes());
         let dropped = sequencer.take_dropped();
-        let wake = if log.end() == before { Vec::new() } else { self.mark(served) };
+        let wake = if log.end() == before { Vec::new() } else { self.mark(served, since) };
         Change { next, dropped, wake }
     }
 
     /// Marks the topic as changed for each shard that has subscribers; returns those that did not know yet.
-    fn mark(&self, served: &[u64]) -> Vec<usize> {
-        let reads = |&shard: &usize| served[shard] != u64::MAX && !self.marks[shard].swap(true, Ordering::AcqRel);
+    fn mark(&self, served: &[u64], since: Moment) -> Vec<usize> {
+        let since = since.to_bits();
+        let mark = |shard: usize| self.marks[shard].compare_exchange(0, since, Ordering::AcqRel, Ordering::Acquire);
+        let reads = |&shard: &usize| served[shard] != u64::MAX && mark(shard).is_ok();
         (0..served.len()).filter(reads).collect()
     }
 
@@ -293,9 +296,10 @@ impl Topic {
         self.total.fetch_add(after.wrapping_sub(before), Ordering::Relaxed);
     }
 
-    /// A shard is about to read: what is appended from now on must wake it again.
-    pub fn unmark(&self, shard: usize) {
-        self.marks[shard].store(false, Ordering::Release);
+    /// A shard is about to read: what is appended from now on must wake it again. Returns when the first message came that it
+    /// was woken for.
+    pub fn unmark(&self, shard: usize) -> Option<Moment> {
+        Moment::from_bits(self.marks[shard].swap(0, Ordering::AcqRel))
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

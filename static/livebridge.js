@@ -9,7 +9,7 @@
  *
  * It keeps one WebSocket open, remembers how far each channel was read and resumes from there after a
  * disconnect, so that nothing is lost or seen twice. Where that can't be had, it says so with a `gap`.
- * What goes over the wire is described in docs/protocol.md.
+ * What goes over the wire is described in docs/protocol.md, who may do what in docs/access.md.
  *
  * @typedef {{channel: string, data: any, key?: string, removed: boolean, past: boolean, epoch?: string, offset?: number}}
  *   Message  `data`: the parsed JSON, a string where the payload is not JSON, a `Uint8Array` where it is not text.
@@ -32,6 +32,7 @@ const PUBLISH_RETRIES = 3;
 
 /** Close codes; the table with their reasons is in docs/protocol.md. */
 const RESTARTING = 1012;
+const TOKEN_EXPIRED = 4003;
 /** The same again would end the same way: protocol error, invalid UTF-8, publish refused, too big. */
 const FINAL = new Set([1002, 1007, 1008, 1009]);
 
@@ -42,6 +43,8 @@ const FINAL = new Set([1002, 1007, 1008, 1009]);
  * @param {string[]} options.channels  what to listen to, in order
  * @param {string | URL} [options.url]  where livebridge is; default: where this module came from, else the page's origin
  * @param {number} [options.last]  begin with the last N messages of each channel
+ * @param {string | (() => string | Promise<string>)} [options.token]  shown at every connect and publish; a function is
+ *   asked anew before each, so that it can fetch a fresh one from your backend
  * @returns {Feed}
  */
 export function connect(options) {
@@ -79,12 +82,13 @@ export class Feed extends EventTarget {
   /** The name of the instance that this feed is, or was last, connected to. */
   instance = "";
 
-  constructor({ channels, url, last } = {}) {
+  constructor({ channels, url, last, token } = {}) {
     super();
     if (!Array.isArray(channels) || channels.length === 0) throw new TypeError("connect needs channels: [name, …]");
     this.#channels = [...new Set(channels)];
     this.#base = baseUrl(url);
     this.#last = last;
+    this.#token = token;
     globalThis.addEventListener?.("offline", this.#onOffline);
     globalThis.addEventListener?.("online", this.#onOnline);
     queueMicrotask(() => this.state === "connecting" && this.#open());
@@ -121,6 +125,8 @@ export class Feed extends EventTarget {
     for (let attempt = 0; ; attempt++) {
       let failure, retryAfterMs;
       try {
+        const token = await this.#freshToken();
+        if (token) headers.Authorization = `Bearer ${token}`;
         const signal = AbortSignal.timeout(PATIENCE_MS);
         const answer = await fetch(this.#address("publish", pairs), { method: "POST", headers, body, signal });
         if (answer.ok) return (await answer.json()).messages[0];
@@ -151,6 +157,9 @@ export class Feed extends EventTarget {
   #channels;
   #base;
   #last;
+  #token;
+  /** Counts the attempts to connect, and their ends: a token that comes too late is for none of them. */
+  #turn = 0;
   /** Channel → `EPOCH:OFFSET`, where the next connection resumes. */
   #positions = new Map();
   /** Channel → the newest offset at the time of joining. */
@@ -170,20 +179,33 @@ export class Feed extends EventTarget {
     this.#open();
   };
 
-  #open() {
+  async #open() {
     this.#drop();
-    let socket;
+    const turn = ++this.#turn;
+    let token, url, socket;
+    this.#timer = setTimeout(() => this.#lost(0, `no welcome within ${PATIENCE_MS / 1000} s`, url), PATIENCE_MS);
+    this.#enter("connecting");
     try {
-      socket = new WebSocket(this.#subscription().replace(/^http/, "ws"));
+      token = this.#token && (await this.#freshToken());
+    } catch (error) {
+      if (turn === this.#turn) this.#lost(0, `no token: ${error.message}`);
+      return;
+    }
+    if (turn !== this.#turn) return; // closed, lost or opened anew meanwhile
+    url = this.#subscription(token);
+    try {
+      socket = new WebSocket(url.replace(/^http/, "ws"));
     } catch (error) {
       return this.#end(error.message); // a URL that the browser refuses, such as ws: from an https: page
     }
     this.#socket = socket;
-    this.#timer = setTimeout(() => this.#lost(0, `no welcome within ${PATIENCE_MS / 1000} s`), PATIENCE_MS);
     // A socket that was dropped may still speak; only the current one is heard.
     socket.onmessage = ({ data }) => socket === this.#socket && this.#receive(data);
-    socket.onclose = ({ code, reason }) => socket === this.#socket && this.#lost(code, reason);
-    this.#enter("connecting");
+    socket.onclose = ({ code, reason }) => socket === this.#socket && this.#lost(code, reason, url);
+  }
+
+  async #freshToken() {
+    return typeof this.#token === "function" ? this.#token() : this.#token;
   }
 
   #receive(frame) {
@@ -221,27 +243,33 @@ export class Feed extends EventTarget {
     if (epoch !== undefined && offset !== undefined) this.#positions.set(channel, `${epoch}:${offset}`);
   }
 
-  #lost(code, reason) {
+  #lost(code, reason, url) {
     const wasOpen = this.state === "open";
     this.#drop();
-    if (FINAL.has(code)) return this.#end(reason || `the server closed with code ${code}`);
+    // The same token again would be refused.
+    const final = FINAL.has(code) || (code === TOKEN_EXPIRED && typeof this.#token !== "function");
+    if (final) return this.#end(reason || `the server closed with code ${code}`);
     if (wasOpen && Date.now() - this.#openedAt > STABLE_AFTER_MS) this.#attempt = 0;
-    const retryInMs = Math.round(code === RESTARTING ? Math.random() * RESTART_SPREAD_MS : backoff(this.#attempt++));
+    const soon = code === RESTARTING || code === TOKEN_EXPIRED;
+    const retryInMs = Math.round(soon ? Math.random() * RESTART_SPREAD_MS : backoff(this.#attempt++));
     this.#timer = setTimeout(() => this.#open(), retryInMs);
     this.#enter("waiting", { retryInMs, reason: reason || "the connection was lost" });
-    if (!wasOpen && this.#attempt === 1) this.#askWhy();
+    if (url && !wasOpen && this.#attempt === 1) this.#askWhy(url);
   }
 
   /** A browser hides why a handshake failed; the same request without the upgrade tells: 426 if nothing else is wrong. */
-  async #askWhy() {
-    const answer = await fetch(this.#subscription()).catch(() => null);
-    if (answer?.status !== 400) return;
+  async #askWhy(url) {
+    const answer = await fetch(url).catch(() => null);
+    // A function may have a better token the next time.
+    const final = typeof this.#token === "function" ? [400, 403] : [400, 401, 403];
+    if (!final.includes(answer?.status)) return;
     const { message } = await refusal(answer);
     if (this.state !== "open") this.#end(message);
   }
 
   #drop() {
     clearTimeout(this.#timer);
+    this.#turn++;
     const socket = this.#socket;
     this.#socket = null;
     socket?.close();
@@ -255,13 +283,14 @@ export class Feed extends EventTarget {
     this.#enter("closed", { reason });
   }
 
-  #subscription() {
+  #subscription(token) {
     const pairs = this.#channels.map((channel) => ["channel", channel]);
     if (this.#positions.size > 0) {
       pairs.push(["since", this.#channels.map((channel) => this.#positions.get(channel) ?? "").join(",")]);
     } else if (this.#last !== undefined) {
       pairs.push(["last", this.#last]);
     }
+    if (token) pairs.push(["token", token]); // a page can set no header on a WebSocket
     return this.#address("ws", [...pairs, ["format", "json"]]);
   }
 

@@ -1,10 +1,12 @@
 //! The Redis broker: any number of instances on one Redis relay the same. Publishing and history are atomic calls of
 //! `functions.lua`; what is published is heard on one supervised connection.
 
+pub mod check;
 mod commands;
 mod connection;
 mod ear;
 mod gather;
+mod judge;
 mod library;
 mod line;
 mod note;
@@ -52,7 +54,7 @@ impl RedisBroker {
         metrics: Arc<Metrics>,
     ) -> Result<Self, UrlError> {
         let address = Address::parse(url).map_err(UrlError)?;
-        let commands = Arc::new(Commands::new(address.clone(), rules));
+        let commands = Arc::new(Commands::new(address.clone(), rules, metrics.clone()));
         let subscriber = Arc::new(Subscriber::new(instance, intake, metrics));
         tokio::spawn(subscriber.clone().supervise(address, commands.clone()));
         let gather = Arc::new(Gather::default());

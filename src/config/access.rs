@@ -42,7 +42,7 @@ pub struct AccessArgs {
     #[arg(long, env = "LIVEBRIDGE_TOKEN_LEEWAY_SECONDS", default_value_t = 30, value_name = "SECONDS",
           value_parser = clap::value_parser!(u32).range(0..=600))]
     pub token_leeway_seconds: u32,
-    /// The cookie that may hold a token, for pages of this origin or of an --allowed-origin.
+    /// The cookie that may hold a token, for pages of the same or of a listed origin.
     #[arg(long, env = "LIVEBRIDGE_TOKEN_COOKIE", value_name = "NAME")]
     pub token_cookie: Option<String>,
     /// Whose pages may connect, such as https://app.example.com; may repeat; * for any [default: the same origin].

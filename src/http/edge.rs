@@ -23,6 +23,7 @@ use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, watch};
 use tokio::task::spawn_local;
+use tracing::{Instrument, Span};
 use warp::filters::BoxedFilter;
 use warp::reply::Response;
 
@@ -31,6 +32,7 @@ use super::credentials;
 use super::error::ApiError;
 use super::routes::subscribes;
 use super::subscribe::{Subscription, Takeover, Transport};
+use super::visit::{Ids, Visit};
 use super::{forwarded, strict};
 use crate::accept::Arrival;
 use crate::address::ClientAddress;
@@ -49,8 +51,8 @@ const HEAD_LINES: usize = 64;
 /// How long, while draining, a connection that has not asked anything yet is waited for.
 const FIRST_REQUEST_GRACE: Duration = Duration::from_secs(1);
 
-/// A response's head, and the subscription that follows it.
-type Handover = (http::response::Parts, Subscription);
+/// A response's head, the subscription that follows it, and what names it in the log.
+type Handover = (http::response::Parts, Subscription, Span);
 
 /// A connection while it speaks HTTP.
 struct Edge {
@@ -58,6 +60,7 @@ struct Edge {
     shard: Rc<Shard>,
     admitted: RefCell<Option<Admitted>>,
     handover: RefCell<Option<Handover>>,
+    ids: Ids,
     /// A request came.
     asked: Notify,
     /// When the last request was answered, by the shard's clock; `None` before, and while there is another.
@@ -82,6 +85,7 @@ pub async fn serve(
         shard,
         admitted: RefCell::new(Some(admitted)),
         handover: RefCell::default(),
+        ids: Ids::new(),
         asked: Notify::new(),
         answered: Cell::new(None),
     });
@@ -134,26 +138,31 @@ impl Edge {
     {
         self.asked.notify_one();
         self.answered.set(None);
-        if let Err(error) = strict::check(&mut request) {
-            return error.into_response();
-        }
         let app = &self.shard.app;
         let client = forwarded::client_address(app.admission.proxies(), self.peer.ip(), request.headers());
+        let visit = Visit::begin(&self.ids, &request, client.address);
+        if let Err(error) = strict::check(&mut request) {
+            return visit.answered(app, error.into_response());
+        }
         let asker = credentials::asker(&app.access, request.headers());
         let reply = cors::Reply::new(app.access.origins(), asker.page, request.headers());
         // Who connects directly was counted at the door.
         let counted = client.proxied && subscribes(request.uri().path());
         if counted && let Err(refusal) = self.claim(client) {
-            return reply.finish(ApiError::from(refusal).into_response());
+            return visit.answered(app, reply.finish(ApiError::from(refusal).into_response()));
         }
         let preflight = reply.preflight(app.access.origins(), request.method(), request.headers());
         request.extensions_mut().insert(asker);
         let response = match preflight {
             Some(response) => response,
-            None => reply.finish(routes.call(request).await.unwrap_or_else(|never: Infallible| match never {})),
+            None => {
+                let routed = routes.call(request).instrument(visit.span()).await;
+                reply.finish(routed.unwrap_or_else(|never: Infallible| match never {}))
+            }
         };
+        let response = visit.answered(app, response);
         if let Some(subscription) = response.extensions().get::<Takeover>().and_then(Takeover::take) {
-            *self.handover.borrow_mut() = Some((response.into_parts().0, subscription));
+            *self.handover.borrow_mut() = Some((response.into_parts().0, subscription, visit.span()));
             // hyper must not answer: the session does, on the bare socket.
             pending::<()>().await;
             unreachable!("pending() never ends");
@@ -186,10 +195,11 @@ impl Edge {
         match ended {
             Ended::TakenOver => {
                 let (handover, admitted) = (self.handover.take(), self.admitted.take());
-                if let (Some((head, subscription)), Some(admitted)) = (handover, admitted) {
+                if let (Some((head, subscription, span)), Some(admitted)) = (handover, admitted) {
                     // The copy lets go of hyper's read buffer, which is much larger than what is left in it.
                     let early = Bytes::copy_from_slice(&read);
                     drop(read);
+                    let _named = span.entered();
                     subscribe(stream, &head, subscription, (self.shard.clone(), admitted), early);
                 }
                 return;
@@ -226,16 +236,27 @@ fn subscribe(
 ) {
     let Subscription { dialect, transport, channels, permit } = subscription;
     let session = Session::new(dialect, channels, write_head(head), &shard.app.instance);
+    session.topics().for_each(|topic| tracing::debug!(channel = %topic.channel, "subscribed"));
     let limit = shard.app.limits.message_bytes;
     match transport {
         Transport::WebSocket => {
             let connection = Connection::new(stream, session, shard, admitted, permit, true);
-            spawn_local(connection.drive(early, Frames::new(limit)));
+            spawn(connection.drive(early, Frames::new(limit)));
         }
         Transport::Sse => {
             let connection = Connection::new(stream, session, shard, admitted, permit, false);
-            spawn_local(connection.drive(early, Silent));
+            spawn(connection.drive(early, Silent));
         }
+    }
+}
+
+/// Starts a task that says in the log what it is about; where nothing of it is logged, without the memory for that.
+fn spawn(drive: impl Future<Output = ()> + 'static) {
+    let span = Span::current();
+    if span.is_disabled() {
+        spawn_local(drive);
+    } else {
+        spawn_local(drive.instrument(span));
     }
 }
 

@@ -26,6 +26,13 @@ pub struct ApiError {
     pub retry_after: Option<u16>,
 }
 
+/// What was wrong, beside the answer that says so: for the log.
+#[derive(Clone, Debug)]
+pub(super) struct Problem {
+    pub(super) code: &'static str,
+    pub(super) message: String,
+}
+
 /// After how many seconds to try again what failed for the broker's sake.
 const RETRY_AFTER_SECONDS: u16 = 1;
 
@@ -59,6 +66,7 @@ impl ApiError {
         if self.status == StatusCode::UNAUTHORIZED {
             response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
+        response.extensions_mut().insert(Problem { code: self.code, message: self.message });
         response
     }
 }

@@ -15,6 +15,7 @@ use super::{assets, history, publish, subscribe};
 use crate::access::Asker;
 use crate::app::App;
 use crate::broker::Health;
+use crate::metrics::text::Format;
 
 /// All requests and their answers.
 pub fn routes(app: Arc<App>) -> BoxedFilter<(Response,)> {
@@ -54,7 +55,11 @@ pub fn routes(app: Arc<App>) -> BoxedFilter<(Response,)> {
         .then(|name, app, query, asker| history::messages(app, name, query, asker));
     let healthz = warp::path!("healthz").and(get_or_head()).and(with_app.clone()).map(|app: Arc<App>| healthz(&app));
     let readyz = warp::path!("readyz").and(get_or_head()).and(with_app.clone()).map(|app: Arc<App>| readyz(&app));
-    let metrics = warp::path!("metrics").and(warp::get()).and(with_app).map(|app: Arc<App>| metrics(&app));
+    let metrics = warp::path!("metrics")
+        .and(warp::get())
+        .and(with_app)
+        .and(warp::header::optional("accept"))
+        .map(|app: Arc<App>, accept: Option<String>| metrics(&app, accept.as_deref()));
     let files = get_or_head()
         .and(warp::path::tail())
         .and_then(async |path: warp::path::Tail| assets::find(path.as_str()).ok_or_else(warp::reject::not_found));
@@ -124,11 +129,11 @@ fn readyz(app: &App) -> Response {
     json_response(status, &json!({"status": text, "instance": app.instance}))
 }
 
-fn metrics(app: &App) -> Response {
+fn metrics(app: &App, accept: Option<&str>) -> Response {
+    let format = Format::accepted(accept);
     let up = app.hub.broker().health() == Health::Up;
-    let mut response = Response::new(app.metrics.render(app.hub.channels(), app.hub.log_bytes(), up).into());
-    let kind = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
-    response.headers_mut().insert(CONTENT_TYPE, kind);
+    let mut response = Response::new(app.metrics.render(format, app.hub.channels(), app.hub.log_bytes(), up).into());
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(format.content_type()));
     response
 }
 

@@ -21,6 +21,7 @@ use crate::backoff::Backoff;
 use crate::batch::Batch;
 use crate::broker::{BrokerError, From, Page, Publication};
 use crate::close::{Close, Code};
+use crate::metrics::sample::Sample;
 use crate::session::{Session, Waits};
 use crate::shard::Shard;
 use crate::topic::Topic;
@@ -158,7 +159,9 @@ impl Connection {
         self.run(early, &mut inbound).await;
         self.shard.unregister(&registration);
         let close = self.session.borrow().ending().cloned();
-        self.shard.app.metrics.count_close(close.as_ref().map_or(Code::Gone, |close| close.code));
+        let code = close.as_ref().map_or(Code::Gone, |close| close.code);
+        self.shard.app.metrics.count_close(code);
+        tracing::debug!(reason = code.name(), "a subscriber has gone");
         if close.is_some() && !self.dead.get() {
             // On the heap: every idle connection would carry its size.
             Box::pin(self.say_goodbye()).await;
@@ -249,7 +252,21 @@ impl Connection {
 
     /// Writes what the socket takes now. Never waits.
     fn write(&self, bytes: &[u8]) -> io::Result<usize> {
-        self.stream.try_write(bytes)
+        let written = self.stream.try_write(bytes)?;
+        self.shard.written.set(self.shard.written.get() + written as u64);
+        Ok(written)
+    }
+
+    /// Adds itself to what its thread has.
+    pub(crate) fn count_in(&self, sample: &mut Sample) {
+        let session = self.session.borrow();
+        let transport = if self.answers_heartbeats { &mut sample.websockets } else { &mut sample.event_streams };
+        *transport += 1;
+        sample.subscriptions += session.topics().count();
+        if let Some(backlog) = session.backlog() {
+            sample.behind += 1;
+            sample.backlog = sample.backlog.max(backlog);
+        }
     }
 
     /// The fan-out has a batch for one of the channels.
@@ -398,6 +415,7 @@ impl Connection {
 
     /// Tells the client that it was not published, or closes it where the dialect has no words for that.
     fn tell(&self, code: &str, message: String, otherwise: Code) {
+        tracing::debug!(reason = code, "a frame was not published");
         let mut told = false;
         self.session.borrow_mut().post(|dialect, out| told = dialect.publish_error(code, &message, out));
         if !told {

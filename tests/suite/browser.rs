@@ -10,6 +10,7 @@ use serde_json::json;
 use crate::support::browser::{Browser, ENTER, Window};
 use crate::support::instance::{Instance, Options};
 use crate::support::redis::Redis;
+use crate::support::tokens::{SECRET, Signer, at};
 
 /// What the page says of its connection.
 const STATE: &str = "document.getElementById('connection').dataset.state";
@@ -348,4 +349,49 @@ async fn the_scripts_of_the_readme_work_as_they_stand() {
     instance.publish("live", "hello").await;
     window.until("seen.filter((line) => line === '[\"hello\"]').length === 2").await;
     window.until("seen.includes('[\"B4\",{\"value\":42}]')").await;
+}
+
+#[tokio::test]
+async fn the_browser_client_comes_back_with_a_fresh_token_and_misses_nothing() {
+    let options = Options::default().env("LIVEBRIDGE_TOKEN_SECRET", SECRET).flag("--token-leeway-seconds 0");
+    let instance = options.start().await;
+    let browser = Browser::start().await;
+    let window = browser.open(&instance).await;
+    let token = |seconds| {
+        let allowed = json!({ "subscribe": ["a"], "publish": ["a"] });
+        Signer::shared(SECRET).sign(&json!({ "exp": at(seconds), "livebridge": allowed }))
+    };
+    // The second that it asks for is stale: it asks for another.
+    let tokens = json!([token(4), token(-60), token(600)]);
+    let script = format!(
+        "import('/livebridge.js').then(({{ connect }}) => {{
+            const tokens = {tokens};
+            window.seen = [], window.reasons = [];
+            window.feed = connect({{ channels: ['a'], token: async () => tokens.length > 1 ? tokens.shift() : tokens[0] }});
+            feed.on('message', ({{ data }}) => seen.push(data));
+            feed.on('state', ({{ reason }}) => reason && reasons.push(reason));
+        }})"
+    );
+    window.eval(&script).await;
+    window.until("feed.state === 'open'").await;
+    let publish = async |data: &str| {
+        let headers = [("authorization", &*format!("Bearer {}", token(600)))];
+        assert_eq!(instance.post_with("/publish?channel=a", &headers, data.to_owned()).await.0, 200);
+    };
+    publish("1").await;
+    window.until("seen.length === 1").await;
+    window.until("reasons.some((reason) => reason.startsWith('token_expired'))").await;
+    publish("2").await;
+    window.until("JSON.stringify(seen) === '[1,2]'").await;
+    // Publishing shows the token as well.
+    window.eval("feed.publish(3)").await;
+    window.until("JSON.stringify(seen) === '[1,2,3]'").await;
+    // A token that can't be exchanged ends it, with the server's own reason.
+    window
+        .eval(&format!(
+            "import('/livebridge.js').then(({{ connect }}) => void (window.other = connect({{ channels: ['b'], token: {} }})))",
+            json!(token(600))
+        ))
+        .await;
+    window.until("other.state === 'closed'").await;
 }

@@ -16,6 +16,9 @@
 //! * `model`: random interleavings against a simple model
 //! * `documents`: what openapi.json and the pages of docs/ name, against what there is
 //! * `readme`: what the README says
+//! * `check`: what is wrong with a Redis is found
+//! * `insight`: what the operator sees: metrics, dashboard, alerts
+//! * `logs`: what is logged, and what is not
 //! * `cost`: what a delivery and a connection may cost
 //! * `codec`: the WebSocket codec against tungstenite
 //! * `browser`: the demo in a real Chromium
@@ -27,6 +30,7 @@
 mod access;
 mod attacks;
 mod browser;
+mod check;
 mod codec;
 mod contract;
 mod cost;
@@ -36,8 +40,10 @@ mod faults;
 mod history;
 mod hostile;
 mod http;
+mod insight;
 mod keyed;
 mod limits;
+mod logs;
 mod model;
 mod origins;
 mod outages;

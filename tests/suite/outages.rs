@@ -333,3 +333,14 @@ async fn a_connection_that_looks_alive_and_is_deaf_is_replaced() {
     deaf.publish(&channel, "heard again").await;
     assert_eq!(socket.text().await, "heard again");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instance_comes_back_to_a_redis_that_is_full() {
+    let redis = Redis::start().await;
+    let instance = Options::redis(&redis).start().await;
+    redis.cli(&["CONFIG", "SET", "maxmemory", "1"]);
+    redis.cli(&["CLIENT", "KILL", "TYPE", "pubsub"]);
+    redis.cli(&["CLIENT", "KILL", "TYPE", "normal"]);
+    until("had again", || async { instance.metric("livebridge_broker_reconnects_total").await == 1.0 }).await;
+    until_ready(&instance, true).await;
+}

@@ -70,7 +70,9 @@ fn the_table_of_settings_is_that_of_the_program() {
     for flag in flags.filter(|flag| !["help", "version"].contains(flag)) {
         let row = table.iter().find(|row| row.starts_with(&format!("| `--{flag}` |")));
         let row = row.unwrap_or_else(|| panic!("--{flag} is not in the README's table"));
-        let after = &help[help.find(&format!("--{flag} ")).unwrap()..];
+        // A switch has no value, so that its line ends there.
+        let at = help.find(&format!("--{flag} ")).or_else(|| help.find(&format!("--{flag}\n"))).unwrap();
+        let after = &help[at..];
         // Long descriptions are wrapped.
         let described = after.split("\n      --").next().unwrap().split_whitespace().collect::<Vec<_>>().join(" ");
         let variable = described.split("[env: ").nth(1).unwrap().split(['=', ']']).next().unwrap();

@@ -12,6 +12,8 @@ use super::library::{Library, is_missing};
 use crate::broker::{BrokerError, From, PAGE_BYTES, PAGE_MESSAGES, Page, Publication, Tail};
 use crate::channel::ChannelName;
 use crate::message::{Gap, GapReason, Message, Position};
+use crate::metrics::Metrics;
+use crate::metrics::latency::Moment;
 use crate::rules::Rules;
 
 /// What publishes and reads.
@@ -19,12 +21,13 @@ pub(super) struct Commands {
     address: Address,
     library: Library,
     rules: Arc<Rules>,
+    metrics: Arc<Metrics>,
     connection: Mutex<Option<MultiplexedConnection>>,
 }
 
 impl Commands {
-    pub(super) fn new(address: Address, rules: Arc<Rules>) -> Self {
-        Self { address, library: Library::new(&rules), rules, connection: Mutex::new(None) }
+    pub(super) fn new(address: Address, rules: Arc<Rules>, metrics: Arc<Metrics>) -> Self {
+        Self { address, library: Library::new(&rules), rules, metrics, connection: Mutex::new(None) }
     }
 
     /// A handle on the shared connection, opened and furnished with the library if need be.
@@ -47,8 +50,9 @@ impl Commands {
     /// Sends one small message, as the canary does.
     pub(super) async fn publish_plain(&self, channel: &str, payload: &str) -> RedisResult<()> {
         let mut connection = self.connection().await?;
+        let asked = Moment::now();
         let sent = redis::cmd("PUBLISH").arg(channel).arg(payload).exec_async(&mut connection).await;
-        self.judge(sent).await
+        self.judge(asked, sent).await
     }
 
     /// Publishes a batch in one round trip.
@@ -75,6 +79,7 @@ impl Commands {
     /// The server's answers, each a value or a refusal; an error if it did not answer.
     async fn send(&self, batch: &[Publication]) -> RedisResult<Vec<RedisResult<Value>>> {
         let mut connection = self.connection().await?;
+        let asked = Moment::now();
         let answers = if let [publication] = batch {
             match connection.send_packed_command(&self.publish_command(publication)).await {
                 Err(error) if !is_answer(&error) => Err(error),
@@ -88,7 +93,7 @@ impl Commands {
             let answers = connection.send_packed_commands(&pipeline, 0, batch.len()).await;
             answers.map(|answers| answers.into_iter().map(Value::extract_error).collect())
         };
-        self.judge(answers).await
+        self.judge(asked, answers).await
     }
 
     fn publish_command(&self, publication: &Publication) -> Cmd {
@@ -147,16 +152,17 @@ impl Commands {
                 command.arg("delivered").arg(position.epoch).arg(position.offset).arg(stamp)
             }
         };
+        let asked = Moment::now();
         let answer = command.query_async(&mut connection).await;
-        self.judge(answer).await
+        self.judge(asked, answer).await
     }
 
-    /// Gives up the connection if the error says that it is of no more use.
-    async fn judge<T>(&self, answer: RedisResult<T>) -> RedisResult<T> {
-        if let Err(error) = &answer
-            && !is_answer(error)
-        {
+    /// Counts how long an answer took, or gives up the connection if the error says that it is of no more use.
+    async fn judge<T>(&self, asked: Moment, answer: RedisResult<T>) -> RedisResult<T> {
+        if answer.as_ref().is_err_and(|error| !is_answer(error)) {
             self.disconnect().await;
+        } else {
+            self.metrics.latency.redis_round_trip.observe(asked);
         }
         answer
     }
@@ -181,16 +187,22 @@ fn receipt(answer: RedisResult<Value>) -> Result<Option<Position>, BrokerError> 
 
 /// What a refusal or failure of Redis means to a publisher or reader.
 fn broker_error(error: &RedisError) -> BrokerError {
+    let why = || without_arguments(&error.to_string()).to_owned();
     match error.code() {
-        _ if !is_answer(error) => BrokerError::Unavailable(error.to_string()),
+        _ if !is_answer(error) => BrokerError::Unavailable(why()),
         Some("LIVEBRIDGE_NOT_KEYED") => BrokerError::NotKeyed,
         Some("LIVEBRIDGE_FULL") => BrokerError::KeyedChannelFull(error.detail().unwrap_or("at its bound").into()),
         // These pass: the server is loading, busy with a script, or no master at the moment.
         Some("LOADING" | "BUSY" | "READONLY" | "MASTERDOWN" | "CLUSTERDOWN" | "TRYAGAIN") => {
-            BrokerError::Unavailable(error.to_string())
+            BrokerError::Unavailable(why())
         }
-        _ => BrokerError::Refused(error.to_string()),
+        _ => BrokerError::Refused(why()),
     }
+}
+
+/// To a command that it does not know, Redis repeats what it was given: a payload, which must not get into a log.
+fn without_arguments(error: &str) -> &str {
+    error.split(", with args beginning with").next().unwrap_or_default()
 }
 
 fn page(answer: Vec<Value>) -> Result<Option<Page>, BrokerError> {
@@ -255,5 +267,14 @@ fn bytes(value: Value) -> Option<Bytes> {
         Value::SimpleString(text) => Some(text.into()),
         Value::Int(number) => Some(number.to_string().into()),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn what_redis_repeats_of_a_command_is_left_out() {
+        let error = "An error was signalled by the server - ResponseError: unknown command 'EVALSHA', with args beginning with: 'secret' ";
+        assert!(super::without_arguments(error).ends_with("unknown command 'EVALSHA'"));
     }
 }

@@ -64,6 +64,11 @@ impl Address {
         }
     }
 
+    /// Where Redis is, to people: without user and password.
+    pub(super) fn place(&self) -> String {
+        self.info().addr().to_string()
+    }
+
     /// Who we are to Redis.
     pub(super) fn credentials(&self) -> &RedisConnectionInfo {
         self.info().redis_settings()

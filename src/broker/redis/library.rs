@@ -1,17 +1,35 @@
 //! Brings `functions.lua` into Redis and names how to call it: as a library of Redis Functions, or, where those are
 //! forbidden or unknown, as a script that travels with a hash.
 
+use std::collections::HashMap;
 use std::fmt::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use redis::aio::MultiplexedConnection;
-use redis::{Cmd, RedisError, RedisResult};
+use redis::{Cmd, RedisError, RedisResult, Value};
 
 use crate::rules::{Pattern, Rule, Rules};
 
 const SOURCE: &str = include_str!("functions.lua");
 const NAME: &str = "livebridge";
+/// Of the functions' arguments and answers, the notes and the keys. Who changes them raises it, and answers what instances of the
+/// format before ask: while a fleet is renewed, both run on one Redis.
+const FORMAT: u32 = 1;
+const FORMAT_LINE: &str = "-- format ";
 const FUNCTIONS: [&str; 2] = ["publish", "read"];
+
+/// Which functions are in Redis.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Held {
+    /// None.
+    Nothing,
+    /// These.
+    Same,
+    /// Those of another version or with other rules.
+    Other,
+    /// Those of a later format. They answer these calls as well, and must stay for those who need them.
+    Newer,
+}
 
 /// The server-side code, with this instance's rules put into it.
 pub(super) struct Library {
@@ -24,7 +42,7 @@ pub(super) struct Library {
 impl Library {
     pub(super) fn new(rules: &Rules) -> Self {
         let body = format!("{}{SOURCE}", rules_in_lua(rules));
-        let mut function_source = format!("#!lua name={NAME}\n{body}\n");
+        let mut function_source = format!("#!lua name={NAME}\n{FORMAT_LINE}{FORMAT}\n{body}\n");
         let mut script_source = body;
         script_source.push_str("\nlocal call = table.remove(ARGV, 1)\n");
         for function in FUNCTIONS {
@@ -36,8 +54,35 @@ impl Library {
         Self { function_source, script_source, script_hash, use_script: AtomicBool::new(false) }
     }
 
+    /// Which functions are in Redis.
+    pub(super) async fn held(&self, connection: &mut MultiplexedConnection) -> RedisResult<Held> {
+        let mut command = redis::cmd("FUNCTION");
+        let libraries: Vec<HashMap<String, Value>> =
+            command.arg("LIST").arg("LIBRARYNAME").arg(NAME).arg("WITHCODE").query_async(connection).await?;
+        let Some(Value::BulkString(code)) = libraries.first().and_then(|library| library.get("library_code")) else {
+            return Ok(Held::Nothing);
+        };
+        Ok(match format_of(code) {
+            _ if code == self.function_source.as_bytes() => Held::Same,
+            format if format > FORMAT => Held::Newer,
+            _ => Held::Other,
+        })
+    }
+
     /// Loads the code. Falls back to the script where functions can't be had.
     pub(super) async fn load(&self, connection: &mut MultiplexedConnection) -> RedisResult<()> {
+        // What is there already is not loaded again: a Redis that is full would refuse it.
+        match self.held(connection).await {
+            Ok(held @ (Held::Same | Held::Newer)) => {
+                if held == Held::Newer {
+                    tracing::info!("the functions in Redis are of a later version, and are used as they are");
+                }
+                self.use_script.store(false, Ordering::Relaxed);
+                return Ok(());
+            }
+            Ok(Held::Other) => tracing::info!("the functions in Redis are of another version or other rules: replaced"),
+            Ok(Held::Nothing) | Err(_) => {}
+        }
         let function: RedisResult<String> =
             redis::cmd("FUNCTION").arg("LOAD").arg("REPLACE").arg(&self.function_source).query_async(connection).await;
         let Err(error) = function else {
@@ -70,8 +115,14 @@ impl Library {
     }
 }
 
+/// The format that code says it has; 0 where it does not say.
+fn format_of(code: &[u8]) -> u32 {
+    let mut lines = code.split(|&byte| byte == b'\n').filter_map(|line| std::str::from_utf8(line).ok());
+    lines.nth(1).and_then(|line| line.strip_prefix(FORMAT_LINE)?.parse().ok()).unwrap_or(0)
+}
+
 /// Whether the server answered that it does not do this at all, rather than failing at it.
-fn is_refusal(error: &RedisError) -> bool {
+pub(super) fn is_refusal(error: &RedisError) -> bool {
     error.code() == Some("NOPERM") || error.to_string().contains("unknown")
 }
 
@@ -125,6 +176,16 @@ fn lua_pattern(pattern: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn code_says_its_format() {
+        let library = Library::new(&Rules::default());
+        assert_eq!(format_of(library.function_source.as_bytes()), FORMAT);
+        assert_eq!(
+            [format_of(b"#!lua name=x\n-- format 12\n"), format_of(b"-- format 12"), format_of(b"")],
+            [12, 0, 0]
+        );
+    }
 
     #[test]
     fn a_pattern_cannot_leave_its_quotes() {

@@ -28,6 +28,8 @@ const BEAT: Duration = Duration::from_secs(1);
 const DEAF_AFTER: u32 = 4;
 /// A connection that lived so long was a good one: the next attempt after it comes at once.
 const GOOD_AFTER: Duration = Duration::from_secs(4);
+/// Why there is no connection at first.
+const NOT_YET: &str = "not connected yet";
 /// How many channels one SUBSCRIBE names.
 const CHUNK: usize = 500;
 
@@ -65,7 +67,7 @@ impl Subscriber {
         Self {
             wanted: Mutex::default(),
             changed: Notify::new(),
-            health: Mutex::new(Health::Down("not connected yet".into())),
+            health: Mutex::new(Health::Down(NOT_YET.into())),
             intake,
             metrics,
             canary: format!("livebridge:canary:{instance}"),
@@ -180,7 +182,10 @@ impl Subscriber {
 
     fn set_up(&self, channels: usize) {
         let before = std::mem::replace(&mut *lock(&self.health), Health::Up);
-        if let Health::Down(_) = before {
+        if let Health::Down(why) = before {
+            if why != NOT_YET {
+                self.metrics.broker_reconnects.inc();
+            }
             tracing::info!(channels, "Redis answers: publishing and receiving work");
         }
     }
@@ -191,8 +196,11 @@ impl Subscriber {
             self.metrics.broker_disconnects.inc();
         }
         // One line for each outage, however many attempts it takes.
-        if before == Health::Up || before == Health::Down("not connected yet".into()) {
-            tracing::warn!(why, "Redis is unavailable: clients stay connected, publishing is refused, trying again");
+        if before == Health::Up || before == Health::Down(NOT_YET.into()) {
+            tracing::warn!(
+                error = why,
+                "Redis is unavailable: clients stay connected, publishing is refused, trying again"
+            );
         }
     }
 

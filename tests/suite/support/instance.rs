@@ -174,11 +174,11 @@ impl Instance {
         Events::connect(&self.url(&format!("/events?{query}")), None).await
     }
 
-    /// A number of `/metrics`.
+    /// A number of `/metrics`, all its labels together.
     pub async fn metric(&self, name: &str) -> f64 {
         let (_, text) = self.get("/metrics").await;
-        let line = text.lines().find(|line| line.split([' ', '{']).next() == Some(name));
-        line.and_then(|line| line.rsplit(' ').next()?.parse().ok()).unwrap_or(0.0)
+        let lines = text.lines().filter(|line| line.split([' ', '{']).next() == Some(name));
+        lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
     }
 
     /// How much was refused at a limit.

@@ -1,0 +1,168 @@
+//! Whether a Redis is fit for livebridge. Nothing is changed in it: commands that write are tried on keys that do not exist, in a
+//! form that then does nothing, or with arguments that Redis refuses after it has looked at the permission. How the settings of a
+//! server are judged is in `judge.rs`.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use redis::aio::MultiplexedConnection;
+use redis::{Cmd, RedisError, RedisResult, Value};
+use tokio::time::Instant;
+
+use super::connection::{ANSWER_TIMEOUT, Address};
+use super::judge::{self, Facts};
+use super::library::{Held, Library};
+use super::line::Line;
+use super::resp::Frame;
+use crate::check::Finding;
+use crate::rules::Rules;
+
+/// How many times a round trip is measured; the fastest counts.
+const PINGS: usize = 5;
+
+/// All that can be said about the Redis behind a URL.
+pub async fn check_redis(url: &str, rules: &Rules) -> Vec<Finding> {
+    let address = match Address::parse(url) {
+        Ok(address) => address,
+        Err(error) => {
+            let mend = "it looks like redis://user:password@host:6379/0";
+            return vec![Finding::error(format!("the Redis URL can't be understood: {}", cause(&error)), mend)];
+        }
+    };
+    let mut connection = match address.commands().await {
+        Ok(connection) => connection,
+        Err(error) => return vec![judge::unreachable(&address.place(), &cause(&error), error.code())],
+    };
+    let mut findings = vec![Finding::ok(format!("Redis answers at {}", address.place()))];
+    match ask::<String>(&mut connection, &["INFO"]).await {
+        Ok(info) => {
+            let facts = Facts::new(info, config(&mut connection).await);
+            findings.extend(judge::server(&facts));
+        }
+        Err(error) => findings.push(Finding::warning(
+            format!("Redis does not tell about itself: {}", cause(&error)),
+            "allow INFO to this user, or check version (7 or newer), eviction and persistence by hand",
+        )),
+    }
+    let channel = format!("livebridge:check:{:016x}", rand::random::<u64>());
+    findings.push(permissions(&mut connection, &channel).await);
+    findings.push(functions(&mut connection, &Library::new(rules)).await);
+    findings.push(hearing(&address, &mut connection, &channel).await);
+    findings.extend(times(&mut connection).await);
+    findings
+}
+
+async fn ask<T: redis::FromRedisValue>(connection: &mut MultiplexedConnection, words: &[&str]) -> RedisResult<T> {
+    command(words).query_async(connection).await
+}
+
+fn command(words: &[&str]) -> Cmd {
+    let mut command = Cmd::new();
+    command.arg(words);
+    command
+}
+
+/// What was wrong, in Redis' own words.
+fn cause(error: &RedisError) -> String {
+    match (error.code(), error.detail()) {
+        (Some(code), Some(detail)) => format!("{code} {detail}"),
+        _ => error.to_string(),
+    }
+}
+
+/// The settings that INFO does not tell, by name; empty where they are not told.
+async fn config(connection: &mut MultiplexedConnection) -> Option<Vec<(String, String)>> {
+    let mut settings = Vec::new();
+    for name in ["save", "client-output-buffer-limit"] {
+        let pairs: Vec<(String, String)> = ask(connection, &["CONFIG", "GET", name]).await.ok()?;
+        settings.extend(pairs);
+    }
+    Some(settings)
+}
+
+/// Tries every command that publishing and reading use, on a channel that nobody has.
+async fn permissions(connection: &mut MultiplexedConnection, channel: &str) -> Finding {
+    let key = format!("livebridge:{{{channel}}}:meta");
+    let key = key.as_str();
+    let commands: [&[&str]; 15] = [
+        &["PUBLISH", channel, ""],
+        &["TIME"],
+        &["HMGET", key, "e"],
+        &["HGET", key, "e"],
+        &["HGETALL", key],
+        &["HLEN", key],
+        &["HDEL", key, "e"],
+        // A value short: refused, but only by the command itself.
+        &["HSET", key, "e", "1", "o"],
+        &["DEL", key],
+        &["EXPIRE", key, "1"],
+        &["PEXPIRE", key, "1"],
+        &["GET", key],
+        &["SET", key, "1", "XX"],
+        &["XADD", key, "NOMKSTREAM", "*", "p", ""],
+        &["XRANGE", key, "-", "+", "COUNT", "1"],
+    ];
+    let mut lacking = Vec::new();
+    for words in commands {
+        match ask::<Value>(connection, words).await {
+            Err(error) if error.code() == Some("NOPERM") => lacking.push(words[0].to_lowercase()),
+            Err(error) if error.code().is_some_and(|code| code != "ERR") => {
+                return judge::refused(words[0], &cause(&error));
+            }
+            _ => {}
+        }
+    }
+    judge::permissions(&lacking)
+}
+
+/// Whether the functions are there, or could be loaded.
+async fn functions(connection: &mut MultiplexedConnection, library: &Library) -> Finding {
+    // Known names that lead to nothing: what is asked is whether one may.
+    let may = async |connection: &mut MultiplexedConnection, words: &[&str]| !matches!(ask::<Value>(connection, words).await, Err(error) if super::library::is_refusal(&error));
+    let held = library.held(connection).await;
+    let functions = may(connection, &["FUNCTION", "LOAD", "#!lua name=livebridge_check\n"]).await
+        && may(connection, &["FCALL", "livebridge_check", "0"]).await;
+    let scripts = may(connection, &["SCRIPT", "LOAD", "this is no Lua"]).await
+        && may(connection, &["EVALSHA", "0000000000000000000000000000000000000000", "0"]).await;
+    judge::functions(held.unwrap_or(Held::Nothing), functions, scripts)
+}
+
+/// Whether a message that is published is heard on a connection of its own.
+async fn hearing(address: &Address, connection: &mut MultiplexedConnection, channel: &str) -> Finding {
+    let heard = async {
+        let mut line = Line::open(address).await.map_err(|error| error.to_string())?;
+        line.send(&["SUBSCRIBE", channel]);
+        let (mut subscribed, mut heard) = (false, false);
+        while !heard {
+            line.exchange().await.map_err(|error| error.to_string())?;
+            let was_subscribed = subscribed;
+            let frames = line.frames(|frame| match frame {
+                Frame::Subscribed(_) => subscribed = true,
+                Frame::Message { .. } => heard = true,
+                _ => {}
+            });
+            frames.map_err(|error| error.to_string())?;
+            if subscribed && !was_subscribed {
+                ask::<Value>(connection, &["PUBLISH", channel, ""]).await.map_err(|error| cause(&error))?;
+            }
+        }
+        Ok(())
+    };
+    judge::hearing(tokio::time::timeout(ANSWER_TIMEOUT, heard).await.unwrap_or_else(|_| Err("nothing came".into())))
+}
+
+/// How far the clocks are apart, and how long an answer takes.
+async fn times(connection: &mut MultiplexedConnection) -> Vec<Finding> {
+    let mut fastest: Option<(Duration, f64)> = None;
+    for _ in 0..PINGS {
+        let asked = Instant::now();
+        let Ok((seconds, micros)) = ask::<(f64, f64)>(connection, &["TIME"]).await else { continue };
+        let took = asked.elapsed();
+        let here = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64());
+        // In between Redis looked at its clock: half a round trip ago, as far as can be told.
+        let ahead = seconds + micros / 1e6 - (here - took.as_secs_f64() / 2.0);
+        if fastest.is_none_or(|(before, _)| took < before) {
+            fastest = Some((took, ahead));
+        }
+    }
+    fastest.map_or_else(Vec::new, |(took, ahead)| vec![judge::round_trip(took), judge::clocks(ahead)])
+}

@@ -1,0 +1,234 @@
+//! What the facts about a Redis mean for livebridge: pure judgements, each with the mend. Asking is `check.rs`.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use super::library::Held;
+use crate::check::Finding;
+
+/// A clock that is further off makes ages and logs hard to compare.
+const CLOCKS_APART: f64 = 2.0;
+/// Each publish waits for this.
+const SLOW: Duration = Duration::from_millis(50);
+/// Redis' own defaults for those who subscribe, in bytes: hard, and soft.
+const PUBSUB_HARD: u64 = 32 << 20;
+const PUBSUB_SOFT: u64 = 8 << 20;
+
+/// What a server says of itself.
+pub(super) struct Facts {
+    info: HashMap<String, String>,
+    /// `None` where it may not be asked.
+    config: Option<HashMap<String, String>>,
+}
+
+impl Facts {
+    /// From the answers to INFO and CONFIG GET.
+    pub(super) fn new(info: impl AsRef<str>, config: Option<Vec<(String, String)>>) -> Self {
+        let lines = info.as_ref().lines().filter_map(|line| line.split_once(':'));
+        let info = lines.map(|(name, value)| (name.to_owned(), value.trim().to_owned())).collect();
+        Self { info, config: config.map(HashMap::from_iter) }
+    }
+
+    fn info(&self, name: &str) -> &str {
+        self.info.get(name).map_or("", String::as_str)
+    }
+}
+
+/// Redis could not be reached, or did not let us in.
+pub(super) fn unreachable(place: &str, why: &str, code: Option<&str>) -> Finding {
+    // What the client says of a refused login has no code of its own.
+    let login = ["NOAUTH", "WRONGPASS"].into_iter().any(|word| code == Some(word) || why.contains(word))
+        || why.to_lowercase().contains("authentication");
+    let mend = if login {
+        "correct user and password in the Redis URL"
+    } else {
+        "see that Redis runs there, that its `bind` and firewalls let this machine in, and that the URL is right"
+    };
+    let what = if login { "does not let this user in" } else { "can't be reached" };
+    Finding::error(format!("Redis at {place} {what}: {why}"), mend)
+}
+
+/// What a server says of itself, judged.
+pub(super) fn server(facts: &Facts) -> Vec<Finding> {
+    let mut findings = vec![version(facts.info("redis_version")), role(facts.info("role"))];
+    findings.push(memory(facts.info("maxmemory"), facts.info("maxmemory_policy")));
+    let aof = facts.info("aof_enabled") == "1";
+    match &facts.config {
+        Some(config) => {
+            let setting = |name: &str| config.get(name).map_or("", String::as_str);
+            findings.push(persistence(aof, setting("save")));
+            findings.push(output_buffer(setting("client-output-buffer-limit")));
+        }
+        None => findings.push(Finding::warning(
+            "this user may not read Redis' settings, so persistence and output buffers are not checked",
+            "allow CONFIG GET, or see that `appendonly` is on and `client-output-buffer-limit pubsub` at its default",
+        )),
+    }
+    findings
+}
+
+fn version(version: &str) -> Finding {
+    match version.split('.').next().and_then(|major| major.parse::<u32>().ok()) {
+        Some(7..) => Finding::ok(format!("Redis is of version {version}")),
+        Some(6) => Finding::warning(
+            format!("Redis {version} knows no functions, so publishers can't call `livebridge_publish`"),
+            "use Redis 7 or newer",
+        ),
+        _ => Finding::error(format!("Redis is of version {version}"), "use Redis 7 or newer"),
+    }
+}
+
+fn role(role: &str) -> Finding {
+    match role {
+        "slave" => {
+            Finding::error("this Redis is a replica: nothing can be published", "name the master in the Redis URL")
+        }
+        _ => Finding::ok("this Redis takes writes"),
+    }
+}
+
+fn memory(most: &str, policy: &str) -> Finding {
+    match (most.parse::<u64>().unwrap_or(0), policy) {
+        (0, _) => Finding::ok("Redis' memory has no bound (maxmemory 0): nothing is evicted"),
+        (_, "noeviction") => Finding::ok("a full Redis refuses messages and evicts none (noeviction)"),
+        (_, policy) => Finding::warning(
+            format!(
+                "a full Redis may evict histories and keyed values (maxmemory-policy {policy}); clients are then told of a gap"
+            ),
+            "set `maxmemory-policy noeviction`, or give livebridge a Redis of its own",
+        ),
+    }
+}
+
+fn persistence(aof: bool, save: &str) -> Finding {
+    match (aof, save) {
+        (true, _) => Finding::ok("Redis keeps its data across a restart (appendonly)"),
+        (false, "") => Finding::warning(
+            "Redis forgets everything when it restarts; clients are then told of a gap",
+            "set `appendonly yes`",
+        ),
+        (false, _) => Finding::warning(
+            "Redis writes snapshots only: a crash takes what came after the last one, and clients are told of a gap",
+            "set `appendonly yes`",
+        ),
+    }
+}
+
+/// `normal 0 0 0 slave 268435456 67108864 60 pubsub 33554432 8388608 60`
+fn output_buffer(limits: &str) -> Finding {
+    let mut words = limits.split_whitespace().skip_while(|&word| word != "pubsub").skip(1);
+    let mut bytes = || words.next().and_then(|word| word.parse::<u64>().ok()).unwrap_or(0);
+    let (hard, soft) = (bytes(), bytes());
+    let small = |limit: u64, usual: u64| limit != 0 && limit < usual;
+    if small(hard, PUBSUB_HARD) || small(soft, PUBSUB_SOFT) {
+        return Finding::warning(
+            format!(
+                "Redis cuts an instance off that is {hard} bytes behind, or {soft} for a while: a burst may do that"
+            ),
+            "set `client-output-buffer-limit pubsub 32mb 8mb 60`, the default, or more",
+        );
+    }
+    Finding::ok("the output buffer for subscribers is as large as by default, or larger")
+}
+
+/// A command was refused for a reason that has nothing to do with permissions.
+pub(super) fn refused(command: &str, why: &str) -> Finding {
+    Finding::error(format!("Redis refuses {command}: {why}"), "mend what it says")
+}
+
+/// The commands that this user may not use.
+pub(super) fn permissions(lacking: &[String]) -> Finding {
+    if lacking.is_empty() {
+        return Finding::ok("this user may use all commands that are needed");
+    }
+    Finding::error(
+        format!("this user may not use {} on livebridge's keys and channels", lacking.join(", ")),
+        format!("ACL SETUSER … +{} ~livebridge:* ~CHANNELS &*", lacking.join(" +")),
+    )
+}
+
+/// Whether the server-side code is in Redis (and whether it is this program's), or could be.
+pub(super) fn functions(held: Held, functions: bool, scripts: bool) -> Finding {
+    match (held, functions, scripts) {
+        (Held::Same, true, _) => Finding::ok("the functions are in Redis, of this version and with these rules"),
+        (Held::Newer, true, _) => Finding::warning(
+            "the functions in Redis are of a later version; they are used as they are, with the rules that they have",
+            "update this instance; if the later version is to go for good: FUNCTION DELETE livebridge",
+        ),
+        (Held::Other, true, _) => Finding::warning(
+            "the functions in Redis are of another version or have other rules; the next instance that connects puts its own in",
+            "give all instances the same version and the same rules",
+        ),
+        (Held::Nothing, true, _) => Finding::ok("the functions can be loaded"),
+        (_, false, true) => Finding::warning(
+            "this user may not load or call functions: scripts are used instead, and others can't call `livebridge_publish`",
+            "ACL SETUSER … +function +fcall, if that is wanted",
+        ),
+        (_, false, false) => Finding::error(
+            "this user may load and call neither functions nor scripts",
+            "ACL SETUSER … +function +fcall (or +script +evalsha)",
+        ),
+    }
+}
+
+/// Whether what is published was heard.
+pub(super) fn hearing(heard: Result<(), String>) -> Finding {
+    match heard {
+        Ok(()) => Finding::ok("what is published is heard"),
+        Err(why) => Finding::error(
+            format!("what is published is not heard: {why}"),
+            "allow SUBSCRIBE on all channels: ACL SETUSER … +subscribe +unsubscribe &*",
+        ),
+    }
+}
+
+/// How long an answer takes.
+pub(super) fn round_trip(took: Duration) -> Finding {
+    let what = format!("an answer of Redis takes {:.1} ms", took.as_secs_f64() * 1000.0);
+    if took < SLOW {
+        Finding::ok(what)
+    } else {
+        Finding::warning(what, "run the instances nearer to Redis: each publish waits for it")
+    }
+}
+
+/// How far Redis' clock is ahead of this machine's, in seconds.
+pub(super) fn clocks(ahead: f64) -> Finding {
+    if ahead.abs() < CLOCKS_APART {
+        return Finding::ok(format!("the clocks of Redis and this machine are {:.0} ms apart", ahead.abs() * 1000.0));
+    }
+    let way = if ahead > 0.0 { "ahead of" } else { "behind" };
+    Finding::warning(
+        format!("Redis' clock is {:.0} s {way} this machine's; the age of messages counts by Redis'", ahead.abs()),
+        "let both be set by NTP",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::check::Level;
+
+    #[test]
+    fn versions_are_judged_by_their_major_number() {
+        let judged = ["5.0.7", "6.2.1", "7.0.15", "8.2", "", "x"].map(|text| version(text).level);
+        let (ok, warning, error) = (Level::Ok, Level::Warning, Level::Error);
+        assert_eq!(judged, [error, warning, ok, ok, error, error]);
+    }
+
+    #[test]
+    fn clocks_and_round_trips_are_judged_by_how_far_they_are_off() {
+        let judged = [0.01, -0.01, 3.0, -3.0].map(|ahead| clocks(ahead).level);
+        assert_eq!(judged, [Level::Ok, Level::Ok, Level::Warning, Level::Warning]);
+        assert!(clocks(-3.4).to_string().contains("3 s behind"));
+        assert_eq!(round_trip(Duration::from_millis(60)).level, Level::Warning);
+    }
+
+    #[test]
+    fn an_output_buffer_without_a_limit_is_no_small_one() {
+        let judged =
+            ["pubsub 0 0 0", "normal 1 1 1 pubsub 33554432 8388608 60", "pubsub 1048576 0 0", "pubsub 0 1024 60"];
+        let (ok, warning) = (Level::Ok, Level::Warning);
+        assert_eq!(judged.map(|limits| output_buffer(limits).level), [ok, ok, warning, warning]);
+    }
+}

@@ -1,0 +1,104 @@
+//! `livebridge check`: says of each thing that an instance needs whether it is there, and how to mend it where it is not. What
+//! Redis says of itself is found out in `broker/redis/check.rs`.
+
+use std::fmt;
+use std::io::{self, Write};
+
+use crate::broker::redis::check::check_redis;
+use crate::config::Settings;
+
+/// Fewer descriptors are a limit that is met in production sooner than one thinks.
+const FEW_DESCRIPTORS: u64 = 4096;
+
+/// How bad it is.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Level {
+    /// As it should be.
+    Ok,
+    /// It works, but not as well, or not for ever.
+    Warning,
+    /// It does not work.
+    Error,
+}
+
+/// What was found about one thing.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Finding {
+    /// How bad it is.
+    pub level: Level,
+    what: String,
+    mend: String,
+}
+
+impl Finding {
+    /// It is as it should be.
+    pub fn ok(what: impl Into<String>) -> Self {
+        Self { level: Level::Ok, what: what.into(), mend: String::new() }
+    }
+
+    /// It works, but.
+    pub fn warning(what: impl Into<String>, mend: impl Into<String>) -> Self {
+        Self { level: Level::Warning, what: what.into(), mend: mend.into() }
+    }
+
+    /// It does not work.
+    pub fn error(what: impl Into<String>, mend: impl Into<String>) -> Self {
+        Self { level: Level::Error, what: what.into(), mend: mend.into() }
+    }
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let level = match self.level {
+            Level::Ok => "ok",
+            Level::Warning => "warning",
+            Level::Error => "error",
+        };
+        write!(out, "{level:<8} {}", self.what)?;
+        if self.mend.is_empty() { Ok(()) } else { write!(out, " — {}", self.mend) }
+    }
+}
+
+/// Checks the settings and what they name, and prints a line for each finding. Returns whether an instance would work.
+///
+/// # Errors
+/// Those of `out`.
+pub async fn run(settings: &Settings, out: &mut impl Write) -> io::Result<bool> {
+    let mut findings = vec![Finding::ok("the settings and the rules can be read"), check_descriptors()];
+    match &settings.redis_url {
+        Some(url) => findings.extend(check_redis(url, &settings.rules).await),
+        None => {
+            findings.push(Finding::ok("the embedded broker: one instance, and a history that ends with the process"))
+        }
+    }
+    for finding in &findings {
+        writeln!(out, "{finding}")?;
+    }
+    Ok(findings.iter().all(|finding| finding.level < Level::Error))
+}
+
+fn check_descriptors() -> Finding {
+    // The soft limit is raised to the hard one at start.
+    match rlimit::getrlimit(rlimit::Resource::NOFILE) {
+        Ok((_, hard)) if hard < FEW_DESCRIPTORS => Finding::warning(
+            format!("the limit of descriptors is {hard}, and each client needs one"),
+            "raise it: LimitNOFILE= of systemd, `ulimits` of Docker, `ulimit -Hn` of a shell",
+        ),
+        Ok((_, hard)) => Finding::ok(format!("the limit of descriptors is {hard}; each client needs one")),
+        Err(error) => Finding::warning(format!("the limit of descriptors is not known: {error}"), "see `ulimit -Hn`"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_finding_is_one_line_that_ends_with_the_mend() {
+        assert_eq!(Finding::ok("it is there").to_string(), "ok       it is there");
+        assert_eq!(
+            Finding::warning("it is small", "make it large").to_string(),
+            "warning  it is small — make it large"
+        );
+    }
+}

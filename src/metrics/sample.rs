@@ -1,0 +1,89 @@
+//! What is not counted as it happens but looked at: each shard says once a second what it has, and the sum of what they said last
+//! is served; what the hub and the broker have is asked when it is served.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+/// What a shard has now.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Sample {
+    /// Subscribers by WebSocket.
+    pub websockets: usize,
+    /// Subscribers by Server-Sent Events.
+    pub event_streams: usize,
+    /// The channels of all subscribers together.
+    pub subscriptions: usize,
+    /// Subscribers whose sockets are full.
+    pub behind: usize,
+    /// How many messages the one of them that is furthest behind has yet to take.
+    pub backlog: u64,
+}
+
+/// What all shards have.
+pub(super) struct Samples {
+    by_shard: Mutex<Box<[Sample]>>,
+    connections: Family<TransportLabels, Gauge>,
+    subscriptions: Gauge,
+    behind: Gauge,
+    backlog: Gauge,
+    channels: Gauge,
+    log_bytes: Gauge,
+    broker_up: Gauge,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct TransportLabels {
+    transport: &'static str,
+}
+
+impl Samples {
+    pub(super) fn register(registry: &mut Registry, shards: usize) -> Self {
+        let connections = Family::default();
+        registry.register("connections", "Connected subscribers, by transport", connections.clone());
+        let mut gauge = |name: &str, help: &str| {
+            let gauge = Gauge::default();
+            registry.register(name, help, gauge.clone());
+            gauge
+        };
+        Self {
+            by_shard: Mutex::new(vec![Sample::default(); shards].into()),
+            connections,
+            subscriptions: gauge("subscriptions", "Channels of all connected subscribers together"),
+            behind: gauge("subscribers_behind", "Subscribers that do not take what there is for them"),
+            backlog: gauge("backlog_messages", "Messages that the slowest subscriber has yet to take"),
+            channels: gauge("channels", "Channels with subscribers"),
+            log_bytes: gauge("log_bytes", "Bytes in the channels' logs"),
+            broker_up: gauge("broker_up", "Whether the broker answers"),
+        }
+    }
+
+    pub(super) fn set(&self, shard: usize, sample: Sample) {
+        self.by_shard()[shard] = sample;
+    }
+
+    /// Brings the gauges up to date.
+    pub(super) fn refresh(&self, channels: usize, log_bytes: usize, broker_up: bool) {
+        self.channels.set(channels as i64);
+        self.log_bytes.set(log_bytes as i64);
+        self.broker_up.set(i64::from(broker_up));
+        let by_shard = self.by_shard();
+        let sum = |part: fn(&Sample) -> usize| by_shard.iter().map(part).sum::<usize>() as i64;
+        for (transport, count) in
+            [("websocket", sum(|shard| shard.websockets)), ("sse", sum(|shard| shard.event_streams))]
+        {
+            self.connections.get_or_create(&TransportLabels { transport }).set(count);
+        }
+        self.subscriptions.set(sum(|shard| shard.subscriptions));
+        self.behind.set(sum(|shard| shard.behind));
+        self.backlog.set(by_shard.iter().map(|shard| shard.backlog as i64).max().unwrap_or(0));
+    }
+
+    fn by_shard(&self) -> MutexGuard<'_, Box<[Sample]>> {
+        // Whole after every line that holds it: a panic elsewhere does not spoil it.
+        self.by_shard.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

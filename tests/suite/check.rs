@@ -1,0 +1,159 @@
+//! `livebridge check`: what is wrong with a Redis is found and named, and nothing in it is changed.
+
+use std::process::Output;
+
+use crate::support::instance::{Options, command};
+use crate::support::redis::Redis;
+
+/// What the program prints about a Redis, and whether it is content.
+fn check(url: &str) -> (String, bool) {
+    let folder = tempfile::tempdir().unwrap();
+    let Output { status, stdout, stderr } =
+        command(folder.path()).args(["check", "--redis-url", url]).output().unwrap();
+    let text = String::from_utf8(stdout).unwrap();
+    assert!(
+        text.lines().all(|line| ["ok ", "warning ", "error "].iter().any(|level| line.starts_with(level))),
+        "{text}"
+    );
+    assert!(status.success() != text.contains("error  "), "the exit code says what the lines say: {text}{stderr:?}");
+    (text, status.success())
+}
+
+/// The one line that holds this.
+fn line<'a>(text: &'a str, part: &str) -> &'a str {
+    let lines: Vec<_> = text.lines().filter(|line| line.contains(part)).collect();
+    let [line] = lines[..] else { panic!("one line with {part:?}: {text}") };
+    line
+}
+
+async fn with(arguments: &[&str]) -> (Redis, String, bool) {
+    let redis = Redis::start_with(arguments).await;
+    let (text, content) = check(&redis.url());
+    (redis, text, content)
+}
+
+#[tokio::test]
+async fn a_fit_redis_is_ok_in_every_line_and_as_it_was_before() {
+    let redis = Redis::start_with(&["--appendonly", "yes"]).await;
+    // As after an instance has been there.
+    drop(Options::redis(&redis).start().await);
+    redis.cli(&["SET", "somebody's", "own"]);
+    let state = || (redis.cli(&["DBSIZE"]), redis.cli(&["FUNCTION", "LIST"]), redis.cli(&["INFO", "keyspace"]));
+    let changes =
+        || redis.cli(&["INFO", "persistence"]).lines().find(|line| line.starts_with("rdb_changes")).map(str::to_owned);
+    let before = (state(), changes());
+    let (text, content) = check(&redis.url());
+    assert!(content && text.lines().all(|line| line.starts_with("ok ")), "{text}");
+    assert!(text.contains("the functions are in Redis"), "{text}");
+    assert_eq!(before, (state(), changes()));
+}
+
+#[tokio::test]
+async fn what_a_fresh_redis_lacks_is_a_warning_only() {
+    let (_redis, text, content) = with(&["--save", ""]).await;
+    assert!(content, "{text}");
+    assert!(line(&text, "forgets everything").starts_with("warning  "), "{text}");
+    assert!(line(&text, "the functions can be loaded").starts_with("ok "), "{text}");
+    let (_redis, text, _) = with(&["--save", "3600 1"]).await;
+    assert!(line(&text, "snapshots only").ends_with("set `appendonly yes`"), "{text}");
+}
+
+#[tokio::test]
+async fn settings_that_lose_messages_are_warnings() {
+    for policy in ["allkeys-lru", "volatile-ttl"] {
+        let (_redis, text, content) = with(&["--maxmemory", "100mb", "--maxmemory-policy", policy]).await;
+        assert!(line(&text, policy).starts_with("warning  ") && content, "{text}");
+    }
+    let (_redis, text, _) = with(&["--client-output-buffer-limit", "pubsub 1mb 0 0"]).await;
+    assert!(line(&text, "cuts an instance off").starts_with("warning  "), "{text}");
+}
+
+#[tokio::test]
+async fn other_rules_in_redis_are_told() {
+    let redis = Redis::start().await;
+    drop(Options::redis(&redis).rules("[[channel]]\nmatch = 'other'\nhistory = false\n").start().await);
+    let (text, content) = check(&redis.url());
+    assert!(line(&text, "of another version or have other rules").starts_with("warning  ") && content, "{text}");
+}
+
+#[tokio::test]
+async fn functions_of_a_later_version_stay_and_are_used() {
+    let redis = Redis::start().await;
+    let one = Options::redis(&redis).start().await;
+    let held = || redis.cli(&["FUNCTION", "LIST", "LIBRARYNAME", "livebridge", "WITHCODE"]);
+    let listed = held();
+    let code = listed.split("library_code\n").nth(1).unwrap();
+    let later = code.replacen("-- format 1", "-- format 99", 1);
+    assert_eq!(redis.cli(&["FUNCTION", "LOAD", "REPLACE", &later]), "livebridge");
+    let two = Options::redis(&redis).start().await;
+    redis.cli(&["CLIENT", "KILL", "TYPE", "normal"]);
+    redis.cli(&["CLIENT", "KILL", "TYPE", "pubsub"]);
+    crate::support::until("had again", || async { one.metric("livebridge_broker_reconnects_total").await == 1.0 })
+        .await;
+    crate::support::until("used", || async { one.post("/publish", "x").await.0 == 200 }).await;
+    assert!(held().contains("-- format 99"), "an earlier version has replaced it");
+    assert!(two.log().contains("of a later version"), "{}", two.log());
+    let (text, content) = check(&redis.url());
+    assert!(line(&text, "of a later version").starts_with("warning  ") && content, "{text}");
+}
+
+#[tokio::test]
+async fn a_redis_that_does_not_answer_or_let_in_is_an_error_without_the_password() {
+    let (text, content) = check("redis://user:SECRET@127.0.0.1:1/");
+    assert!(!content && line(&text, "can't be reached").contains("127.0.0.1:1"), "{text}");
+    let redis = Redis::start().await;
+    redis.cli(&["CONFIG", "SET", "requirepass", "right"]);
+    let (wrong, content) = check(&format!("redis://:SECRET@127.0.0.1:{}/", redis.port));
+    assert!(!content && line(&wrong, "does not let this user in").contains("correct user and password"), "{wrong}");
+    let (none, content) = check(&redis.url());
+    assert!(!content && line(&none, "does not let this user in").contains("NOAUTH"), "{none}");
+    let (unread, content) = check("http://user:SECRET@127.0.0.1/");
+    assert!(!content && line(&unread, "can't be understood").contains("redis://"), "{unread}");
+    assert!(![text, wrong, none, unread].concat().contains("SECRET"));
+    let (_, content) = check(&format!("redis://:right@127.0.0.1:{}/", redis.port));
+    assert!(content);
+}
+
+#[tokio::test]
+async fn missing_permissions_are_named_and_mended_by_what_is_printed() {
+    let redis = Redis::start().await;
+    let user = |rules: &str| {
+        let mut words = vec!["ACL", "SETUSER", "lb", "reset", "on", ">pw", "~*", "&*"];
+        words.extend(rules.split(' '));
+        assert_eq!(redis.cli(&words), "OK");
+        check(&format!("redis://lb:pw@127.0.0.1:{}/", redis.port))
+    };
+    let (text, content) = user("+@all -xadd -hset");
+    assert!(!content && line(&text, "may not use").contains("+hset +xadd"), "{text}");
+    let (text, content) = user("+@all -subscribe");
+    assert!(!content && line(&text, "is not heard").contains("+subscribe"), "{text}");
+    let (text, content) = user("+@all -function -fcall");
+    assert!(content && line(&text, "scripts are used instead").starts_with("warning  "), "{text}");
+    let (text, content) = user("+@all -function -fcall -evalsha");
+    assert!(!content && line(&text, "neither functions nor scripts").starts_with("error  "), "{text}");
+    let (text, content) = user("+@all -config -info");
+    assert!(content && line(&text, "does not tell about itself").starts_with("warning  "), "{text}");
+    let (text, content) = user("+@all -config");
+    assert!(content && line(&text, "may not read Redis' settings").starts_with("warning  "), "{text}");
+    let (text, content) = user("+@all resetkeys ~other:*");
+    assert!(!content && line(&text, "may not use").contains("~livebridge:*"), "{text}");
+}
+
+#[tokio::test]
+async fn a_replica_takes_nothing() {
+    let master = Redis::start().await;
+    let replica = Redis::start_with(&["--save", "", "--replicaof", &format!("127.0.0.1 {}", master.port)]).await;
+    let (text, content) = check(&replica.url());
+    assert!(!content && line(&text, "is a replica").contains("name the master"), "{text}");
+}
+
+#[tokio::test]
+async fn few_descriptors_are_a_warning() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut shell = std::process::Command::new("sh");
+    shell.current_dir(folder.path()).env_clear();
+    let script = "ulimit -n 256 && exec \"$0\" check";
+    let output = shell.args(["-c", script, crate::support::instance::BINARY]).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success() && line(&text, "descriptors is 256").starts_with("warning  "), "{text}");
+}
