@@ -13,6 +13,7 @@ use livebridge::intake::Intake;
 use livebridge::log;
 use livebridge::metrics::Metrics;
 use livebridge::rules::Rules;
+use livebridge::sparing::Sparing;
 
 pub const MOST_CHANNELS: usize = 5;
 pub const MOST_MESSAGES: usize = 8;
@@ -45,6 +46,7 @@ pub fn app() -> Arc<App> {
         admission,
         access: Access::new(Vec::new(), None, Origins::default(), None, rules),
         incoming: Budget::new(1 << 20),
+        failures: Sparing::default(),
         stopping: Stopping::default(),
     })
 }
