@@ -54,7 +54,7 @@ pub enum Denial {
     #[error("{0} the channel {1} needs a token (or, to publish, a key): `Authorization: Bearer …`")]
     Anonymous(&'static str, ChannelName),
     /// The same, before the channels are known.
-    #[error("this needs a token or a publish key: `Authorization: Bearer …`")]
+    #[error("this needs a token (or, to publish, a key): `Authorization: Bearer …`")]
     Nobody,
     /// What was shown is not a key.
     #[error("the key is not valid here")]

@@ -45,7 +45,7 @@ pub struct AccessArgs {
     /// The cookie that may hold a token, for pages of the same or of a listed origin.
     #[arg(long, env = "LIVEBRIDGE_TOKEN_COOKIE", value_name = "NAME")]
     pub token_cookie: Option<String>,
-    /// Whose pages may connect, such as https://app.example.com; may repeat; * for any [default: the same origin].
+    /// Whose pages may connect, by scheme, host and port as in a browser; may repeat; * for any [default: the same origin].
     #[arg(long, env = "LIVEBRIDGE_ALLOWED_ORIGIN", value_name = "ORIGIN", value_delimiter = ',')]
     pub allowed_origin: Vec<String>,
     /// Serve beyond loopback although everybody may do everything.
