@@ -3,5 +3,6 @@
 
 pub mod connection;
 pub mod meter;
+mod presence;
 pub mod sse;
 pub mod websocket;

@@ -16,6 +16,7 @@ use futures::future::LocalBoxFuture;
 use tokio::net::TcpStream;
 
 use super::meter::{Meter, Read};
+use super::presence::{Presence, Verdict};
 use crate::admission::Admitted;
 use crate::backoff::Backoff;
 use crate::batch::Batch;
@@ -26,13 +27,8 @@ use crate::session::{Session, Waits};
 use crate::shard::Shard;
 use crate::topic::Topic;
 
-/// Silence after which the other side is asked whether it is there, and after which it is taken for gone, in seconds.
-const ASK_AFTER: u32 = 15;
-const GONE_AFTER: u32 = 45;
 /// How long to wait before the history is asked the same again.
 const REPEAT_PAUSE: Duration = Duration::from_millis(20);
-/// How many looks of the sweep a closing connection has to take its last bytes.
-const ENDING_LOOKS: u32 = 3;
 /// How long the other side has for its part of a close.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// With so many bytes waiting for the connection's own sake (pongs, error notices) the client is not read further: who asks
@@ -79,22 +75,13 @@ pub struct Connection {
     /// The task waits with this; woken when its session changed under it.
     waker: Cell<Option<Waker>>,
     woken: Cell<bool>,
-    /// When the client was last heard, and when it was last asked, by the shard's clock.
-    heard: Cell<u32>,
-    asked: Cell<u32>,
+    presence: Presence,
     /// What the history was asked last.
     asked_history: Cell<Option<From>>,
-    answers_heartbeats: bool,
     may_publish: bool,
-    /// When its permit ends, by the shard's clock.
-    expires: u32,
-    /// When it last got a page of history.
-    page_at: Cell<u32>,
     /// What the client has sent.
     meter: Meter,
     _admitted: Admitted,
-    /// How many looks of the sweep it has been ending for.
-    ending_looks: Cell<u32>,
     /// Given up: nothing is waited for any more.
     dead: Cell<bool>,
 }
@@ -129,7 +116,6 @@ impl Connection {
         answers_heartbeats: bool,
     ) -> Rc<Self> {
         let now = shard.now.get();
-        let holds_for = permit.holds_for.map_or(u32::MAX, |seconds| u32::try_from(seconds).unwrap_or(u32::MAX));
         let meter = Meter::new(&shard.app, now);
         shard.alive.set(shard.alive.get() + 1);
         Rc::new(Self {
@@ -138,17 +124,11 @@ impl Connection {
             shard,
             waker: Cell::default(),
             woken: Cell::new(false),
-            heard: Cell::new(now),
-            asked: Cell::new(now),
+            presence: Presence::new(now, permit.holds_for, answers_heartbeats),
             asked_history: Cell::new(None),
-            answers_heartbeats,
             may_publish: permit.may_publish,
-            // The second that has begun does not count.
-            expires: now.saturating_add(holds_for).saturating_add(1),
-            page_at: Cell::new(now),
             meter,
             _admitted: admitted,
-            ending_looks: Cell::new(0),
             dead: Cell::new(false),
         })
     }
@@ -200,7 +180,7 @@ impl Connection {
                 }
                 Event::Pump => {}
                 Event::Answered((slot, page)) => {
-                    self.page_at.set(self.shard.now.get());
+                    self.presence.got_page(self.shard.now.get());
                     self.session.borrow_mut().answered(slot, page);
                 }
                 Event::Published(results) => {
@@ -263,7 +243,8 @@ impl Connection {
     /// Adds itself to what its thread has.
     pub(crate) fn count_in(&self, sample: &mut Sample) {
         let session = self.session.borrow();
-        let transport = if self.answers_heartbeats { &mut sample.websockets } else { &mut sample.event_streams };
+        let transport =
+            if self.presence.answers_heartbeats() { &mut sample.websockets } else { &mut sample.event_streams };
         *transport += 1;
         sample.subscriptions += session.topics().count();
         if let Some(backlog) = session.backlog() {
@@ -312,36 +293,30 @@ impl Connection {
         }
     }
 
-    /// Whether the other side is still there: asks it after a silence, and gives it up after a longer one, or if it keeps a
-    /// page of history for too long. (Who takes nothing at all, the kernel gives up.)
+    /// The sweep looks: whether the client is still there, and may be.
     pub(crate) fn look(&self, now: u32) {
         if self.meter.holds_back() {
             // Whom we do not listen to is not silent.
-            self.heard.set(now);
+            self.presence.heard(now);
             if self.meter.pay_off(&self.shard.app, now) {
                 self.wake();
             }
         }
-        if self.session.borrow().ending().is_some() {
-            self.ending_looks.set(self.ending_looks.get() + 1);
-            if self.ending_looks.get() > ENDING_LOOKS {
+        let ending = self.session.borrow().ending().is_some();
+        match self.presence.look(now, ending, self.shard.page_time(), || self.session.borrow().reads_page()) {
+            Verdict::Stays => {}
+            Verdict::IsAsked if self.session.borrow().posted() >= MOST_POSTED => {}
+            Verdict::IsAsked => self.post(|dialect, out| dialect.heartbeat(out)),
+            Verdict::Gone => {
+                self.session.borrow_mut().end(Close::new(Code::Gone, ""));
                 self.give_up();
             }
-        } else if now >= self.expires {
-            self.close(Close::new(Code::TokenExpired, "connect again with a fresh token"));
-        } else if self.answers_heartbeats && now.saturating_sub(self.heard.get()) > GONE_AFTER {
-            self.session.borrow_mut().end(Close::new(Code::Gone, ""));
-            self.give_up();
-        } else if now.saturating_sub(self.page_at.get()) > self.shard.page_time() && self.session.borrow().reads_page()
-        {
-            self.session.borrow_mut().end_as_too_slow();
-            self.wake();
-        } else if now.saturating_sub(self.heard.get().max(self.asked.get())) >= ASK_AFTER {
-            self.asked.set(now);
-            if self.session.borrow().posted() >= MOST_POSTED {
-                return;
+            Verdict::Expired => self.close(Close::new(Code::TokenExpired, "connect again with a fresh token")),
+            Verdict::TooSlow => {
+                self.session.borrow_mut().end_as_too_slow();
+                self.wake();
             }
-            self.post(|dialect, out| dialect.heartbeat(out));
+            Verdict::Lingers => self.give_up(),
         }
     }
 
@@ -351,7 +326,7 @@ impl Connection {
         match self.stream.try_read(&mut buffer) {
             Ok(0) => false,
             Ok(length) => {
-                self.heard.set(self.shard.now.get());
+                self.presence.heard(self.shard.now.get());
                 self.take_in(&mut buffer[..length], inbound, under_way);
                 true
             }
