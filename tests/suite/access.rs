@@ -40,8 +40,8 @@ async fn subscribe(instance: &Instance, query: &str, lines: &[(&'static str, &st
     }
 }
 
-#[test]
-fn beyond_loopback_it_refuses_to_start_until_somebody_says_who_may() {
+#[tokio::test]
+async fn beyond_loopback_it_refuses_to_start_until_somebody_says_who_may() {
     let folder = tempfile::tempdir().unwrap();
     let start = |arguments: &[&str], environment: &[(&str, &str)]| {
         // `check` reads the same configuration, and opens no port.
@@ -50,7 +50,9 @@ fn beyond_loopback_it_refuses_to_start_until_somebody_says_who_may() {
         (output.status.code(), String::from_utf8(output.stderr).unwrap())
     };
     for address in ["0.0.0.0:0", "[::]:0", "192.0.2.1:0"] {
-        let output = command(folder.path()).args(["--listen", address]).output().unwrap();
+        let mut serve = tokio::process::Command::from(command(folder.path()));
+        let serve = serve.args(["--listen", address]).kill_on_drop(true).output();
+        let output = soon("it ends at once", serve).await.unwrap();
         let error = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(1), "{address}: {error}");
         for mend in ["LIVEBRIDGE_PUBLISH_KEY", "LIVEBRIDGE_TOKEN_SECRET", "--insecure"] {
