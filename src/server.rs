@@ -149,6 +149,7 @@ impl Server {
             let _ = tokio::time::timeout(self.drain.notice, self.entrance.accept()).await;
         }
         self.app.start_draining();
+        tracing::info!("draining: nothing new is begun");
         self.entrance.accept_pending();
         let Self { entrance, threads, draining, drain, .. } = self;
         drop(entrance);

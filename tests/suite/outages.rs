@@ -282,7 +282,7 @@ async fn a_request_on_its_way_at_a_stop_is_answered() {
         connected.push(tokio::net::TcpStream::connect(&instance.address).await.unwrap());
     }
     instance.signal("TERM");
-    until("draining is logged", || async { instance.log().contains("stopping") }).await;
+    until("draining is logged", || async { instance.log().contains("draining") }).await;
     for stream in &mut connected {
         stream.write_all(b"POST /publish HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nx").await.unwrap();
     }
