@@ -96,7 +96,7 @@ impl Metrics {
         let publish_failed = counter("publish_failed", "Messages refused to publishers");
         let intake_dropped = counter("intake_dropped", "Messages for which the intake had no room");
         let plain_dropped = counter("plain_dropped", "Messages without a position dropped during a repair");
-        let gaps_found = counter("gaps_found", "Times that a message showed others to be missing");
+        let gaps_found = counter("gaps_found", "Times that a message did not follow the one before it");
         let gaps_repaired = counter("gaps_repaired", "Gaps repaired from the history");
         let gaps_told = counter("gaps_told", "Gaps that subscribers had to be told");
         let broker_disconnects = counter("broker_disconnects", "Lost connections to the broker");

@@ -195,10 +195,12 @@ impl Server {
 
     /// A number of livebridge's /metrics, all instances together.
     pub(crate) fn metric(&self, name: &str) -> f64 {
-        let value = |text: String| {
-            let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse::<f64>().ok());
-            line.unwrap_or(0.0)
+        // With labels there is a line for each of their values.
+        let value = |line: &str| {
+            let rest = line.strip_prefix(name).filter(|rest| rest.starts_with([' ', '{']))?;
+            rest.rsplit(' ').next()?.parse::<f64>().ok()
         };
+        let value = |text: String| text.lines().filter_map(value).sum::<f64>();
         self.ports.iter().filter_map(|port| get(*port, "/metrics").ok()).map(value).sum()
     }
 
