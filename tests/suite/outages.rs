@@ -335,12 +335,17 @@ async fn a_connection_that_looks_alive_and_is_deaf_is_replaced() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_instance_comes_back_to_a_redis_that_is_full() {
+async fn an_instance_comes_back_to_a_redis_that_is_full_and_what_is_kept_can_be_read() {
     let redis = Redis::start().await;
     let instance = Options::redis(&redis).start().await;
+    let channel = channel("full");
+    instance.publish(&channel, "kept").await;
     redis.cli(&["CONFIG", "SET", "maxmemory", "1"]);
     redis.cli(&["CLIENT", "KILL", "TYPE", "pubsub"]);
     redis.cli(&["CLIENT", "KILL", "TYPE", "normal"]);
     until("had again", || async { instance.metric("livebridge_broker_reconnects_total").await == 1.0 }).await;
     until_ready(&instance, true).await;
+    assert_eq!(instance.ws(&format!("channel={channel}&last=1")).await.text().await, "kept");
+    let (status, answer) = instance.post(&format!("/publish?channel={channel}"), "too much").await;
+    assert_eq!((status.as_u16(), &answer["error"]["code"]), (503, &"broker_refused".into()));
 }

@@ -16,7 +16,8 @@ const NAME: &str = "livebridge";
 /// format before ask: while a fleet is renewed, both run on one Redis.
 const FORMAT: u32 = 1;
 const FORMAT_LINE: &str = "-- format ";
-const FUNCTIONS: [&str; 2] = ["publish", "read"];
+/// Each with its flags: what is kept can be read when Redis has no memory for more.
+const FUNCTIONS: [(&str, &str); 2] = [("publish", ""), ("read", "'allow-oom'")];
 
 /// Which functions are in Redis.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -45,9 +46,12 @@ impl Library {
         let mut function_source = format!("#!lua name={NAME}\n{FORMAT_LINE}{FORMAT}\n{body}\n");
         let mut script_source = body;
         script_source.push_str("\nlocal call = table.remove(ARGV, 1)\n");
-        for function in FUNCTIONS {
+        for (function, flags) in FUNCTIONS {
             // Writing to a String cannot fail.
-            let _ = writeln!(function_source, "redis.register_function('{NAME}_{function}', {function})");
+            let _ = writeln!(
+                function_source,
+                "redis.register_function{{function_name='{NAME}_{function}', callback={function}, flags={{{flags}}}}}"
+            );
             let _ = writeln!(script_source, "if call == '{function}' then return {function}(KEYS, ARGV) end");
         }
         let script_hash = sha1_smol::Sha1::from(&script_source).hexdigest();
