@@ -210,8 +210,15 @@ async fn whatever_is_oversize_has_its_answer() {
     let ndjson = [("content-type", "application/x-ndjson")];
     let (status, answer) = instance.post_with("/publish", &ndjson, "{\"data\":1}\n".repeat(10_001)).await;
     assert_eq!((status.as_u16(), &answer["error"]["line"]), (400, &10_001.into()), "{answer}");
-    let (status, _) = instance.post_with("/publish", &ndjson, vec![b'\n'; 9 << 20]).await;
-    assert_eq!(status, 413);
+    // Refused by what it announces, so the connection may end before all of it is sent: by hand, for an answer all the same.
+    let head = format!(
+        "POST /publish HTTP/1.1\r\nHost: x\r\nContent-Type: {}\r\nContent-Length: {}\r\n\r\n",
+        ndjson[0].1,
+        9 << 20
+    );
+    let request = [head.into_bytes(), vec![b'\n'; 9 << 20]].concat();
+    let answer = raw::answer("127.0.0.1", &instance, &request).await;
+    assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
     assert_eq!(instance.refused("body_size").await, 1.0);
     assert_eq!(instance.refused("channels").await, 1.0);
     assert_eq!(instance.refused("head_size").await, 3.0);

@@ -39,6 +39,8 @@ impl Browser {
         let mut driver = Command::new("chromedriver")
             .arg("--port=0")
             .env("HOME", folder.path())
+            // A browser that is killed leaves its sockets there.
+            .env("TMPDIR", folder.path())
             .process_group(0)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
