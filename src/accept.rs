@@ -13,6 +13,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc};
 
 use crate::admission::{Admission, Admitted, Refusal};
+use crate::linger::linger;
 
 /// How many connections may wait to be accepted; the kernel caps it by `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
@@ -124,11 +125,10 @@ impl Entrance {
     fn turn_away(&self, stream: tokio::net::TcpStream, refusal: Refusal) {
         let socket = SockRef::from(&stream);
         let _ = socket.send(answer(refusal).as_bytes());
-        let _ = socket.shutdown(std::net::Shutdown::Write);
         match self.lingering.clone().try_acquire_owned() {
             Ok(permit) => {
                 tokio::spawn(async move {
-                    let _ = tokio::time::timeout(LINGER, linger(stream)).await;
+                    linger(&stream, LINGER, LINGER_BYTES).await;
                     drop(permit);
                 });
             }
@@ -138,20 +138,6 @@ impl Entrance {
                     let _ = stream.read(&mut [0; 4096]);
                 }
             }
-        }
-    }
-}
-
-/// Reads on until the client ends the connection.
-async fn linger(stream: tokio::net::TcpStream) {
-    let mut buffer = [0; 4096];
-    let mut left = LINGER_BYTES;
-    while left > 0 && stream.readable().await.is_ok() {
-        match stream.try_read(&mut buffer) {
-            Ok(0) => return,
-            Ok(length) => left = left.saturating_sub(length),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(_) => return,
         }
     }
 }

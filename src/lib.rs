@@ -13,7 +13,8 @@
 //! * [`session`]: what one subscriber still has to receive, without a socket in sight.
 //! * [`transport`]: sockets. [`dialect`]: bytes.
 //!
-//! At the door: [`accept`] takes connections, [`admission`] says who gets in, [`access`] who may do what, [`drain`] sees them out.
+//! At the door: [`accept`] takes connections, [`admission`] says who gets in, [`access`] who may do what, [`drain`] sees them out,
+//! [`linger`] lets each take its last bytes along.
 //!
 //! Beside the way: [`channel`] and [`message`] are the nouns, [`rules`] what differs by channel, [`close`] why
 //! subscribers are closed, [`rate`] and [`budget`] how fast and how much, [`metrics`], [`logging`] and [`sparing`] what the operator sees, [`config`] and [`server`] the process, [`client`] the commands that talk to a running instance,
@@ -38,6 +39,7 @@ pub mod drain;
 pub mod http;
 pub mod hub;
 pub mod intake;
+pub mod linger;
 pub mod log;
 pub mod logging;
 pub mod message;

@@ -37,6 +37,7 @@ use super::{forwarded, strict};
 use crate::accept::Arrival;
 use crate::address::ClientAddress;
 use crate::admission::{Admitted, Refusal};
+use crate::linger::linger;
 use crate::session::Session;
 use crate::shard::Shard;
 use crate::transport::connection::Connection;
@@ -50,6 +51,11 @@ const HEAD_LINES: usize = 64;
 
 /// How long, while draining, a connection that has not asked anything yet is waited for.
 const FIRST_REQUEST_GRACE: Duration = Duration::from_secs(1);
+
+/// A client that was answered before all of its request had come may finish it: as much as two bodies of the largest kind. It is
+/// counted as a connection meanwhile.
+const LINGER: Duration = Duration::from_secs(2);
+const LINGER_BYTES: usize = 16 << 20;
 
 /// A response's head, the subscription that follows it, and what names it in the log.
 type Handover = (http::response::Parts, Subscription, Span);
@@ -190,7 +196,7 @@ impl Edge {
         }
     }
 
-    async fn finish(&self, ended: Ended, mut stream: TcpStream, read: Bytes) {
+    async fn finish(&self, ended: Ended, stream: TcpStream, read: Bytes) {
         let metrics = &self.shard.app.metrics;
         match ended {
             Ended::TakenOver => {
@@ -215,7 +221,8 @@ impl Edge {
             Ended::Broken(error) if error.is_timeout() && !read.is_empty() => metrics.count_refused("head_time"),
             Ended::Broken(_) | Ended::Done => {}
         }
-        let _ = tokio::io::AsyncWriteExt::shutdown(&mut stream).await;
+        drop(read);
+        linger(&stream, LINGER, LINGER_BYTES).await;
     }
 }
 

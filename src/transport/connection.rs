@@ -22,6 +22,7 @@ use crate::backoff::Backoff;
 use crate::batch::Batch;
 use crate::broker::{BrokerError, From, Page, Publication};
 use crate::close::{Close, Code};
+use crate::linger::linger;
 use crate::metrics::sample::Sample;
 use crate::session::{Session, Waits};
 use crate::shard::Shard;
@@ -144,7 +145,7 @@ impl Connection {
         tracing::debug!(reason = code.name(), "a subscriber has gone");
         if close.is_some() && !self.dead.get() {
             // On the heap: every idle connection would carry its size.
-            Box::pin(self.say_goodbye()).await;
+            Box::pin(linger(&self.stream, CLOSE_TIMEOUT, MOST_DRAINED)).await;
         }
     }
 
@@ -422,26 +423,6 @@ impl Connection {
             }
         }
         .boxed_local()
-    }
-
-    /// Ends the sending half and waits a little for the client to end its own, so that the last bytes are not lost to a
-    /// reset.
-    async fn say_goodbye(&self) {
-        let _ = socket2::SockRef::from(&self.stream).shutdown(std::net::Shutdown::Write);
-        let drained = async {
-            let mut drained = 0;
-            // `poll_read_ready` takes its turn with the others; `readable` would let a flood have the thread.
-            while drained < MOST_DRAINED && poll_fn(|context| self.stream.poll_read_ready(context)).await.is_ok() {
-                match self.stream.try_read(&mut self.shard.read_buffer.borrow_mut()) {
-                    Ok(0) => return,
-                    Ok(length) => drained += length,
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                    Err(_) => return,
-                }
-            }
-        };
-        // Running out of time is an end like any other.
-        let _ = tokio::time::timeout(CLOSE_TIMEOUT, drained).await;
     }
 }
 

@@ -1,5 +1,6 @@
 //! Clients that mean no good, or behave as if. Others must notice nothing.
 
+use std::io::{Read, Write};
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -224,4 +225,54 @@ async fn whatever_is_oversize_has_its_answer() {
     assert_eq!(instance.refused("head_size").await, 3.0);
     calm.send("still here").await;
     assert_eq!(calm.text().await, "still here");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_sends_a_body_to_its_end_before_reading_gets_the_answer_that_came_meanwhile() {
+    let instance = Options::default().flag("--max-message-bytes 1000").start().await;
+    // More than the buffers of both sides hold.
+    let body = vec![b'x'; 12 << 20];
+    for (lines, body) in [
+        (format!("Content-Length: {}", body.len()), body.clone()),
+        (
+            "Transfer-Encoding: chunked".into(),
+            [format!("{:x}\r\n", body.len()).as_bytes(), &body, b"\r\n0\r\n\r\n"].concat(),
+        ),
+    ] {
+        let address = instance.address.clone();
+        let ask = move || {
+            let mut stream = std::net::TcpStream::connect(address)?;
+            stream.write_all(format!("POST /publish HTTP/1.1\r\nHost: x\r\n{lines}\r\n\r\n").as_bytes())?;
+            stream.write_all(&body)?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).map(|_| answer)
+        };
+        let answer: std::io::Result<String> = soon("the answer", tokio::task::spawn_blocking(ask)).await.unwrap();
+        let answer = answer.unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        assert!(head.starts_with("HTTP/1.1 413 "), "{answer}");
+        let body: serde_json::Value = serde_json::from_str(body).unwrap();
+        assert_eq!(body["error"]["code"], "body_too_large");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_that_was_refused_is_not_read_for_ever() {
+    let instance = Options::default().flag("--threads 1").start().await;
+    let mut calm = instance.ws("channel=calm").await;
+    let mut stream = TcpStream::connect(&instance.address).await.unwrap();
+    let head = format!("POST /publish HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", 1_u64 << 40);
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let flood = async {
+        let began = Instant::now();
+        (flood(&mut stream, &vec![0; 1 << 16], 256 << 20).await, began.elapsed())
+    };
+    let listen = async {
+        for number in 0..20 {
+            calm.send(number.to_string()).await;
+            assert_eq!(calm.text().await, number.to_string());
+        }
+    };
+    let ((sent, time), ()) = tokio::join!(flood, listen);
+    assert!(sent < 256 << 20 && time < Duration::from_secs(10), "{sent} bytes in {time:?}");
 }
