@@ -1,12 +1,13 @@
 //! The table of contents of the HTTP surface, as warp filters: which path and method is answered by which file.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 
+use hyper::StatusCode;
 use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
-use hyper::{Method, StatusCode};
 use serde_json::json;
 use warp::filters::BoxedFilter;
-use warp::path::FullPath;
+use warp::reject::Reject;
 use warp::reply::Response;
 use warp::{Filter, Rejection};
 
@@ -17,6 +18,12 @@ use crate::app::App;
 use crate::broker::Health;
 use crate::metrics::text::Format;
 
+/// A path that there is, asked with another method than it takes; these it takes.
+#[derive(Debug)]
+struct WrongMethod(&'static str);
+
+impl Reject for WrongMethod {}
+
 /// All requests and their answers.
 pub fn routes(app: Arc<App>) -> BoxedFilter<(Response,)> {
     let with_app = warp::any().map(move || app.clone());
@@ -26,21 +33,21 @@ pub fn routes(app: Arc<App>) -> BoxedFilter<(Response,)> {
     let asker = warp::ext::get::<Asker>;
 
     let websocket = warp::path!("ws")
-        .and(warp::get())
+        .and(get())
         .and(with_app.clone())
         .and(query)
         .and(headers)
         .and(asker())
         .then(subscribe::websocket);
     let events = warp::path!("events")
-        .and(warp::get())
+        .and(get())
         .and(with_app.clone())
         .and(query)
         .and(headers)
         .and(asker())
         .then(subscribe::events);
     let publish = warp::path!("publish")
-        .and(warp::post())
+        .and(post())
         .and(with_app.clone())
         .and(query)
         .and(publish_headers())
@@ -48,7 +55,7 @@ pub fn routes(app: Arc<App>) -> BoxedFilter<(Response,)> {
         .and(warp::body::stream())
         .then(publish::publish);
     let history = warp::path!("channels" / String / "messages")
-        .and(warp::get())
+        .and(get())
         .and(with_app.clone())
         .and(query)
         .and(asker())
@@ -56,13 +63,13 @@ pub fn routes(app: Arc<App>) -> BoxedFilter<(Response,)> {
     let healthz = warp::path!("healthz").and(get_or_head()).and(with_app.clone()).map(|app: Arc<App>| healthz(&app));
     let readyz = warp::path!("readyz").and(get_or_head()).and(with_app.clone()).map(|app: Arc<App>| readyz(&app));
     let metrics = warp::path!("metrics")
-        .and(warp::get())
+        .and(get())
         .and(with_app)
         .and(warp::header::optional("accept"))
         .map(|app: Arc<App>, accept: Option<String>| metrics(&app, accept.as_deref()));
-    let files = get_or_head()
-        .and(warp::path::tail())
-        .and_then(async |path: warp::path::Tail| assets::find(path.as_str()).ok_or_else(warp::reject::not_found));
+    let files = warp::path::tail()
+        .and_then(async |path: warp::path::Tail| assets::find(path.as_str()).ok_or_else(warp::reject::not_found))
+        .and(get_or_head());
 
     // The most frequent first: each that does not match costs a little.
     publish
@@ -80,24 +87,36 @@ pub fn routes(app: Arc<App>) -> BoxedFilter<(Response,)> {
         .unify()
         .or(files)
         .unify()
-        .or(warp::method().and(warp::path::full()).map(|method, path: FullPath| refuse(&method, path.as_str())))
+        .recover(async |rejection| Ok::<_, Infallible>(refuse(&rejection)))
         .unify()
         .boxed()
 }
 
 /// Whether a path is that of a subscription: its connection is the client's own for as long as it lasts.
 pub fn subscribes(path: &str) -> bool {
-    matches!(without_slash(path), "/ws" | "/events")
+    // The filters take a slash at the end of a path for nothing.
+    matches!(path.strip_suffix('/').unwrap_or(path), "/ws" | "/events")
 }
 
-/// The filters take a slash at the end of a path for nothing.
-fn without_slash(path: &str) -> &str {
-    path.strip_suffix('/').unwrap_or(path)
+fn get() -> impl Filter<Extract = (), Error = Rejection> + Copy {
+    only(warp::get(), "GET")
+}
+
+fn post() -> impl Filter<Extract = (), Error = Rejection> + Copy {
+    only(warp::post(), "POST")
 }
 
 /// Load balancers and link checkers ask with HEAD.
 fn get_or_head() -> impl Filter<Extract = (), Error = Rejection> + Copy {
-    warp::get().or(warp::head()).unify()
+    only(warp::get().or(warp::head()).unify(), "GET, HEAD")
+}
+
+/// Stands behind a path: says what the path takes, where it is asked with another method.
+fn only(
+    method: impl Filter<Extract = (), Error = Rejection> + Copy,
+    allowed: &'static str,
+) -> impl Filter<Extract = (), Error = Rejection> + Copy {
+    method.or_else(move |_| async move { Err(warp::reject::custom(WrongMethod(allowed))) })
 }
 
 /// Picks the header lines that publishing needs: cloning all of them costs more than the rest of the routing.
@@ -138,32 +157,16 @@ fn metrics(app: &App, accept: Option<&str>) -> Response {
 }
 
 /// What no filter took.
-fn refuse(method: &Method, path: &str) -> Response {
-    let Some(allowed) = methods(path) else {
+fn refuse(rejection: &Rejection) -> Response {
+    if rejection.is_not_found() {
         let message = "no such path; see / for the demo and /openapi.json for the others";
         return ApiError::new(StatusCode::NOT_FOUND, "not_found", message).into_response();
-    };
-    if allowed.split(", ").any(|allowed| allowed == method.as_str()) {
-        return ApiError::parameter("a header line of the request can't be understood").into_response();
     }
+    let Some(WrongMethod(allowed)) = rejection.find() else {
+        return ApiError::parameter("a header line of the request can't be understood").into_response();
+    };
     let message = format!("this path wants another method: {allowed}");
     let mut response = ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message).into_response();
     response.headers_mut().insert(ALLOW, HeaderValue::from_static(allowed));
     response
-}
-
-/// Which methods a path takes, if there is such a path.
-fn methods(path: &str) -> Option<&'static str> {
-    if assets::find(path.strip_prefix('/').unwrap_or(path)).is_some() {
-        return Some("GET, HEAD");
-    }
-    match without_slash(path) {
-        "/publish" => Some("POST"),
-        "/ws" | "/events" | "/metrics" => Some("GET"),
-        "/healthz" | "/readyz" => Some("GET, HEAD"),
-        path => {
-            let name = path.strip_prefix("/channels/")?.strip_suffix("/messages")?;
-            (!name.is_empty() && !name.contains('/')).then_some("GET")
-        }
-    }
 }
