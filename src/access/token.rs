@@ -184,7 +184,8 @@ fn seconds<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<u64, D::
 }
 
 impl Tokens {
-    /// Verifies a token, fetching the keys anew if it names one that is not known yet.
+    /// Verifies a token: with the keys of the configuration first, and where none of them made it, with those of the URL, which are
+    /// fetched anew if it names one that is not known yet.
     pub async fn verify(&self, token: &Secret) -> Result<Claims, TokenError> {
         let token = token.reveal();
         let header = decode_header(token).map_err(|_| TokenError::Malformed)?;
@@ -192,24 +193,20 @@ impl Tokens {
         if header.crit.is_some() {
             return Err(TokenError::Malformed);
         }
-        let mut keys: Vec<Key> = self.keys.iter().filter(|key| key.fits(&header)).cloned().collect();
-        if let Some(remote) = &self.remote {
-            let known = remote.find(header.kid.as_deref()).await;
-            match known {
-                Some(known) => keys.extend(known.iter().filter(|key| key.fits(&header)).cloned()),
-                None if keys.is_empty() => return Err(TokenError::NoKeys),
-                None => {}
-            }
+        let verified = self.verify_with_any(token, &header, &self.keys);
+        let (Err(TokenError::Signature), Some(remote)) = (&verified, &self.remote) else { return verified };
+        match remote.find(header.kid.as_deref()).await {
+            Some(known) => self.verify_with_any(token, &header, &known),
+            None if self.keys.iter().any(|key| key.fits(&header)) => verified,
+            None => Err(TokenError::NoKeys),
         }
-        let mut refused = TokenError::Signature;
-        for key in &keys {
-            match self.verify_with(token, key) {
-                Err(TokenError::Signature) => {}
-                Err(other) => refused = other,
-                Ok(claims) => return Ok(claims),
-            }
-        }
-        Err(refused)
+    }
+
+    /// With the key that made it, if that is one of those that fit. Any other answer than `Signature` is of that key.
+    fn verify_with_any(&self, token: &str, header: &Header, keys: &[Key]) -> Result<Claims, TokenError> {
+        let fitting = keys.iter().filter(|key| key.fits(header));
+        let mut answers = fitting.map(|key| self.verify_with(token, key));
+        answers.find(|answer| *answer != Err(TokenError::Signature)).unwrap_or(Err(TokenError::Signature))
     }
 
     fn verify_with(&self, token: &str, key: &Key) -> Result<Claims, TokenError> {
@@ -250,4 +247,68 @@ impl Tokens {
 /// Seconds since 1970.
 pub(super) fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+    use jsonwebtoken::{EncodingKey, encode};
+    use serde_json::json;
+
+    use super::*;
+
+    const OURS: &str = "a secret that is as long as HS256 wants";
+    const THEIRS: &str = "another one that is as long as HS256 wants";
+
+    /// With a URL that nobody fetches: who asks for its keys waits.
+    fn with_a_url(keys: Vec<Key>) -> Tokens {
+        Tokens { remote: Some(Jwks::new("http://127.0.0.1/")), ..without_a_url(keys) }
+    }
+
+    fn without_a_url(keys: Vec<Key>) -> Tokens {
+        Tokens { keys, remote: None, audience: Vec::new(), issuer: Vec::new(), leeway: Duration::ZERO }
+    }
+
+    fn secret() -> Key {
+        Key::shared(&Secret::new(OURS)).expect("long enough")
+    }
+
+    /// A token of HS256 that names a key which nobody knows.
+    fn token(secret: &str, exp: u64) -> Secret {
+        let header = Header { kid: Some("unknown".into()), ..Header::new(Algorithm::HS256) };
+        let key = EncodingKey::from_secret(secret.as_bytes());
+        Secret::new(encode(&header, &json!({ "exp": exp }), &key).expect("signing does not fail"))
+    }
+
+    /// What is answered at once; `None` where the keys of the URL are waited for.
+    fn at_once(tokens: &Tokens, token: &Secret) -> Option<Result<u64, TokenError>> {
+        tokens.verify(token).now_or_never().map(|verified| verified.map(|claims| claims.exp))
+    }
+
+    #[tokio::test]
+    async fn the_url_is_asked_only_where_no_key_of_the_configuration_made_the_token() {
+        let tokens = with_a_url(vec![secret()]);
+        let exp = now() + 60;
+        assert_eq!(at_once(&tokens, &token(OURS, exp)), Some(Ok(exp)));
+        assert_eq!(at_once(&tokens, &token(OURS, 1)), Some(Err(TokenError::Expired)));
+        assert_eq!(at_once(&tokens, &token(THEIRS, exp)), None);
+    }
+
+    #[test]
+    fn without_a_url_an_unknown_id_neither_helps_nor_hinders() {
+        let tokens = without_a_url(vec![secret()]);
+        let exp = now() + 60;
+        assert_eq!(at_once(&tokens, &token(OURS, exp)), Some(Ok(exp)));
+        assert_eq!(at_once(&tokens, &token(OURS, 1)), Some(Err(TokenError::Expired)));
+        assert_eq!(at_once(&tokens, &token(THEIRS, exp)), Some(Err(TokenError::Signature)));
+    }
+
+    #[tokio::test]
+    async fn a_public_key_is_no_secret() {
+        let pem = rcgen::KeyPair::generate().expect("a key pair").public_key_pem();
+        let keys = vec![Key::public(pem.as_bytes()).expect("a public key")];
+        let forged = token(&pem, now() + 60);
+        assert_eq!(at_once(&without_a_url(keys.clone()), &forged), Some(Err(TokenError::Signature)));
+        assert_eq!(at_once(&with_a_url(keys), &forged), None);
+    }
 }

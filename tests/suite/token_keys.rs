@@ -96,6 +96,19 @@ async fn keys_of_a_url_are_exchanged_without_a_restart_and_kept_through_an_outag
 }
 
 #[tokio::test]
+async fn keys_of_a_file_and_of_a_url_are_valid_side_by_side_whatever_their_ids() {
+    let [file, url, stranger] = ["file", "url", "stranger"].map(|id| Signer::generate(Algorithm::ES256).named(id));
+    let tokens = [&file, &url, &stranger].map(|key| key.sign(&claims(&["a"], &[])));
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("key.pem");
+    std::fs::write(&path, &file.public_pem).unwrap();
+    let server = KeyServer::start(set(&[&url])).await;
+    let instance = with_url(&server).flag(&format!("--token-public-key {}", path.display())).start().await;
+    until("the keys are there", || async { status(&instance, &tokens[1]).await == 200 }).await;
+    assert_eq!([status(&instance, &tokens[0]).await, status(&instance, &tokens[2]).await], [200, 401]);
+}
+
+#[tokio::test]
 async fn a_set_that_never_came_is_answered_as_an_outage_and_heals() {
     let key = Signer::generate(Algorithm::EdDSA).named("one");
     let token = key.sign(&claims(&["a"], &[]));
