@@ -1,5 +1,6 @@
 //! One server, its subscribers and its publishers, run from one thread: every scenario is played on a stage.
 
+use std::io::Write;
 use std::time::{Duration, Instant};
 
 use mio::{Events, Poll};
@@ -16,7 +17,8 @@ use crate::servers::{Kind, Server};
 /// Readers have the tokens below, publishers from here on.
 const FIRST_PUBLISHER: usize = 1000;
 
-/// How long nothing may move before a run is given up; its missing deliveries then count as lost.
+/// How long nothing may be delivered nor answered before a run is given up. What was answered and not delivered is lost then; where
+/// answers are missing there is no row.
 const STALL: Duration = Duration::from_secs(3);
 
 /// The longest that connecting may take.
@@ -110,15 +112,20 @@ impl<'a> Stage<'a> {
         self.publishers = Some(Publishers::connect(&addresses, links, path, self.poll.registry(), FIRST_PUBLISHER)?);
         let readers = self.listening();
         let deadline = Instant::now() + CONNECT_LIMIT;
-        while self.readers.seen() < readers {
+        let mut patience = Instant::now();
+        // Nothing is left on its way: what is measured would queue behind it.
+        while self.readers.seen() < readers || self.unanswered()? > 0 {
             if Instant::now() > deadline {
-                return Err(format!("only {} of {readers} subscribers ever heard anything", self.readers.seen()).into());
+                let (seen, unanswered) = (self.readers.seen(), self.unanswered()?);
+                let error =
+                    format!("{seen} of {readers} subscribers ever heard anything, {unanswered} publishes unanswered");
+                return Err(error.into());
             }
-            self.publish_round()?;
-            let patience = Instant::now() + Duration::from_millis(500);
-            while self.readers.seen() < readers && Instant::now() < patience {
-                self.turn(Duration::from_millis(50))?;
+            if Instant::now() >= patience && self.unanswered()? == 0 {
+                self.publish_round()?;
+                patience = Instant::now() + Duration::from_millis(500);
             }
+            self.turn(Duration::from_millis(50))?;
         }
         self.rest(Duration::from_millis(100))
     }
@@ -132,6 +139,16 @@ impl<'a> Stage<'a> {
 
     fn publishers(&mut self) -> Outcome<&mut Publishers> {
         self.publishers.as_mut().ok_or_else(|| "no publishers yet".into())
+    }
+
+    /// Publishes that wait for an answer.
+    fn unanswered(&mut self) -> Outcome<usize> {
+        Ok(self.publishers()?.all_unanswered())
+    }
+
+    /// What grows for as long as anything moves.
+    fn moved(&mut self) -> Outcome<u64> {
+        Ok(self.readers.delivered() + self.publishers()?.answered())
     }
 
     /// Hears readers and publishers once; waits for at most `patience`.
@@ -221,8 +238,8 @@ impl<'a> Stage<'a> {
         let seconds = (last_arrival - self.since).as_secs_f64();
         let server_cpu = self.server.cpu_seconds() - self.cpu_before.0;
         let reader_cpu = self.readers.cpu_seconds() - self.cpu_before.1;
-        if unheard > 0 && self.publishers()?.all_unanswered() > 0 {
-            return Err(format!("{} publishes were never answered", self.publishers()?.all_unanswered()).into());
+        if unheard > 0 && self.unanswered()? > 0 {
+            return Err(format!("given up: {} publishes were never answered", self.unanswered()?).into());
         }
         let last = &self.sequences[..self.crowd.streams];
         self.readers.command(&json!({ "do": "finish", "last": last }))?;
@@ -245,19 +262,21 @@ impl<'a> Stage<'a> {
         })
     }
 
-    /// Until everything has arrived, or nothing has for a while: when the last arrived, and how much did not.
+    /// Until everything has arrived, or nothing has moved for a while: when the last arrived, and how much did not.
     fn settle(&mut self) -> Outcome<(Instant, u64)> {
         let expected = self.published * self.listening() / self.crowd.channels as u64;
-        let mut delivered = self.readers.delivered();
-        let mut moved = Instant::now();
-        while delivered < expected && moved.elapsed() < STALL {
+        let (mut delivered, mut last_arrival) = (self.readers.delivered(), Instant::now());
+        let (mut moved, mut since) = (self.moved()?, last_arrival);
+        while delivered < expected && since.elapsed() < STALL {
             self.turn(Duration::from_millis(50))?;
             if self.readers.delivered() > delivered {
-                delivered = self.readers.delivered();
-                moved = Instant::now();
+                (delivered, last_arrival) = (self.readers.delivered(), Instant::now());
+            }
+            if self.moved()? > moved {
+                (moved, since) = (self.moved()?, Instant::now());
             }
         }
-        Ok((moved, expected.saturating_sub(delivered)))
+        Ok((last_arrival, expected.saturating_sub(delivered)))
     }
 
     /// As fast as `window` messages outstanding allow, until `messages` are published or the time is up.
@@ -265,7 +284,7 @@ impl<'a> Stage<'a> {
         let each = (window / self.crowd.channels as u64).max(1);
         let step = if let Kind::Bare(frames, _) = self.server.kind { each.min(frames as u64) } else { 1 };
         let end = Instant::now() + time;
-        let (mut completed, mut moved) = (self.readers.completed(), Instant::now());
+        let (mut moved, mut since) = (self.moved()?, Instant::now());
         loop {
             // Whole rounds only: every channel is to end at the same sequence.
             let in_round = self.next_channel != 0;
@@ -279,12 +298,25 @@ impl<'a> Stage<'a> {
             }
             self.flush()?;
             self.turn(Duration::from_millis(100))?;
-            if self.readers.completed() > completed {
-                (completed, moved) = (self.readers.completed(), Instant::now());
-            } else if moved.elapsed() > STALL {
-                return Ok(());
+            if self.moved()? > moved {
+                (moved, since) = (self.moved()?, Instant::now());
+            } else if since.elapsed() > STALL {
+                return self.give_up(step as usize);
             }
         }
+    }
+
+    /// Says so, and ends the round all the same: a channel that was not published to has lost nothing.
+    fn give_up(&mut self, step: usize) -> Outcome<()> {
+        let (published, completed, unanswered) = (self.published, self.readers.completed(), self.unanswered()?);
+        let message = format!(
+            "given up after {STALL:?}: {published} published, {completed} with all their subscribers, {unanswered} unanswered"
+        );
+        writeln!(std::io::stderr(), "load: {message}")?;
+        while self.next_channel != 0 {
+            self.publish(step, now())?;
+        }
+        self.flush()
     }
 
     /// `rate` messages a second, each with the time when it was due, whatever the server does meanwhile.
