@@ -17,13 +17,15 @@
 //! [`linger`] lets each take its last bytes along.
 //!
 //! Beside the way: [`channel`] and [`message`] are the nouns, [`rules`] what differs by channel, [`close`] why
-//! subscribers are closed, [`rate`] and [`budget`] how fast and how much, [`metrics`], [`logging`] and [`sparing`] what the operator sees, [`config`] and [`server`] the process, [`client`] the commands that talk to a running instance,
-//! [`check`] the one that looks whether one would work.
+//! subscribers are closed, [`rate`] and [`budget`] how fast and how much, [`metrics`], [`logging`] and [`sparing`] what the operator
+//! sees, [`config`], [`server`] and [`allocator`] the process, [`client`] the commands that talk to a running instance, [`check`] the
+//! one that looks whether one would work.
 
 pub mod accept;
 pub mod access;
 pub mod address;
 pub mod admission;
+pub mod allocator;
 pub mod app;
 pub mod backoff;
 pub mod batch;

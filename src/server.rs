@@ -13,6 +13,7 @@ use tokio::task::{LocalSet, spawn_local};
 
 use crate::accept::{Arrival, Entrance, listen};
 use crate::admission::Admission;
+use crate::allocator;
 use crate::app::{App, Stopping};
 use crate::broker::memory::MemoryBroker;
 use crate::broker::redis::{RedisBroker, UrlError};
@@ -97,6 +98,7 @@ impl Server {
         let hub = Hub::new(broker, rules, settings.log, settings.log_bytes_total, settings.threads, metrics.clone());
         tokio::spawn(hub.clone().run(intake));
         tokio::spawn(hub.clone().sweep());
+        tokio::spawn(allocator::give_back());
         let admission = Admission::new(settings.admission, descriptors, metrics.clone());
         let incoming = Budget::new(settings.incoming_bytes);
         if let Some(jwks) = settings.access.remote_keys() {
@@ -191,6 +193,7 @@ fn run_shard(thread: Thread, app: Arc<App>, mut entrance: mpsc::Receiver<Arrival
         let shard = Shard::new(thread.index, app);
         spawn_local(shard.clone().fan_out(doorbell));
         spawn_local(shard.clone().sweep());
+        spawn_local(allocator::give_back());
         let mut requests = tokio::task::JoinSet::new();
         while let Some(arrival) = entrance.recv().await {
             while requests.try_join_next().is_some() {}
