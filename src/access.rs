@@ -30,7 +30,7 @@ pub enum Action {
 }
 
 /// What a request shows of who asks.
-#[derive(Clone, Default, Debug)]
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Asker {
     /// `Authorization: Bearer`: a publish key or a token.
     pub bearer: Option<Secret>,

@@ -5,8 +5,8 @@ pub mod check;
 mod commands;
 mod connection;
 mod ear;
-mod gather;
 mod judge;
+mod lane;
 mod library;
 mod line;
 mod note;
@@ -14,13 +14,13 @@ pub mod resp;
 mod subscriber;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures::future::{BoxFuture, FutureExt};
+use thread_local::ThreadLocal;
 
 use self::commands::Commands;
-use self::connection::{ANSWER_TIMEOUT, Address, CONNECT_TIMEOUT};
-use self::gather::Gather;
+use self::connection::Address;
+use self::lane::Lane;
 use self::subscriber::Subscriber;
 use super::{Broker, BrokerError, From, Health, Page, Publication};
 use crate::channel::ChannelName;
@@ -29,13 +29,11 @@ use crate::message::Position;
 use crate::metrics::Metrics;
 use crate::rules::Rules;
 
-/// The longest that publishing takes, connecting included.
-const PUBLISH_TIMEOUT: Duration = CONNECT_TIMEOUT.saturating_add(ANSWER_TIMEOUT);
-
 /// A broker behind a Redis URL.
 pub struct RedisBroker {
     commands: Arc<Commands>,
-    gather: Arc<Gather>,
+    /// One for each thread that publishes.
+    lanes: ThreadLocal<Arc<Lane>>,
     subscriber: Arc<Subscriber>,
 }
 
@@ -57,9 +55,16 @@ impl RedisBroker {
         let commands = Arc::new(Commands::new(address.clone(), rules, metrics.clone()));
         let subscriber = Arc::new(Subscriber::new(instance, intake, metrics));
         tokio::spawn(subscriber.clone().supervise(address, commands.clone()));
-        let gather = Arc::new(Gather::default());
-        tokio::spawn(gather.clone().run(commands.clone()));
-        Ok(Self { commands, gather, subscriber })
+        Ok(Self { commands, lanes: ThreadLocal::new(), subscriber })
+    }
+
+    /// This thread's lane; it runs on the thread's runtime.
+    fn lane(&self) -> &Lane {
+        self.lanes.get_or(|| {
+            let lane = Arc::new(Lane::default());
+            tokio::spawn(lane.clone().run(self.commands.clone()));
+            lane
+        })
     }
 }
 
@@ -69,18 +74,7 @@ impl Broker for RedisBroker {
             if let Health::Down(why) = self.health() {
                 return batch.iter().map(|_| Err(BrokerError::Unavailable(why.clone()))).collect();
             }
-            let count = batch.len();
-            let publishing = async {
-                match <[Publication; 1]>::try_from(batch) {
-                    Ok([only]) => vec![self.gather.publish(only).await],
-                    Err(none) if none.is_empty() => Vec::new(),
-                    Err(several) => self.commands.publish(&several).await,
-                }
-            };
-            match tokio::time::timeout(PUBLISH_TIMEOUT, publishing).await {
-                Ok(results) => results,
-                Err(_) => vec![Err(BrokerError::Unavailable("no answer in time".into())); count],
-            }
+            self.lane().publish(batch).await
         }
         .boxed()
     }

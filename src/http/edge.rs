@@ -35,6 +35,7 @@ use super::subscribe::{Subscription, Takeover, Transport};
 use super::visit::{Ids, Visit};
 use super::{forwarded, strict};
 use crate::accept::Arrival;
+use crate::access::Asker;
 use crate::address::ClientAddress;
 use crate::admission::{Admitted, Refusal};
 use crate::linger::linger;
@@ -158,7 +159,10 @@ impl Edge {
             return visit.answered(app, reply.finish(ApiError::from(refusal).into_response()));
         }
         let preflight = reply.preflight(app.access.origins(), request.method(), request.headers());
-        request.extensions_mut().insert(asker);
+        // Most show nothing, and the first extension costs several allocations.
+        if asker != Asker::default() {
+            request.extensions_mut().insert(asker);
+        }
         let response = match preflight {
             Some(response) => response,
             None => {

@@ -33,6 +33,9 @@ pub(super) struct Problem {
     pub(super) message: String,
 }
 
+/// As large as most answers are, in bytes.
+const MOST_ANSWERS: usize = 128;
+
 /// After how many seconds to try again what failed for the broker's sake.
 const RETRY_AFTER_SECONDS: u16 = 1;
 
@@ -110,7 +113,7 @@ impl From<BrokerError> for ApiError {
 
 /// A JSON answer.
 pub fn json_response(status: StatusCode, body: &impl serde::Serialize) -> Response {
-    let mut text = Vec::new();
+    let mut text = Vec::with_capacity(MOST_ANSWERS);
     crate::dialect::envelope::write(body, &mut text);
     text.push(b'\n');
     let mut response = Response::new(text.into());

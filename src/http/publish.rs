@@ -1,12 +1,14 @@
 //! `POST /publish`: a message to one or several channels, or a batch of them.
 
 use std::borrow::Cow;
+use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::{Buf, Bytes, BytesMut};
-use futures::{Stream, StreamExt};
+use futures::{FutureExt, Stream, StreamExt};
 use hyper::StatusCode;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -73,10 +75,8 @@ async fn try_publish(
     // Held until the broker has answered.
     let mut held = Held::new(app.incoming.clone());
     let reading = collect(headers.content_length, body, limit, &mut held);
-    let body = match tokio::time::timeout(app.limits.request_time, reading).await {
-        Ok(body) => body.map_err(|error| refused(app, error, what, limit))?,
-        Err(_) => return Err(refused(app, Unread::Slow, what, limit)),
-    };
+    let body = in_time(app.limits.request_time, reading).await.unwrap_or(Err(Unread::Slow));
+    let body = body.map_err(|error| refused(app, error, what, limit))?;
     let id = headers.idempotency_key.as_deref().map(check_key).transpose()?;
     let batch = if is_batch {
         parse_batch(app, &channels, &grant, &body, id.as_deref())?
@@ -152,6 +152,15 @@ fn refused(app: &App, why: Unread, what: &str, limit: usize) -> ApiError {
     };
     app.metrics.count_refused(reason);
     error
+}
+
+/// Waits for so long. What is ready at once, as most bodies are, costs no timer.
+async fn in_time<T>(limit: Duration, future: impl Future<Output = T>) -> Option<T> {
+    let mut future = pin!(future);
+    match future.as_mut().now_or_never() {
+        Some(output) => Some(output),
+        None => Box::pin(tokio::time::timeout(limit, future)).await.ok(),
+    }
 }
 
 /// Reads the body, as long as it is within the limits.

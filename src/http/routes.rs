@@ -26,38 +26,40 @@ impl Reject for WrongMethod {}
 
 /// All requests and their answers.
 pub fn routes(app: Arc<App>) -> BoxedFilter<(Response,)> {
-    let with_app = warp::any().map(move || app.clone());
-    let query = warp::query::raw().or(warp::any().map(String::new)).unify();
-    let headers = warp::header::headers_cloned();
-    // Put there by `edge.rs`.
-    let asker = warp::ext::get::<Asker>;
+    let publish = warp::path!("publish")
+        .and(post())
+        .and(with(app.clone()))
+        .and(query())
+        .and(publish_headers())
+        .and(asker())
+        .and(warp::body::stream())
+        .then(publish::publish);
+    // The most frequent first, and the others in one piece: whatever is tried next is cloned for each request.
+    publish.or(others(app)).unify().recover(async |rejection| Ok::<_, Infallible>(refuse(&rejection))).unify().boxed()
+}
 
+/// All but publishing.
+fn others(app: Arc<App>) -> BoxedFilter<(Response,)> {
+    let with_app = with(app);
+    let headers = warp::header::headers_cloned();
     let websocket = warp::path!("ws")
         .and(get())
         .and(with_app.clone())
-        .and(query)
+        .and(query())
         .and(headers)
         .and(asker())
         .then(subscribe::websocket);
     let events = warp::path!("events")
         .and(get())
         .and(with_app.clone())
-        .and(query)
+        .and(query())
         .and(headers)
         .and(asker())
         .then(subscribe::events);
-    let publish = warp::path!("publish")
-        .and(post())
-        .and(with_app.clone())
-        .and(query)
-        .and(publish_headers())
-        .and(asker())
-        .and(warp::body::stream())
-        .then(publish::publish);
     let history = warp::path!("channels" / String / "messages")
         .and(get())
         .and(with_app.clone())
-        .and(query)
+        .and(query())
         .and(asker())
         .then(|name, app, query, asker| history::messages(app, name, query, asker));
     let healthz = warp::path!("healthz").and(get_or_head()).and(with_app.clone()).map(|app: Arc<App>| healthz(&app));
@@ -71,10 +73,7 @@ pub fn routes(app: Arc<App>) -> BoxedFilter<(Response,)> {
         .and_then(async |path: warp::path::Tail| assets::find(path.as_str()).ok_or_else(warp::reject::not_found))
         .and(get_or_head());
 
-    // The most frequent first: each that does not match costs a little.
-    publish
-        .or(websocket)
-        .unify()
+    websocket
         .or(events)
         .unify()
         .or(history)
@@ -87,8 +86,6 @@ pub fn routes(app: Arc<App>) -> BoxedFilter<(Response,)> {
         .unify()
         .or(files)
         .unify()
-        .recover(async |rejection| Ok::<_, Infallible>(refuse(&rejection)))
-        .unify()
         .boxed()
 }
 
@@ -96,6 +93,19 @@ pub fn routes(app: Arc<App>) -> BoxedFilter<(Response,)> {
 pub fn subscribes(path: &str) -> bool {
     // The filters take a slash at the end of a path for nothing.
     matches!(path.strip_suffix('/').unwrap_or(path), "/ws" | "/events")
+}
+
+fn with(app: Arc<App>) -> impl Filter<Extract = (Arc<App>,), Error = Infallible> + Clone {
+    warp::any().map(move || app.clone())
+}
+
+fn query() -> impl Filter<Extract = (String,), Error = Infallible> + Copy {
+    warp::query::raw().or(warp::any().map(String::new)).unify()
+}
+
+/// Who asks: put there by `edge.rs`, unless the request shows nothing.
+fn asker() -> impl Filter<Extract = (Asker,), Error = Infallible> + Copy {
+    warp::ext::optional().map(Option::<Asker>::unwrap_or_default)
 }
 
 fn get() -> impl Filter<Extract = (), Error = Rejection> + Copy {

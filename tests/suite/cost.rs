@@ -37,6 +37,28 @@ async fn a_burst_reaches_each_subscriber_in_few_writes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_published_at_about_the_same_time_shares_a_round_trip() {
+    const MESSAGES: usize = 100;
+    let redis = Redis::start().await;
+    let instance = Options::redis(&redis).start().await;
+    let before = instance.metric("livebridge_redis_round_trip_seconds_count").await;
+    // While the first is under way the others collect themselves.
+    redis.signal("STOP");
+    let posts = (0..MESSAGES).map(|number| instance.post("/publish?channel=together", number.to_string()));
+    let posts = futures::future::join_all(posts);
+    let go_on = async {
+        until("all have come", || async { instance.metric("livebridge_sockets").await > MESSAGES as f64 }).await;
+        redis.signal("CONT");
+    };
+    let (answers, ()) = futures::future::join(posts, go_on).await;
+    let mut offsets: Vec<_> = answers.iter().map(|(_, answer)| answer["messages"][0]["offset"].as_u64()).collect();
+    offsets.sort_unstable();
+    assert_eq!(offsets, (1..=MESSAGES as u64).map(Some).collect::<Vec<_>>(), "{answers:?}");
+    let trips = instance.metric("livebridge_redis_round_trip_seconds_count").await - before;
+    assert!(trips <= MESSAGES as f64 / 2.0, "{trips} round trips for {MESSAGES} messages");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_message_on_its_own_reaches_each_subscriber_in_one_write() {
     const EACH: usize = 8;
     const MESSAGES: usize = 50;

@@ -328,6 +328,21 @@ async fn a_plain_redis_publish_is_relayed_and_other_redis_subscribers_see_what_i
 }
 
 #[tokio::test]
+async fn the_database_of_the_url_holds_the_history() {
+    let redis = Redis::start().await;
+    let mut options = Options::redis(&redis);
+    options.redis_url = Some(format!("{}3", redis.url()));
+    let instance = options.start().await;
+    let channel = channel("third");
+    let mut socket = instance.ws(&format!("channel={channel}")).await;
+    instance.publish(&channel, "kept there").await.expect("a position");
+    assert_eq!(socket.text().await, "kept there");
+    let length = |database: &str| redis.cli(&["-n", database, "XLEN", &format!("livebridge:{{{channel}}}:log")]);
+    assert_eq!([length("3"), length("0")], ["1", "0"]);
+    assert_eq!(instance.ws(&format!("channel={channel}&last=1")).await.text().await, "kept there");
+}
+
+#[tokio::test]
 async fn where_functions_are_forbidden_a_script_does_the_same() {
     let redis = Redis::start().await;
     redis.cli(&["ACL", "SETUSER", "app", "on", ">secret", "~*", "&*", "+@all", "-function", "-fcall"]);

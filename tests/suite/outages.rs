@@ -349,3 +349,18 @@ async fn an_instance_comes_back_to_a_redis_that_is_full_and_what_is_kept_can_be_
     let (status, answer) = instance.post(&format!("/publish?channel={channel}"), "too much").await;
     assert_eq!((status.as_u16(), &answer["error"]["code"]), (503, &"broker_refused".into()));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_redis_ended_meanwhile_is_not_published_on() {
+    let redis = Redis::start().await;
+    let instance = Options::redis(&redis).start().await;
+    let channel = channel("idle");
+    instance.publish(&channel, "on the first").await;
+    let ours =
+        || redis.cli(&["CLIENT", "LIST", "TYPE", "normal"]).lines().filter(|line| !line.contains("cmd=client")).count();
+    redis.cli(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
+    // The canary has a new connection, so this instance has long heard of the end of the old ones.
+    until("a connection", || async { ours() > 0 }).await;
+    instance.publish(&channel, "on the second").await;
+    assert_eq!(instance.metric("livebridge_publish_failed_total").await, 0.0);
+}

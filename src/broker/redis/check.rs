@@ -135,10 +135,13 @@ async fn hearing(address: &Address, connection: &mut MultiplexedConnection, chan
         while !heard {
             line.exchange().await.map_err(|error| error.to_string())?;
             let was_subscribed = subscribed;
-            let frames = line.frames(|frame| match frame {
-                Frame::Subscribed(_) => subscribed = true,
-                Frame::Message { .. } => heard = true,
-                _ => {}
+            let frames = line.frames(|frame| {
+                match frame.accepted()? {
+                    Frame::Subscribed(_) => subscribed = true,
+                    Frame::Message { .. } => heard = true,
+                    _ => {}
+                }
+                Ok(())
             });
             frames.map_err(|error| error.to_string())?;
             if subscribed && !was_subscribed {

@@ -1,33 +1,44 @@
-//! Publishing and reading history: commands on a shared connection that is replaced when it breaks.
+//! What is asked of Redis now and then: reading history, the canary, bringing the library in. On a shared connection that is
+//! replaced when it breaks. Publishing has connections of its own, see `lane.rs`.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use redis::aio::MultiplexedConnection;
-use redis::{Cmd, FromRedisValue, Pipeline, RedisError, RedisResult, Value};
+use redis::{Cmd, RedisError, RedisResult, Value};
 use tokio::sync::Mutex;
 
 use super::connection::Address;
 use super::library::{Library, is_missing};
-use crate::broker::{BrokerError, From, PAGE_BYTES, PAGE_MESSAGES, Page, Publication, Tail};
+use crate::broker::{BrokerError, From, PAGE_BYTES, PAGE_MESSAGES, Page, Tail};
 use crate::channel::ChannelName;
 use crate::message::{Gap, GapReason, Message, Position};
 use crate::metrics::Metrics;
 use crate::metrics::latency::Moment;
 use crate::rules::Rules;
 
-/// What publishes and reads.
+/// The shared connection, and what is known about the Redis behind it.
 pub(super) struct Commands {
-    address: Address,
-    library: Library,
-    rules: Arc<Rules>,
-    metrics: Arc<Metrics>,
+    pub(super) address: Address,
+    pub(super) library: Library,
+    pub(super) rules: Arc<Rules>,
+    pub(super) metrics: Arc<Metrics>,
     connection: Mutex<Option<MultiplexedConnection>>,
+    /// How often the connection was let go of.
+    lives: AtomicU64,
 }
 
 impl Commands {
     pub(super) fn new(address: Address, rules: Arc<Rules>, metrics: Arc<Metrics>) -> Self {
-        Self { address, library: Library::new(&rules), rules, metrics, connection: Mutex::new(None) }
+        Self {
+            address,
+            library: Library::new(&rules),
+            rules,
+            metrics,
+            connection: Mutex::new(None),
+            lives: AtomicU64::new(0),
+        }
     }
 
     /// A handle on the shared connection, opened and furnished with the library if need be.
@@ -42,9 +53,16 @@ impl Commands {
         Ok(connection)
     }
 
-    /// Lets go of the connection: the next command opens another. What runs on it ends with an error of its own.
+    /// Lets go of the connection, and lets those who publish do the same: the next command opens another. What runs on one ends with
+    /// an error of its own.
     pub(super) async fn disconnect(&self) {
         *self.connection.lock().await = None;
+        self.lives.fetch_add(1, Ordering::Release);
+    }
+
+    /// Tells connections from before the last [`Self::disconnect`] from later ones.
+    pub(super) fn life(&self) -> u64 {
+        self.lives.load(Ordering::Acquire)
     }
 
     /// Sends one small message, as the canary does.
@@ -53,68 +71,6 @@ impl Commands {
         let asked = Moment::now();
         let sent = redis::cmd("PUBLISH").arg(channel).arg(payload).exec_async(&mut connection).await;
         self.judge(asked, sent).await
-    }
-
-    /// Publishes a batch in one round trip.
-    pub(super) async fn publish(&self, batch: &[Publication]) -> Vec<Result<Option<Position>, BrokerError>> {
-        let all = |error: &RedisError| batch.iter().map(|_| Err(broker_error(error))).collect();
-        let mut answers = match self.send(batch).await {
-            Ok(answers) => answers,
-            Err(error) => return all(&error),
-        };
-        // A Redis that was restarted or flushed lacks the library: nothing of what needed it has happened.
-        let missing = |answer: &RedisResult<Value>| answer.as_ref().is_err_and(is_missing);
-        let again: Vec<_> = (0..batch.len()).filter(|&index| missing(&answers[index])).collect();
-        if !again.is_empty() {
-            self.disconnect().await;
-            let publications: Vec<_> = again.iter().map(|&index| batch[index].clone()).collect();
-            match self.send(&publications).await {
-                Ok(second) => again.into_iter().zip(second).for_each(|(index, answer)| answers[index] = answer),
-                Err(error) => return all(&error),
-            }
-        }
-        answers.into_iter().map(receipt).collect()
-    }
-
-    /// The server's answers, each a value or a refusal; an error if it did not answer.
-    async fn send(&self, batch: &[Publication]) -> RedisResult<Vec<RedisResult<Value>>> {
-        let mut connection = self.connection().await?;
-        let asked = Moment::now();
-        let answers = if let [publication] = batch {
-            match connection.send_packed_command(&self.publish_command(publication)).await {
-                Err(error) if !is_answer(&error) => Err(error),
-                answer => Ok(vec![answer.and_then(Value::extract_error)]),
-            }
-        } else {
-            let mut pipeline = Pipeline::with_capacity(batch.len());
-            for publication in batch {
-                pipeline.add_command(self.publish_command(publication));
-            }
-            let answers = connection.send_packed_commands(&pipeline, 0, batch.len()).await;
-            answers.map(|answers| answers.into_iter().map(Value::extract_error).collect())
-        };
-        self.judge(asked, answers).await
-    }
-
-    fn publish_command(&self, publication: &Publication) -> Cmd {
-        let Publication { channel, payload, key, remove, id } = publication;
-        if self.rules.of(channel).history.is_none() && key.is_none() && !remove {
-            let mut command = redis::cmd("PUBLISH");
-            command.arg(channel.as_str()).arg(payload.as_ref());
-            return command;
-        }
-        let mut command = self.library.call("publish", channel.as_str());
-        command.arg(payload.as_ref());
-        if let Some(key) = key {
-            command.arg("key").arg(&**key);
-        }
-        if *remove {
-            command.arg("remove");
-        }
-        if let Some(id) = id {
-            command.arg("id").arg(&**id);
-        }
-        command
     }
 
     /// Reads a page of history.
@@ -129,7 +85,7 @@ impl Commands {
         }
         for _ in 0..2 {
             match self.try_read(channel, from, limit.min(PAGE_MESSAGES)).await {
-                Err(error) if is_missing(&error) => self.disconnect().await,
+                Err(error) if is_missing(&said(&error)) => self.disconnect().await,
                 Err(error) => return Err(broker_error(&error)),
                 Ok(answer) => return page(answer),
             }
@@ -139,7 +95,8 @@ impl Commands {
 
     async fn try_read(&self, channel: &ChannelName, from: From, limit: usize) -> RedisResult<Vec<Value>> {
         let mut connection = self.connection().await?;
-        let mut command = self.library.call("read", channel.as_str());
+        let mut command = Cmd::new();
+        command.arg(self.library.call("read", channel.as_str()));
         let count = if let From::Last(count) = from { count.min(limit) } else { limit };
         command.arg(count).arg(PAGE_BYTES);
         match from {
@@ -173,29 +130,25 @@ fn is_answer(error: &RedisError) -> bool {
     error.code().is_some()
 }
 
-fn receipt(answer: RedisResult<Value>) -> Result<Option<Position>, BrokerError> {
-    match answer.map_err(|error| broker_error(&error))? {
-        // PUBLISH answers how many Redis clients heard it, which says nothing about ours.
-        Value::Int(_) => Ok(None),
-        answer => match <Vec<u64>>::from_redis_value(answer).as_deref() {
-            Ok([epoch, offset]) => Ok(Some(Position::new(*epoch, *offset))),
-            Ok(_) => Ok(None),
-            Err(error) => Err(BrokerError::Refused(format!("it answered something unexpected: {error}"))),
-        },
-    }
+/// What Redis said, if it answered.
+fn said(error: &RedisError) -> String {
+    format!("{} {}", error.code().unwrap_or_default(), error.detail().unwrap_or_default())
 }
 
-/// What a refusal or failure of Redis means to a publisher or reader.
-fn broker_error(error: &RedisError) -> BrokerError {
-    let why = || without_arguments(&error.to_string()).to_owned();
-    match error.code() {
-        _ if !is_answer(error) => BrokerError::Unavailable(why()),
-        Some("LIVEBRIDGE_NOT_KEYED") => BrokerError::NotKeyed,
-        Some("LIVEBRIDGE_FULL") => BrokerError::KeyedChannelFull(error.detail().unwrap_or("at its bound").into()),
+/// What a failure means to a publisher or reader.
+pub(super) fn broker_error(error: &RedisError) -> BrokerError {
+    if is_answer(error) { refusal(&said(error)) } else { BrokerError::Unavailable(error.to_string()) }
+}
+
+/// What a refusal of Redis means to a publisher or reader.
+pub(super) fn refusal(said: &str) -> BrokerError {
+    let (code, detail) = said.split_once(' ').unwrap_or((said, "at its bound"));
+    let why = || without_arguments(said).to_owned();
+    match code {
+        "LIVEBRIDGE_NOT_KEYED" => BrokerError::NotKeyed,
+        "LIVEBRIDGE_FULL" => BrokerError::KeyedChannelFull(detail.to_owned()),
         // These pass: the server is loading, busy with a script, or no master at the moment.
-        Some("LOADING" | "BUSY" | "READONLY" | "MASTERDOWN" | "CLUSTERDOWN" | "TRYAGAIN") => {
-            BrokerError::Unavailable(why())
-        }
+        "LOADING" | "BUSY" | "READONLY" | "MASTERDOWN" | "CLUSTERDOWN" | "TRYAGAIN" => BrokerError::Unavailable(why()),
         _ => BrokerError::Refused(why()),
     }
 }
@@ -274,7 +227,7 @@ fn bytes(value: Value) -> Option<Bytes> {
 mod tests {
     #[test]
     fn what_redis_repeats_of_a_command_is_left_out() {
-        let error = "An error was signalled by the server - ResponseError: unknown command 'EVALSHA', with args beginning with: 'secret' ";
+        let error = "ERR unknown command 'EVALSHA', with args beginning with: 'secret' ";
         assert!(super::without_arguments(error).ends_with("unknown command 'EVALSHA'"));
     }
 }

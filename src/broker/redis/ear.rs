@@ -33,7 +33,7 @@ impl Ear {
                 let channel = self.channel(name, wanted);
                 self.events.extend(channel.map(Event::Subscribed));
             }
-            Frame::Refused(_) | Frame::Other => {}
+            Frame::Published(_) | Frame::Refused(_) | Frame::Other => {}
         }
     }
 

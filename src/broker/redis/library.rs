@@ -6,7 +6,7 @@ use std::fmt::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use redis::aio::MultiplexedConnection;
-use redis::{Cmd, RedisError, RedisResult, Value};
+use redis::{RedisError, RedisResult, Value};
 
 use crate::rules::{Pattern, Rule, Rules};
 
@@ -18,6 +18,9 @@ const FORMAT: u32 = 1;
 const FORMAT_LINE: &str = "-- format ";
 /// Each with its flags: what is kept can be read when Redis has no memory for more.
 const FUNCTIONS: [(&str, &str); 2] = [("publish", ""), ("read", "'allow-oom'")];
+
+/// The most words of a call: that of a publish with a key and an id.
+const MOST_WORDS: usize = 12;
 
 /// Which functions are in Redis.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -102,20 +105,16 @@ impl Library {
         Ok(())
     }
 
-    /// Begins a call of one of the functions on a channel; the caller adds its arguments.
-    pub(super) fn call(&self, function: &str, channel: &str) -> Cmd {
+    /// The words that call one of the functions on a channel; its arguments are to follow.
+    pub(super) fn call<'a>(&'a self, function: &'a str, channel: &'a str) -> Vec<&'a [u8]> {
+        let mut words: Vec<&[u8]> = Vec::with_capacity(MOST_WORDS);
         if self.use_script.load(Ordering::Relaxed) {
-            let mut command = redis::cmd("EVALSHA");
-            command.arg(&self.script_hash).arg(1).arg(channel).arg(function);
-            return command;
+            words.extend([&b"EVALSHA"[..], self.script_hash.as_bytes(), b"1", channel.as_bytes(), function.as_bytes()]);
+        } else {
+            let name: &[u8] = if function == "publish" { b"livebridge_publish" } else { b"livebridge_read" };
+            words.extend([b"FCALL", name, b"1", channel.as_bytes()]);
         }
-        let mut command = redis::cmd("FCALL");
-        command.arg(match function {
-            "publish" => "livebridge_publish",
-            _ => "livebridge_read",
-        });
-        command.arg(1).arg(channel);
-        command
+        words
     }
 }
 
@@ -130,9 +129,9 @@ pub(super) fn is_refusal(error: &RedisError) -> bool {
     error.code() == Some("NOPERM") || error.to_string().contains("unknown")
 }
 
-/// Whether an error means that the code is not (or no longer) in Redis, as after a restart or `FUNCTION FLUSH`.
-pub(super) fn is_missing(error: &RedisError) -> bool {
-    error.code() == Some("NOSCRIPT") || error.to_string().contains("Function not found")
+/// Whether Redis' answer means that the code is not (or no longer) there, as after a restart or `FUNCTION FLUSH`.
+pub(super) fn is_missing(refusal: &str) -> bool {
+    refusal.starts_with("NOSCRIPT") || refusal.contains("Function not found")
 }
 
 /// The rules as Lua tables. Patterns consist of channel characters and `*`, which is checked at parsing.

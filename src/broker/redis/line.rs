@@ -1,6 +1,7 @@
-//! The connection that hears messages, as bytes: opened, logged in, and read frame by frame. What the frames mean is
-//! `ear.rs`. It has a reader of its own, since hearing is most of what an instance does with Redis: the general client
-//! builds a tree of values for each message, which costs several times as much as relaying it.
+//! A connection to Redis as bytes: opened, logged in, and read frame by frame. What the frames mean is `ear.rs` on the connection
+//! that hears, `lane.rs` on one that publishes. These two have a reader and writer of their own, since hearing and publishing is
+//! most of what an instance does with Redis: the general client builds a tree of values for each message, which costs several
+//! times as much as relaying it.
 
 use std::io;
 
@@ -20,7 +21,7 @@ pub(super) enum LineError {
     /// The network's or the system's reason.
     #[error("{0}")]
     Io(#[from] io::Error),
-    /// Redis does not let us in or subscribe.
+    /// Redis does not let us in, or refuses a subscription.
     #[error("Redis refused: {0}")]
     Refused(String),
     /// The other end is no Redis.
@@ -57,17 +58,29 @@ impl Line {
             }
             None => line.send(&["HELLO", "3"]),
         }
-        let mut answered = false;
-        while !answered {
+        let mut unanswered = 1;
+        if credentials.db() != 0 {
+            line.send(&["SELECT", &credentials.db().to_string()]);
+            unanswered += 1;
+        }
+        while unanswered > 0 {
             line.exchange().await?;
-            line.frames(|_| answered = true)?;
+            line.frames(|frame| {
+                unanswered -= 1;
+                frame.accepted().map(drop)
+            })?;
         }
         Ok(line)
     }
 
     /// Queues a command.
     pub(super) fn send(&mut self, parts: &[impl AsRef<str>]) {
-        resp::write_command(parts.iter().map(AsRef::as_ref), &mut self.outgoing);
+        resp::write_command(parts.iter().map(|part| part.as_ref().as_bytes()), &mut self.outgoing);
+    }
+
+    /// Where commands are queued.
+    pub(super) fn outgoing(&mut self) -> &mut BytesMut {
+        &mut self.outgoing
     }
 
     /// Waits until something could be read or written. May be dropped at any time without losing anything.
@@ -77,6 +90,7 @@ impl Line {
         tokio::select! {
             written = writer.write_buf(outgoing), if !outgoing.is_empty() => {
                 written?;
+                spare(outgoing);
             }
             read = reader.read_buf(incoming) => if read? == 0 {
                 return Err(LineError::Closed);
@@ -85,22 +99,34 @@ impl Line {
         Ok(())
     }
 
-    /// Hands over each frame that has arrived whole. A refusal is an error: what it concerned would never be heard.
-    pub(super) fn frames(&mut self, mut hear: impl FnMut(Frame<'_>)) -> Result<(), LineError> {
+    /// Hands over each frame that has arrived whole, until one is an error.
+    pub(super) fn frames(&mut self, mut hear: impl FnMut(Frame<'_>) -> Result<(), LineError>) -> Result<(), LineError> {
         let mut read = 0;
         while let Some((frame, length)) = resp::parse(&self.incoming[read..])? {
-            if let Frame::Refused(why) = frame {
-                return Err(LineError::Refused(String::from_utf8_lossy(why).into_owned()));
-            }
-            hear(frame);
+            hear(frame)?;
             read += length;
         }
         self.incoming.advance(read);
-        // Its capacity is only what is left behind what was read: the whole of it tells.
-        if self.incoming.is_empty() && self.incoming.try_reclaim(KEPT + 1) {
-            self.incoming = BytesMut::new();
-        }
+        spare(&mut self.incoming);
         Ok(())
+    }
+}
+
+impl<'a> Frame<'a> {
+    /// The frame, unless it is a refusal.
+    pub(super) fn accepted(self) -> Result<Self, LineError> {
+        match self {
+            Frame::Refused(why) => Err(LineError::Refused(String::from_utf8_lossy(why).into_owned())),
+            accepted => Ok(accepted),
+        }
+    }
+}
+
+/// Gives back an empty buffer that has become large. Its capacity is only what is left behind what was taken out: the whole of it
+/// tells.
+fn spare(buffer: &mut BytesMut) {
+    if buffer.is_empty() && buffer.try_reclaim(KEPT + 1) {
+        *buffer = BytesMut::new();
     }
 }
 
@@ -121,7 +147,11 @@ mod tests {
         let mut heard = 0;
         while heard == 0 {
             line.exchange().await.expect("it is open");
-            line.frames(|_| heard += 1).expect("it is RESP3");
+            let hear = |_: Frame<'_>| {
+                heard += 1;
+                Ok(())
+            };
+            line.frames(hear).expect("it is RESP3");
         }
         assert!(!line.incoming.try_reclaim(KEPT + 1), "a large buffer is kept");
     }

@@ -1,8 +1,7 @@
-//! The bytes of a connection that hears messages: RESP3 (the Redis serialization protocol specification), as far as such
-//! a connection meets it. A message is read where it lies, without a tree of values in between; replies to commands
-//! are only told apart from refusals.
+//! The bytes of a connection that publishes or hears: RESP3 (the Redis serialization protocol specification), as far as such a
+//! connection meets it. What comes is read where it lies, without a tree of values in between.
 
-use bytes::BytesMut;
+use bytes::{BufMut, BytesMut};
 
 /// What one frame says.
 #[derive(Debug, PartialEq, Eq)]
@@ -16,6 +15,8 @@ pub enum Frame<'a> {
     },
     /// A subscription is in force.
     Subscribed(&'a [u8]),
+    /// Something was published: with which epoch and offset, if the channel keeps a history.
+    Published(Option<[u64; 2]>),
     /// The server refused a command; why.
     Refused(&'a [u8]),
     /// Anything else.
@@ -59,6 +60,9 @@ impl<'a> Reader<'a> {
         match self.bytes.first() {
             Some(b'>') => self.push(),
             Some(b'-') => Ok(Frame::Refused(&self.line()?[1..])),
+            // PUBLISH answers how many Redis clients heard it, which says nothing about ours.
+            Some(b':') => self.line().map(|_| Frame::Published(None)),
+            Some(b'*') => self.array(),
             _ => self.skip(MOST_NESTED).map(|()| Frame::Other),
         }
     }
@@ -76,6 +80,31 @@ impl<'a> Reader<'a> {
         };
         self.skip(MOST_NESTED)?;
         Ok(frame)
+    }
+
+    /// What a function answers: nothing, or two numbers.
+    fn array(&mut self) -> Result<Frame<'a>, Missing> {
+        match self.count()? {
+            0 => return Ok(Frame::Published(None)),
+            2 => {
+                if let (Some(epoch), Some(offset)) = (self.number()?, self.number()?) {
+                    return Ok(Frame::Published(Some([epoch, offset])));
+                }
+            }
+            _ => {}
+        }
+        self.at = 0;
+        self.skip(MOST_NESTED).map(|()| Frame::Other)
+    }
+
+    /// A number, written as one or as a string; `None` if it is something else.
+    fn number(&mut self) -> Result<Option<u64>, Missing> {
+        let digits = match self.bytes.get(self.at).ok_or(Missing::Bytes)? {
+            b':' => &self.line()?[1..],
+            b'$' => self.bulk()?,
+            _ => return Ok(None),
+        };
+        Ok(std::str::from_utf8(digits).ok().and_then(|digits| digits.parse().ok()))
     }
 
     /// A line with its type, without its end.
@@ -140,14 +169,19 @@ impl<'a> Reader<'a> {
 }
 
 /// Appends a command, as an array of bulk strings.
-pub fn write_command<'a>(parts: impl ExactSizeIterator<Item = &'a str>, out: &mut BytesMut) {
-    let header = |kind: char, count: usize| format!("{kind}{count}\r\n");
-    out.extend_from_slice(header('*', parts.len()).as_bytes());
+pub fn write_command<'a>(parts: impl ExactSizeIterator<Item = &'a [u8]>, out: &mut BytesMut) {
+    write_header(b'*', parts.len(), out);
     for part in parts {
-        out.extend_from_slice(header('$', part.len()).as_bytes());
-        out.extend_from_slice(part.as_bytes());
+        write_header(b'$', part.len(), out);
+        out.extend_from_slice(part);
         out.extend_from_slice(b"\r\n");
     }
+}
+
+fn write_header(kind: u8, count: usize, out: &mut BytesMut) {
+    out.put_u8(kind);
+    out.extend_from_slice(itoa::Buffer::new().format(count).as_bytes());
+    out.extend_from_slice(b"\r\n");
 }
 
 #[cfg(test)]
@@ -162,6 +196,20 @@ mod tests {
         assert_eq!(parse(MESSAGE), Ok(Some((frame, MESSAGE.len()))));
         assert_eq!(parse(b">3\r\n$9\r\nsubscribe\r\n$1\r\na\r\n:1\r\n"), Ok(Some((Frame::Subscribed(b"a"), 30))));
         assert_eq!(parse(b"-NOPERM no\r\n"), Ok(Some((Frame::Refused(b"NOPERM no"), 12))));
+    }
+
+    #[test]
+    fn what_publishing_answers_is_a_position_or_none() {
+        for (bytes, position) in [
+            (&b":3\r\n"[..], None),
+            (b"*0\r\n", None),
+            (b"*2\r\n$16\r\n1764139000000000\r\n:17\r\n", Some([1_764_139_000_000_000, 17])),
+        ] {
+            assert_eq!(parse(bytes), Ok(Some((Frame::Published(position), bytes.len()))));
+            (0..bytes.len()).for_each(|end| assert_eq!(parse(&bytes[..end]), Ok(None), "{end}"));
+        }
+        let other = b"*2\r\n+a\r\n:17\r\n";
+        assert_eq!(parse(other), Ok(Some((Frame::Other, other.len()))));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! connection only as long as a canary sent through Redis comes back on it.
 
 use std::collections::HashSet;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -38,6 +38,8 @@ pub(super) struct Subscriber {
     wanted: Mutex<Wanted>,
     changed: Notify,
     health: Mutex<Health>,
+    /// The same in short, for those who ask at every publish.
+    is_up: AtomicBool,
     intake: Arc<Intake>,
     metrics: Arc<Metrics>,
     canary: String,
@@ -68,6 +70,7 @@ impl Subscriber {
             wanted: Mutex::default(),
             changed: Notify::new(),
             health: Mutex::new(Health::Down(NOT_YET.into())),
+            is_up: AtomicBool::new(false),
             intake,
             metrics,
             canary: format!("livebridge:canary:{instance}"),
@@ -87,7 +90,7 @@ impl Subscriber {
     }
 
     pub(super) fn health(&self) -> Health {
-        lock(&self.health).clone()
+        if self.is_up.load(Ordering::Acquire) { Health::Up } else { lock(&self.health).clone() }
     }
 
     /// Keeps a connection for as long as the process lives.
@@ -137,7 +140,11 @@ impl Subscriber {
                 exchanged = line.exchange(), if has_room => {
                     let heard = exchanged.and_then(|()| {
                         let wanted = self.wanted();
-                        line.frames(|frame| ear.hear(&frame, &wanted.channels, &self.canary))
+                        // What a refusal concerned would never be heard.
+                        line.frames(|frame| {
+                            ear.hear(&frame.accepted()?, &wanted.channels, &self.canary);
+                            Ok(())
+                        })
                     });
                     let (events, canary) = ear.heard();
                     if canary {
@@ -181,7 +188,7 @@ impl Subscriber {
     }
 
     fn set_up(&self, channels: usize) {
-        let before = std::mem::replace(&mut *lock(&self.health), Health::Up);
+        let before = self.set_health(Health::Up);
         if let Health::Down(why) = before {
             if why != NOT_YET {
                 self.metrics.broker_reconnects.inc();
@@ -191,7 +198,7 @@ impl Subscriber {
     }
 
     fn set_down(&self, why: &str) {
-        let before = std::mem::replace(&mut *lock(&self.health), Health::Down(why.to_owned()));
+        let before = self.set_health(Health::Down(why.to_owned()));
         if before == Health::Up {
             self.metrics.broker_disconnects.inc();
         }
@@ -202,6 +209,12 @@ impl Subscriber {
                 "Redis is unavailable: clients stay connected, publishing is refused, trying again"
             );
         }
+    }
+
+    fn set_health(&self, now: Health) -> Health {
+        let mut health = lock(&self.health);
+        self.is_up.store(now == Health::Up, Ordering::Release);
+        std::mem::replace(&mut *health, now)
     }
 
     fn wanted(&self) -> MutexGuard<'_, Wanted> {

@@ -1,0 +1,243 @@
+//! A thread's own way to publish. What its connections publish at about the same time goes to Redis in one round trip: while one
+//! batch is under way the next collects itself, so nothing waits when there is nothing to wait for, and the more load, the larger
+//! the batches. Each thread has a lane, so that neither a publish nor its answer has to wake another thread.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::BytesMut;
+use tokio::sync::{Notify, oneshot};
+use tokio::time::{sleep, timeout};
+
+use super::commands::{Commands, broker_error, refusal};
+use super::connection::{ANSWER_TIMEOUT, CONNECT_TIMEOUT};
+use super::library::is_missing;
+use super::line::{Line, LineError};
+use super::resp::{self, Frame};
+use crate::broker::{BrokerError, Publication};
+use crate::message::Position;
+use crate::metrics::latency::Moment;
+
+/// About the most messages, and bytes, of one round trip; what is published together stays together.
+const BATCH_MESSAGES: usize = 512;
+const BATCH_BYTES: usize = 1 << 20;
+/// The most messages that wait; more are refused.
+const MOST_WAITING: usize = 65_536;
+/// The longest that a round trip takes, connecting included; who has waited as long for it to begin is not made to wait on.
+const ROUND_TIMEOUT: Duration = CONNECT_TIMEOUT.saturating_add(ANSWER_TIMEOUT);
+/// A connection that was not needed for so long is closed: something on the way may have forgotten it.
+const IDLE: Duration = Duration::from_secs(30);
+
+const LATE: &str = "no answer in time";
+
+type Outcome = Result<Option<Position>, BrokerError>;
+/// A position or none, or what Redis said instead.
+type Answer = Result<Option<Position>, String>;
+
+/// What waits for the next round trip.
+#[derive(Default)]
+pub(super) struct Lane {
+    waiting: Mutex<Waiting>,
+    arrived: Notify,
+}
+
+#[derive(Default)]
+struct Waiting {
+    callers: VecDeque<Caller>,
+    messages: usize,
+}
+
+/// What was published together, and whoever waits for the outcomes.
+struct Caller {
+    batch: Vec<Publication>,
+    since: Instant,
+    sender: oneshot::Sender<Vec<Outcome>>,
+}
+
+impl Lane {
+    /// Publishes messages together with others.
+    pub(super) async fn publish(&self, batch: Vec<Publication>) -> Vec<Outcome> {
+        let count = batch.len();
+        let (sender, outcomes) = oneshot::channel();
+        {
+            let mut waiting = self.lock();
+            if waiting.messages >= MOST_WAITING {
+                return unavailable(count, "too many messages wait to be published");
+            }
+            waiting.messages += count;
+            waiting.callers.push_back(Caller { batch, since: Instant::now(), sender });
+        }
+        self.arrived.notify_one();
+        outcomes.await.unwrap_or_else(|_| unavailable(count, "this instance is stopping"))
+    }
+
+    /// Sends batch after batch, for as long as the thread lives.
+    pub(super) async fn run(self: Arc<Self>, commands: Arc<Commands>) {
+        let mut way = Way { commands, line: None, life: 0 };
+        loop {
+            let callers = self.take();
+            if callers.is_empty() {
+                way.rest_until(self.arrived.notified()).await;
+                continue;
+            }
+            let batch: Vec<_> = callers.iter().flat_map(|caller| &caller.batch).collect();
+            let outcomes = timeout(ROUND_TIMEOUT, way.publish(&batch)).await;
+            let mut outcomes = outcomes.unwrap_or_else(|_| unavailable(batch.len(), LATE)).into_iter();
+            for Caller { batch, sender, .. } in callers {
+                // Who has gone meanwhile does not want to know.
+                let _ = sender.send(outcomes.by_ref().take(batch.len()).collect());
+            }
+        }
+    }
+
+    /// Takes a batch of what waits, in its order, less what nobody waits for any more.
+    fn take(&self) -> Vec<Caller> {
+        let now = Instant::now();
+        let mut waiting = self.lock();
+        let mut taken = Vec::with_capacity(waiting.callers.len().min(BATCH_MESSAGES));
+        let (mut messages, mut bytes) = (0, 0);
+        while messages < BATCH_MESSAGES
+            && bytes < BATCH_BYTES
+            && let Some(caller) = waiting.callers.pop_front()
+        {
+            waiting.messages -= caller.batch.len();
+            if now.duration_since(caller.since) > ROUND_TIMEOUT {
+                let _ = caller.sender.send(unavailable(caller.batch.len(), LATE));
+            } else if !caller.sender.is_closed() {
+                messages += caller.batch.len();
+                bytes += caller.batch.iter().map(|publication| publication.payload.len()).sum::<usize>();
+                taken.push(caller);
+            }
+        }
+        taken
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        // The queue is whole after every line that holds it: a panic elsewhere does not spoil it.
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The connection behind a lane.
+struct Way {
+    commands: Arc<Commands>,
+    line: Option<Line>,
+    /// When the line was opened, as [`Commands::life`].
+    life: u64,
+}
+
+impl Way {
+    /// Waits until there is something to do; meanwhile the connection may end.
+    async fn rest_until(&mut self, arrived: impl Future<Output = ()>) {
+        let Some(line) = &mut self.line else { return arrived.await };
+        tokio::select! {
+            biased;
+            () = arrived => return,
+            // Nothing is due: what comes is the end.
+            _ = line.exchange() => {}
+            () = sleep(IDLE) => {}
+        }
+        self.line = None;
+    }
+
+    /// Publishes a batch in one round trip.
+    async fn publish(&mut self, batch: &[&Publication]) -> Vec<Outcome> {
+        let mut answers = match self.send(batch).await {
+            Ok(answers) => answers,
+            Err(error) => return vec![Err(error); batch.len()],
+        };
+        // A Redis that was restarted or flushed lacks the library: nothing of what needed it has happened.
+        let missing = |answer: &Answer| answer.as_ref().is_err_and(|said| is_missing(said));
+        let again: Vec<_> = (0..batch.len()).filter(|&index| missing(&answers[index])).collect();
+        if !again.is_empty() {
+            self.commands.disconnect().await;
+            let publications: Vec<_> = again.iter().map(|&index| batch[index]).collect();
+            match self.send(&publications).await {
+                Ok(second) => again.into_iter().zip(second).for_each(|(index, answer)| answers[index] = answer),
+                Err(error) => return vec![Err(error); batch.len()],
+            }
+        }
+        let outcomes: Vec<Outcome> = answers.into_iter().map(|answer| answer.map_err(|said| refusal(&said))).collect();
+        // No master any more, perhaps: who is it now?
+        if outcomes.iter().any(|outcome| matches!(outcome, Err(BrokerError::Unavailable(_)))) {
+            self.line = None;
+        }
+        outcomes
+    }
+
+    /// The server's answers; an error if there are none.
+    async fn send(&mut self, batch: &[&Publication]) -> Result<Vec<Answer>, BrokerError> {
+        let Self { commands, line: slot, life } = self;
+        if *life != commands.life() {
+            *slot = None;
+        }
+        let mut line = match slot.take() {
+            Some(line) => line,
+            None => {
+                // Whoever publishes needs the library, and this sees to it.
+                commands.connection().await.map_err(|error| broker_error(&error))?;
+                *life = commands.life();
+                Line::open(&commands.address).await.map_err(|error| failure(&error))?
+            }
+        };
+        batch.iter().for_each(|publication| write(publication, commands, line.outgoing()));
+        let asked = Moment::now();
+        let answers = timeout(ANSWER_TIMEOUT, answers(&mut line, batch.len())).await;
+        let timed_out = |_| Err(io::Error::new(io::ErrorKind::TimedOut, LATE).into());
+        let answers = answers.unwrap_or_else(timed_out).map_err(|error| failure(&error))?;
+        commands.metrics.latency.redis_round_trip.observe(asked);
+        // Only a connection on which nothing is due any more is used again.
+        *slot = Some(line);
+        Ok(answers)
+    }
+}
+
+/// Sends what is queued and waits for so many answers.
+async fn answers(line: &mut Line, count: usize) -> Result<Vec<Answer>, LineError> {
+    let mut answers: Vec<Answer> = Vec::with_capacity(count);
+    while answers.len() < count {
+        line.exchange().await?;
+        line.frames(|frame| {
+            answers.push(match frame {
+                Frame::Published(position) => Ok(position.map(|[epoch, offset]| Position::new(epoch, offset))),
+                Frame::Refused(why) => Err(String::from_utf8_lossy(why).into_owned()),
+                _ => Err("ERR it answered something unexpected".into()),
+            });
+            Ok(())
+        })?;
+    }
+    Ok(answers)
+}
+
+/// Appends the command that publishes a message.
+fn write(publication: &Publication, commands: &Commands, out: &mut BytesMut) {
+    let Publication { channel, payload, key, remove, id } = publication;
+    if commands.rules.of(channel).history.is_none() && key.is_none() && !remove {
+        return resp::write_command([b"PUBLISH", channel.as_str().as_bytes(), payload].into_iter(), out);
+    }
+    let mut words = commands.library.call("publish", channel.as_str());
+    words.push(payload);
+    if let Some(key) = key {
+        words.extend([b"key", key.as_bytes()]);
+    }
+    if *remove {
+        words.push(b"remove");
+    }
+    if let Some(id) = id {
+        words.extend([b"id", id.as_bytes()]);
+    }
+    resp::write_command(words.into_iter(), out);
+}
+
+fn failure(error: &LineError) -> BrokerError {
+    match error {
+        LineError::Refused(said) => refusal(said),
+        other => BrokerError::Unavailable(other.to_string()),
+    }
+}
+
+fn unavailable(count: usize, why: &str) -> Vec<Outcome> {
+    vec![Err(BrokerError::Unavailable(why.into())); count]
+}
