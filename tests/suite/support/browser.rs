@@ -27,39 +27,43 @@ pub struct Browser {
     address: String,
     driver: Child,
     /// Kept open, since a process that can't say something to it ends.
-    _stdout: BufReader<ChildStdout>,
+    stdout: Option<BufReader<ChildStdout>>,
     folder: TempDir,
     _turn: MutexGuard<'static, ()>,
 }
 
 impl Browser {
     pub async fn start() -> Self {
-        let mut turn = Some(TURN.lock().await);
         // It wants its port for IPv4 and IPv6, and ends where another test has one of the two.
         for _ in 0..5 {
-            let folder = tempfile::tempdir().unwrap();
-            let mut driver = Command::new("chromedriver")
-                .arg("--port=0")
-                .env("HOME", folder.path())
-                // A browser that is killed leaves its sockets there.
-                .env("TMPDIR", folder.path())
-                .process_group(0)
-                .stdin(Stdio::null())
-                .stdout(Stdio::piped())
-                .stderr(Stdio::null())
-                .spawn()
-                .expect("chromedriver is installed (./scripts/test does it)");
-            let stdout = BufReader::new(driver.stdout.take().unwrap());
-            let reading = tokio::task::spawn_blocking(|| read_port(stdout));
-            let Some((stdout, port)) = soon("chromedriver starts", reading).await.unwrap() else {
-                driver.wait().unwrap();
-                continue;
-            };
-            let address = format!("http://127.0.0.1:{port}");
-            let turn = turn.take().expect("there is one until a driver has started");
-            return Self { address, driver, _stdout: stdout, folder, _turn: turn };
+            if let Some(browser) = Self::try_start().await {
+                return browser;
+            }
         }
         panic!("chromedriver does not start");
+    }
+
+    async fn try_start() -> Option<Self> {
+        let turn = TURN.lock().await;
+        let folder = tempfile::tempdir().unwrap();
+        let mut driver = Command::new("chromedriver")
+            .arg("--port=0")
+            .env("HOME", folder.path())
+            // A browser that is killed leaves its sockets there.
+            .env("TMPDIR", folder.path())
+            .process_group(0)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("chromedriver is installed (./scripts/test does it)");
+        let stdout = BufReader::new(driver.stdout.take().unwrap());
+        let mut browser = Self { address: String::new(), driver, stdout: None, folder, _turn: turn };
+        let reading = tokio::task::spawn_blocking(|| read_port(stdout));
+        let (stdout, port) = soon("chromedriver starts", reading).await.unwrap()?;
+        browser.stdout = Some(stdout);
+        browser.address = format!("http://127.0.0.1:{port}");
+        Some(browser)
     }
 
     /// A window of a browser of its own, at this instance's page.
