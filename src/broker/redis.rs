@@ -74,7 +74,7 @@ impl Broker for RedisBroker {
             if let Health::Down(why) = self.health() {
                 return batch.iter().map(|_| Err(BrokerError::Unavailable(why.clone()))).collect();
             }
-            self.lane().publish(batch).await
+            if batch.is_empty() { Vec::new() } else { self.lane().publish(batch).await }
         }
         .boxed()
     }

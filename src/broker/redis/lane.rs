@@ -111,6 +111,8 @@ impl Lane {
                 taken.push(caller);
             }
         }
+        // What a time of many had grown is given back; nothing happens where it is small.
+        waiting.callers.shrink_to(BATCH_MESSAGES);
         taken
     }
 
