@@ -17,7 +17,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use self::latency::Latencies;
 use self::process::Process;
-use self::sample::{Sample, Samples};
+use self::sample::{Now, Sample, Samples};
 use self::text::Format;
 use crate::close::Code;
 
@@ -152,8 +152,8 @@ impl Metrics {
     }
 
     /// The text, with what is counted elsewhere filled in.
-    pub fn render(&self, format: Format, channels: usize, log_bytes: usize, broker_up: bool) -> String {
-        self.samples.refresh(channels, log_bytes, broker_up);
+    pub fn render(&self, format: Format, now: Now) -> String {
+        self.samples.refresh(now);
         let mut out = String::new();
         // Writing to a String does not fail.
         let _ = encode_registry(&mut out, &self.registry.lock().unwrap_or_else(PoisonError::into_inner))

@@ -16,6 +16,7 @@ use super::{assets, history, publish, subscribe};
 use crate::access::Asker;
 use crate::app::App;
 use crate::broker::Health;
+use crate::metrics::sample::Now;
 use crate::metrics::text::Format;
 
 /// A path that there is, asked with another method than it takes; these it takes.
@@ -160,8 +161,13 @@ fn readyz(app: &App) -> Response {
 
 fn metrics(app: &App, accept: Option<&str>) -> Response {
     let format = Format::accepted(accept);
-    let up = app.hub.broker().health() == Health::Up;
-    let mut response = Response::new(app.metrics.render(format, app.hub.channels(), app.hub.log_bytes(), up).into());
+    let now = Now {
+        channels: app.hub.channels(),
+        log_bytes: app.hub.log_bytes(),
+        incoming_bytes: app.incoming.used(),
+        broker_up: app.hub.broker().health() == Health::Up,
+    };
+    let mut response = Response::new(app.metrics.render(format, now).into());
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(format.content_type()));
     response
 }

@@ -23,6 +23,19 @@ pub struct Sample {
     pub backlog: u64,
 }
 
+/// What is asked when the metrics are served.
+#[derive(Clone, Copy, Debug)]
+pub struct Now {
+    /// Channels with subscribers.
+    pub channels: usize,
+    /// Bytes in the logs of all channels.
+    pub log_bytes: usize,
+    /// Bytes of bodies and unfinished messages on their way in.
+    pub incoming_bytes: usize,
+    /// Whether the broker answers.
+    pub broker_up: bool,
+}
+
 /// What all shards have.
 pub(super) struct Samples {
     by_shard: Mutex<Box<[Sample]>>,
@@ -32,6 +45,7 @@ pub(super) struct Samples {
     backlog: Gauge,
     channels: Gauge,
     log_bytes: Gauge,
+    incoming_bytes: Gauge,
     broker_up: Gauge,
 }
 
@@ -57,6 +71,7 @@ impl Samples {
             backlog: gauge("backlog_messages", "Messages that the slowest subscriber has yet to take"),
             channels: gauge("channels", "Channels with subscribers"),
             log_bytes: gauge("log_bytes", "Bytes in the channels' logs"),
+            incoming_bytes: gauge("incoming_bytes", "Bytes of bodies and unfinished messages on their way in"),
             broker_up: gauge("broker_up", "Whether the broker answers"),
         }
     }
@@ -66,10 +81,11 @@ impl Samples {
     }
 
     /// Brings the gauges up to date.
-    pub(super) fn refresh(&self, channels: usize, log_bytes: usize, broker_up: bool) {
-        self.channels.set(channels as i64);
-        self.log_bytes.set(log_bytes as i64);
-        self.broker_up.set(i64::from(broker_up));
+    pub(super) fn refresh(&self, now: Now) {
+        self.channels.set(now.channels as i64);
+        self.log_bytes.set(now.log_bytes as i64);
+        self.incoming_bytes.set(now.incoming_bytes as i64);
+        self.broker_up.set(i64::from(now.broker_up));
         let by_shard = self.by_shard();
         let sum = |part: fn(&Sample) -> usize| by_shard.iter().map(part).sum::<usize>() as i64;
         for (transport, count) in

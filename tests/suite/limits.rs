@@ -332,13 +332,11 @@ async fn bodies_and_frames_that_never_end_have_a_bound_in_all() {
     let mut begun = connect_from(ROGUE, &instance).await;
     begun.write_all(b"POST /publish HTTP/1.1\r\nHost: x\r\nContent-Length: 600001\r\n\r\n").await.unwrap();
     begun.write_all(&half).await.unwrap();
-    // Until the first half is in, there is still room.
-    let full = || async {
-        let response = reqwest::Client::new().post(instance.url("/publish")).body(half.clone()).send().await.unwrap();
-        assert!(response.status() == 200 || response.headers().contains_key("retry-after"));
-        response.status() == 503 && code(&response.text().await.unwrap()) == "incoming_full"
-    };
-    until("the second has no room", full).await;
+    until("the first half is in", || async { instance.metric("livebridge_incoming_bytes").await == 600_000.0 }).await;
+    let response = reqwest::Client::new().post(instance.url("/publish")).body(half.clone()).send().await.unwrap();
+    assert!(response.headers().contains_key("retry-after"));
+    assert_eq!(response.status(), 503);
+    assert_eq!(code(&response.text().await.unwrap()), "incoming_full");
     let mut stream = connect_from(ROGUE, &instance).await;
     stream.write_all(format!("GET /ws HTTP/1.1\r\n{HANDSHAKE}").as_bytes()).await.unwrap();
     stream.write_all(&[0x82, 0xFF, 0, 0, 0, 0, 0, 0x0A, 0, 0, 0, 0, 0, 0]).await.unwrap();
