@@ -5,7 +5,8 @@
 //! hears of every publish through a TCP connection (an order of 24 bytes: channel, how many messages, when they were due)
 //! and so pays one wake-up per order, as a server must; the orders follow the same window, fed by the same readers.
 //! With FRAMES = 1 it makes one write() per delivery. With more, one write() hands each socket that many frames, and the
-//! publisher orders as many at a time, where the window allows. Blocking writes on one or two threads: no epoll at all on the way out.
+//! publisher orders as many at a time, where the window allows. Blocking writes, on as many threads as there are cores unless told
+//! otherwise: no epoll at all on the way out.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};

@@ -6,6 +6,11 @@ use std::fs;
 /// Clock ticks a second in /proc/PID/stat: 100 on every Linux that Rust's standard targets run on.
 const TICKS: f64 = 100.0;
 
+/// How many cores this machine has for us.
+pub(crate) fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
 /// User and system time of these processes and their descendants, in seconds.
 pub(crate) fn cpu_seconds(roots: &[u32]) -> f64 {
     family(roots).iter().filter_map(|pid| stat(*pid)).map(|(_, ticks)| ticks as f64 / TICKS).sum()

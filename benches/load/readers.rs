@@ -55,9 +55,12 @@ impl Readers {
     /// Starts as many readers as the crowd needs, with tokens from 0, and tells them to connect.
     pub(crate) fn start(crowd: &Crowd, registry: &Registry) -> Outcome<Self> {
         let needed = crowd.subscribers.div_ceil(PER_READER).max(1);
+        // One for each core: a server with several threads would wait for a single one, and that would be measured.
+        let wanted = needed.max(process::cores().min(crowd.subscribers));
         let partitioned = crowd.channels > 1;
         // A channel's subscribers are all in one reader.
-        let count = (needed..=2 * needed).find(|count| !partitioned || crowd.channels.is_multiple_of(*count));
+        let suits = |count: &usize| !partitioned || crowd.channels.is_multiple_of(*count);
+        let count = std::iter::once(wanted).chain(needed..=2 * needed).find(suits);
         let Some(count) = count.filter(|_| !partitioned || crowd.subscribers.is_multiple_of(crowd.channels)) else {
             return Err(format!("{} channels cannot be shared out evenly over {needed} readers", crowd.channels).into());
         };

@@ -76,7 +76,8 @@ impl Kind {
             "naive" => Kind::Naive,
             "running" => Kind::Running,
             "bare" => {
-                Kind::Bare(numbers.first().copied().unwrap_or(1).max(1), numbers.get(1).copied().unwrap_or(1).max(1))
+                let number = |index: usize, default| numbers.get(index).copied().unwrap_or(default).max(1);
+                Kind::Bare(number(0, 1), number(1, process::cores()))
             }
             kind if NAMES.contains(&kind) => Kind::Alternative(kind.to_owned()),
             _ => {
