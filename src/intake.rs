@@ -1,8 +1,8 @@
-//! The bounded queue between a broker's connection and the hub. A broker pushes events in the order it heard them;
+//! The bounded queue between a broker and the hub. A broker pushes events in the order it heard them;
 //! the hub takes all that is there at once, so the queue is a batch that grows with the load.
 
 use std::collections::{HashSet, VecDeque};
-use std::sync::Mutex;
+use std::sync::{Mutex, OnceLock};
 
 use tokio::sync::Notify;
 
@@ -15,12 +15,19 @@ const MOST_BYTES: usize = 32 << 20;
 /// What an event weighs beside its payload.
 const EVENT_BYTES: usize = 128;
 
+/// More than so many are for the hub's own thread: whoever added them has other things to do.
+const MOST_AT_ONCE: usize = 64;
+
+/// Takes what there is on the thread that calls it. `false` if something is left.
+type TakeAtOnce = Box<dyn Fn(&Intake) -> bool + Send + Sync>;
+
 /// Events on their way from a broker to the hub.
 #[derive(Default)]
 pub struct Intake {
     queue: Mutex<Queue>,
     arrived: Notify,
     room: Notify,
+    take_at_once: OnceLock<TakeAtOnce>,
 }
 
 #[derive(Default)]
@@ -51,6 +58,26 @@ impl Intake {
         self.arrived.notify_one();
     }
 
+    /// Adds an event like [`Intake::push`], for the [`Intake::deliver`] that is to follow.
+    pub fn add(&self, event: Event) {
+        self.lock().push(event);
+    }
+
+    /// Has what was added taken here and now, which spares a publisher's thread the wake of another one; or by the hub's own
+    /// task, where it is much or somebody is at it already.
+    pub fn deliver(&self) {
+        let waiting = self.lock().events.len();
+        let taken = || self.take_at_once.get().is_some_and(|take| take(self));
+        if waiting > MOST_AT_ONCE || !taken() {
+            self.arrived.notify_one();
+        }
+    }
+
+    /// Sets what [`Intake::deliver`] calls. Only the first is kept.
+    pub fn taken_at_once_by(&self, take: impl Fn(&Self) -> bool + Send + Sync + 'static) {
+        let _ = self.take_at_once.set(Box::new(take));
+    }
+
     /// Adds events, in their order, and leaves the vector empty.
     pub fn push_all(&self, events: &mut Vec<Event>) {
         if !events.is_empty() {
@@ -77,24 +104,30 @@ impl Intake {
         }
     }
 
-    /// Waits for events and takes all there are.
-    pub async fn take(&self, events: &mut VecDeque<Event>) -> Taken {
-        loop {
-            {
-                let mut queue = self.lock();
-                if !queue.events.is_empty() {
-                    std::mem::swap(&mut queue.events, events);
-                    queue.bytes = 0;
-                    queue.missed.clear();
-                    let dropped = std::mem::take(&mut queue.dropped);
-                    let since = queue.since.take().unwrap_or_else(Moment::now);
-                    drop(queue);
-                    self.room.notify_waiters();
-                    return Taken { dropped, since };
-                }
-            }
-            self.arrived.notified().await;
+    /// Waits until there may be something to take.
+    pub async fn arrived(&self) {
+        self.arrived.notified().await;
+    }
+
+    /// Whether there is nothing to take.
+    pub fn is_empty(&self) -> bool {
+        self.lock().events.is_empty()
+    }
+
+    /// Takes all events there are; `None` if there are none.
+    pub fn take(&self, events: &mut VecDeque<Event>) -> Option<Taken> {
+        let mut queue = self.lock();
+        if queue.events.is_empty() {
+            return None;
         }
+        std::mem::swap(&mut queue.events, events);
+        queue.bytes = 0;
+        queue.missed.clear();
+        let dropped = std::mem::take(&mut queue.dropped);
+        let since = queue.since.take().unwrap_or_else(Moment::now);
+        drop(queue);
+        self.room.notify_waiters();
+        Some(Taken { dropped, since })
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Queue> {
@@ -134,8 +167,8 @@ mod tests {
     use super::*;
     use crate::message::Message;
 
-    #[tokio::test]
-    async fn a_message_that_finds_no_room_is_reported_as_missed() {
+    #[test]
+    fn a_message_that_finds_no_room_is_reported_as_missed() {
         let intake = Intake::default();
         let channel: ChannelName = "a".parse().expect("valid");
         for _ in 0..33 {
@@ -143,7 +176,7 @@ mod tests {
         }
         assert!(!intake.has_room());
         let mut events = VecDeque::new();
-        let Taken { dropped, .. } = intake.take(&mut events).await;
+        let Taken { dropped, .. } = intake.take(&mut events).expect("events");
         assert_eq!((events.len() as u64 - 1) + dropped, 33);
         assert!(dropped > 0 && matches!(events.back(), Some(Event::Missed(_))));
         assert!(intake.has_room());

@@ -77,7 +77,7 @@ impl MemoryBroker {
         };
         let position = message.position;
         if state.subscribed.contains(&channel) {
-            self.intake.push(Event::Arrived(channel, message));
+            self.intake.add(Event::Arrived(channel, message));
         }
         Ok(position)
     }
@@ -105,7 +105,9 @@ impl Broker for MemoryBroker {
         async move {
             // As Redis would: who publishes faster than this instance relays has to wait.
             self.intake.room().await;
-            batch.into_iter().map(|publication| self.publish_one(publication)).collect()
+            let results = batch.into_iter().map(|publication| self.publish_one(publication)).collect();
+            self.intake.deliver();
+            results
         }
         .boxed()
     }
