@@ -137,6 +137,10 @@ mod tests {
         let member = hub.join(&channel).await.expect("joined");
         let topic = member.topic();
         topic.served(0, None);
+        // Its own task has heard of the subscription, and waits for more.
+        for _ in 0..10 {
+            tokio::task::yield_now().await;
+        }
         let publication = |number: u64| {
             let (channel, payload) = (channel.clone(), number.to_be_bytes().to_vec().into());
             Publication { channel, payload, key: None, remove: false, id: None }
