@@ -17,7 +17,7 @@ const FLOOD_SIZE: usize = 16 * 1024;
 const LARGE_SIZE: usize = 1 << 20;
 
 /// How long a server has after its subscribers have left: livebridge forgets a channel 5 seconds after its last one.
-const AFTER: Duration = Duration::from_secs(8);
+const AFTER: Duration = Duration::from_secs(14);
 
 /// What bearing a burden came to: memory at its height and after it.
 struct Borne {
