@@ -49,7 +49,7 @@ impl Hub {
     pub async fn run(self: Arc<Self>, intake: Arc<Intake>) {
         let (hub, here) = (Arc::downgrade(&self), Handle::current());
         intake.taken_at_once_by(move |intake| {
-            // What follows from it has its place on this thread.
+            // What follows from it, reading the history, is a task of the hub's own thread.
             let _here = here.enter();
             hub.upgrade().is_some_and(|hub| hub.hear_at_once(intake))
         });
