@@ -54,7 +54,7 @@ impl Intake {
     /// Adds an event. A message that finds no room is dropped, and its channel reported as [`Event::Missed`]
     /// in its place: what has a position is then read from the history.
     pub fn push(&self, event: Event) {
-        self.lock().push(event);
+        self.add(event);
         self.arrived.notify_one();
     }
 
@@ -68,7 +68,8 @@ impl Intake {
     pub fn deliver(&self) {
         let waiting = self.lock().events.len();
         let taken = || self.take_at_once.get().is_some_and(|take| take(self));
-        if waiting > MOST_AT_ONCE || !taken() {
+        // Nothing waits where nobody listens.
+        if waiting > 0 && (waiting > MOST_AT_ONCE || !taken()) {
             self.arrived.notify_one();
         }
     }
