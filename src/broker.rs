@@ -90,6 +90,11 @@ pub enum BrokerError {
     /// `key` or `remove` for a channel that is not keyed.
     #[error("the channel is not keyed; add `keyed = true` to its rule, or leave out `key` and `remove`")]
     NotKeyed,
+    /// The id was given to another message before.
+    #[error(
+        "this Idempotency-Key was used for another message on this channel within the last ten minutes; give a new message a new key"
+    )]
+    IdReused,
     /// The broker refuses: it is out of memory, read-only, or lacks a permission.
     #[error("the broker refused: {0}")]
     Refused(String),
@@ -102,6 +107,7 @@ impl BrokerError {
             Self::Unavailable(_) => "broker_unavailable",
             Self::KeyedChannelFull(_) => "keyed_channel_full",
             Self::NotKeyed => "channel_not_keyed",
+            Self::IdReused => "idempotency_key_reused",
             Self::Refused(_) => "broker_refused",
         }
     }

@@ -53,6 +53,8 @@ pub struct Metrics {
     pub gaps_repaired: Counter,
     /// Gaps that could not be repaired, so that subscribers were told.
     pub gaps_told: Counter,
+    /// Stored messages that could not be read, each skipped and told as a gap.
+    pub unreadable: Counter,
     /// How often the broker's connection was lost.
     pub broker_disconnects: Counter,
     /// How often it was had again.
@@ -99,6 +101,7 @@ impl Metrics {
         let gaps_found = counter("gaps_found", "Times that a message did not follow the one before it");
         let gaps_repaired = counter("gaps_repaired", "Gaps repaired from the history");
         let gaps_told = counter("gaps_told", "Gaps that subscribers had to be told");
+        let unreadable = counter("unreadable_messages", "Stored messages that could not be read and were skipped");
         let broker_disconnects = counter("broker_disconnects", "Lost connections to the broker");
         let broker_reconnects = counter("broker_reconnects", "Times that a lost broker was had again");
         let throttled = counter("throttled", "Clients that were read more slowly because they sent too fast");
@@ -126,6 +129,7 @@ impl Metrics {
             gaps_found,
             gaps_repaired,
             gaps_told,
+            unreadable,
             broker_disconnects,
             broker_reconnects,
             throttled,

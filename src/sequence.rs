@@ -3,7 +3,7 @@
 //! the history must be asked. Who asks is `hub.rs`.
 
 use crate::broker::{Page, Tail};
-use crate::message::{Entry, Message};
+use crate::message::{Entry, Message, Position};
 
 /// The most messages, and the most of their bytes, that are held while the history is being asked. What does not
 /// fit is read from the history afterwards.
@@ -148,7 +148,7 @@ impl Sequencer {
                 offset if offset <= delivered.offset => Verdict::Repeats,
                 _ => Verdict::Ahead,
             }
-        } else if position.epoch > delivered.epoch && position.offset == 1 && !self.keyed {
+        } else if position.epoch > delivered.epoch && position.offset == 1 && self.nothing_ends_with_it(delivered) {
             // A new epoch from its first message on, right behind what was delivered, on a connection that lost
             // nothing: the old epoch has ended and nobody who listens missed any of it. (But the values of a keyed
             // channel have gone with it, which is told.)
@@ -158,6 +158,11 @@ impl Sequencer {
         } else {
             Verdict::Ahead
         }
+    }
+
+    /// Whether no values of a keyed channel go with the epoch that was delivered.
+    fn nothing_ends_with_it(&self, delivered: Position) -> bool {
+        !self.keyed || delivered.offset == 0
     }
 
     fn deliver(&mut self, message: Message, out: &mut dyn FnMut(Entry)) {

@@ -1,15 +1,17 @@
 //! The Redis broker: any number of instances on one Redis relay the same. Publishing and history are atomic calls of
-//! `functions.lua`; what is published is heard on one supervised connection.
+//! the Lua code in `functions/`; what is published is heard on one supervised connection.
 
+mod calls;
 pub mod check;
 mod commands;
 mod connection;
-mod ear;
+mod decoder;
+mod history;
 mod judge;
-mod lane;
 mod library;
 mod line;
-mod note;
+mod pipeline;
+mod position_marker;
 pub mod resp;
 mod subscriber;
 
@@ -20,7 +22,7 @@ use thread_local::ThreadLocal;
 
 use self::commands::Commands;
 use self::connection::Address;
-use self::lane::Lane;
+use self::pipeline::Pipeline;
 use self::subscriber::Subscriber;
 use super::{Broker, BrokerError, From, Health, Page, Publication};
 use crate::channel::ChannelName;
@@ -33,7 +35,7 @@ use crate::rules::Rules;
 pub struct RedisBroker {
     commands: Arc<Commands>,
     /// One for each thread that publishes.
-    lanes: ThreadLocal<Arc<Lane>>,
+    pipelines: ThreadLocal<Arc<Pipeline>>,
     subscriber: Arc<Subscriber>,
 }
 
@@ -55,15 +57,15 @@ impl RedisBroker {
         let commands = Arc::new(Commands::new(address.clone(), rules, metrics.clone()));
         let subscriber = Arc::new(Subscriber::new(instance, intake, metrics));
         tokio::spawn(subscriber.clone().supervise(address, commands.clone()));
-        Ok(Self { commands, lanes: ThreadLocal::new(), subscriber })
+        Ok(Self { commands, pipelines: ThreadLocal::new(), subscriber })
     }
 
-    /// This thread's lane; it runs on the thread's runtime.
-    fn lane(&self) -> &Lane {
-        self.lanes.get_or(|| {
-            let lane = Arc::new(Lane::default());
-            tokio::spawn(lane.clone().run(self.commands.clone()));
-            lane
+    /// This thread's pipeline; it runs on the thread's runtime.
+    fn pipeline(&self) -> &Pipeline {
+        self.pipelines.get_or(|| {
+            let pipeline = Arc::new(Pipeline::default());
+            tokio::spawn(pipeline.clone().run(self.commands.clone()));
+            pipeline
         })
     }
 }
@@ -74,7 +76,7 @@ impl Broker for RedisBroker {
             if let Health::Down(why) = self.health() {
                 return batch.iter().map(|_| Err(BrokerError::Unavailable(why.clone()))).collect();
             }
-            if batch.is_empty() { Vec::new() } else { self.lane().publish(batch).await }
+            if batch.is_empty() { Vec::new() } else { self.pipeline().publish(batch).await }
         }
         .boxed()
     }

@@ -1,19 +1,17 @@
-//! What is asked of Redis now and then: reading history, the canary, bringing the library in. On a shared connection that is
-//! replaced when it breaks. Publishing has connections of its own, see `lane.rs`.
+//! The shared connection for what is asked of Redis now and then: reading history (`history.rs`), the
+//! canary, loading the functions. It is replaced when it breaks. Publishing has connections of its
+//! own, see `pipeline.rs`.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use bytes::Bytes;
 use redis::aio::MultiplexedConnection;
-use redis::{Cmd, RedisError, RedisResult, Value};
+use redis::{Cmd, FromRedisValue, RedisError, RedisResult, Value};
 use tokio::sync::Mutex;
 
 use super::connection::Address;
-use super::library::{Library, is_missing};
-use crate::broker::{BrokerError, From, PAGE_BYTES, PAGE_MESSAGES, Page, Tail};
-use crate::channel::ChannelName;
-use crate::message::{Gap, GapReason, Message, Position};
+use super::library::{Function, LIFE, LIFE_KEY, Library};
+use crate::broker::BrokerError;
 use crate::metrics::Metrics;
 use crate::metrics::latency::Moment;
 use crate::rules::Rules;
@@ -25,8 +23,8 @@ pub(super) struct Commands {
     pub(super) rules: Arc<Rules>,
     pub(super) metrics: Arc<Metrics>,
     connection: Mutex<Option<MultiplexedConnection>>,
-    /// How often the connection was let go of.
-    lives: AtomicU64,
+    /// How often all connections were given up.
+    generation: AtomicU64,
 }
 
 impl Commands {
@@ -37,7 +35,7 @@ impl Commands {
             rules,
             metrics,
             connection: Mutex::new(None),
-            lives: AtomicU64::new(0),
+            generation: AtomicU64::new(0),
         }
     }
 
@@ -49,6 +47,12 @@ impl Commands {
         }
         let mut connection = self.address.commands().await?;
         self.library.load(&mut connection).await?;
+        // Since when the data in this Redis has been whole. A Redis that is full refuses it, and then
+        // those who were here before a channel's first message are told of a gap.
+        let noted = self.call(LIFE, LIFE_KEY).exec_async(&mut connection).await;
+        if let Err(error) = noted {
+            tracing::debug!(%error, "cannot note in Redis since when its data is whole");
+        }
         *slot = Some(connection.clone());
         Ok(connection)
     }
@@ -57,58 +61,31 @@ impl Commands {
     /// an error of its own.
     pub(super) async fn disconnect(&self) {
         *self.connection.lock().await = None;
-        self.lives.fetch_add(1, Ordering::Release);
+        self.generation.fetch_add(1, Ordering::Release);
     }
 
     /// Tells connections from before the last [`Self::disconnect`] from later ones.
-    pub(super) fn life(&self) -> u64 {
-        self.lives.load(Ordering::Acquire)
+    pub(super) fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
     }
 
     /// Sends one small message, as the canary does.
     pub(super) async fn publish_plain(&self, channel: &str, payload: &str) -> RedisResult<()> {
-        let mut connection = self.connection().await?;
-        let asked = Moment::now();
-        let sent = redis::cmd("PUBLISH").arg(channel).arg(payload).exec_async(&mut connection).await;
-        self.judge(asked, sent).await
-    }
-
-    /// Reads a page of history.
-    pub(super) async fn read(
-        &self,
-        channel: &ChannelName,
-        from: From,
-        limit: usize,
-    ) -> Result<Option<Page>, BrokerError> {
-        if self.rules.of(channel).history.is_none() {
-            return Ok(None);
-        }
-        for _ in 0..2 {
-            match self.try_read(channel, from, limit.min(PAGE_MESSAGES)).await {
-                Err(error) if is_missing(&said(&error)) => self.disconnect().await,
-                Err(error) => return Err(broker_error(&error)),
-                Ok(answer) => return page(answer),
-            }
-        }
-        Err(BrokerError::Unavailable("the functions of livebridge vanish as soon as they are loaded".into()))
-    }
-
-    async fn try_read(&self, channel: &ChannelName, from: From, limit: usize) -> RedisResult<Vec<Value>> {
-        let mut connection = self.connection().await?;
         let mut command = Cmd::new();
-        command.arg(self.library.call("read", channel.as_str()));
-        let count = if let From::Last(count) = from { count.min(limit) } else { limit };
-        command.arg(count).arg(PAGE_BYTES);
-        match from {
-            From::Tail => command.arg("tail"),
-            From::Oldest => command.arg("oldest"),
-            From::Last(_) => command.arg("last"),
-            From::Keys => command.arg("keys"),
-            From::After(position) => command.arg("after").arg(position.epoch).arg(position.offset),
-            From::AfterDelivered(Tail { position, stamp }) => {
-                command.arg("delivered").arg(position.epoch).arg(position.offset).arg(stamp)
-            }
-        };
+        command.arg("PUBLISH").arg(channel).arg(payload);
+        self.ask::<Value>(command).await.map(drop)
+    }
+
+    /// The beginning of a call of a function on a key.
+    pub(super) fn call(&self, function: Function, key: &str) -> Cmd {
+        let mut command = Cmd::new();
+        command.arg(self.library.call(function, key));
+        command
+    }
+
+    /// Sends a command and waits for its answer.
+    pub(super) async fn ask<T: FromRedisValue>(&self, command: Cmd) -> RedisResult<T> {
+        let mut connection = self.connection().await?;
         let asked = Moment::now();
         let answer = command.query_async(&mut connection).await;
         self.judge(asked, answer).await
@@ -131,7 +108,7 @@ fn is_answer(error: &RedisError) -> bool {
 }
 
 /// What Redis said, if it answered.
-fn said(error: &RedisError) -> String {
+pub(super) fn said(error: &RedisError) -> String {
     format!("{} {}", error.code().unwrap_or_default(), error.detail().unwrap_or_default())
 }
 
@@ -140,87 +117,32 @@ pub(super) fn broker_error(error: &RedisError) -> BrokerError {
     if is_answer(error) { refusal(&said(error)) } else { BrokerError::Unavailable(error.to_string()) }
 }
 
-/// What a refusal of Redis means to a publisher or reader.
+/// What a refusal of Redis means to a publisher or reader. Redis' own words go to the log: they are
+/// no client's business.
 pub(super) fn refusal(said: &str) -> BrokerError {
     let (code, detail) = said.split_once(' ').unwrap_or((said, "at its bound"));
-    let why = || without_arguments(said).to_owned();
-    match code {
-        "LIVEBRIDGE_NOT_KEYED" => BrokerError::NotKeyed,
-        "LIVEBRIDGE_FULL" => BrokerError::KeyedChannelFull(detail.to_owned()),
-        // These pass: the server is loading, busy with a script, or no master at the moment.
-        "LOADING" | "BUSY" | "READONLY" | "MASTERDOWN" | "CLUSTERDOWN" | "TRYAGAIN" => BrokerError::Unavailable(why()),
-        _ => BrokerError::Refused(why()),
-    }
+    let temporary = |what: &str| BrokerError::Unavailable(what.into());
+    let lasting = |what: &str| BrokerError::Refused(what.into());
+    let error = match code {
+        "LIVEBRIDGE_NOT_KEYED" => return BrokerError::NotKeyed,
+        "LIVEBRIDGE_FULL" => return BrokerError::KeyedChannelFull(detail.to_owned()),
+        "LIVEBRIDGE_ID_REUSED" => return BrokerError::IdReused,
+        "LOADING" => temporary("Redis is loading its data"),
+        "BUSY" => temporary("Redis is busy with a script"),
+        "READONLY" | "MASTERDOWN" => temporary("this Redis is a replica at the moment"),
+        "CLUSTERDOWN" | "TRYAGAIN" => temporary("the Redis Cluster does not serve the channel at the moment"),
+        "OOM" => lasting("Redis has no memory left for more messages"),
+        "NOPERM" => lasting("Redis denies livebridge a permission; `livebridge check` names it"),
+        "MISCONF" | "NOREPLICAS" => lasting("Redis takes no writes at the moment; `livebridge check` says why"),
+        _ => lasting("Redis refused for a reason that the log of livebridge names"),
+    };
+    tracing::debug!(error = without_arguments(said), "Redis refused");
+    error
 }
 
 /// To a command that it does not know, Redis repeats what it was given: a payload, which must not get into a log.
 fn without_arguments(error: &str) -> &str {
     error.split(", with args beginning with").next().unwrap_or_default()
-}
-
-fn page(answer: Vec<Value>) -> Result<Option<Page>, BrokerError> {
-    if answer.is_empty() {
-        return Ok(None);
-    }
-    parse_page(answer)
-        .map(Some)
-        .ok_or_else(|| BrokerError::Refused("livebridge_read answered something unexpected".into()))
-}
-
-fn parse_page(answer: Vec<Value>) -> Option<Page> {
-    let mut fields = answer.into_iter();
-    let epoch: u64 = number(fields.next()?)?;
-    let mut tail = || {
-        let offset = number(fields.next()?)?;
-        Some(Tail { position: Position::new(epoch, offset), stamp: number(fields.next()?)? })
-    };
-    let newest = tail()?;
-    let (reason, gap_offset) = (text(fields.next()?)?, number(fields.next()?)?);
-    let through = {
-        let offset = number(fields.next()?)?;
-        Tail { position: Position::new(epoch, offset), stamp: number(fields.next()?)? }
-    };
-    let gap = match reason.as_str() {
-        "" => None,
-        "history_trimmed" => Some(GapReason::HistoryTrimmed),
-        _ => Some(GapReason::EpochChanged),
-    };
-    let gap = gap.map(|reason| Gap { resumes_after: Position::new(epoch, gap_offset), reason });
-    let messages = fields.map(|entry| message(epoch, entry).map(Arc::new)).collect::<Option<_>>()?;
-    Some(Page { gap, messages, through, tail: newest })
-}
-
-fn message(epoch: u64, entry: Value) -> Option<Message> {
-    let Value::Array(fields) = entry else { return None };
-    let [offset, stamp, key, removed, payload] = <[Value; 5]>::try_from(fields).ok()?;
-    let key = text(key)?;
-    Some(Message {
-        position: Some(Position::new(epoch, number(offset)?)),
-        stamp: number(stamp)?,
-        key: (!key.is_empty()).then(|| key.into()),
-        removed: text(removed)? == "1",
-        payload: bytes(payload)?,
-    })
-}
-
-fn number(value: Value) -> Option<u64> {
-    match value {
-        Value::Int(number) => number.try_into().ok(),
-        value => text(value)?.parse().ok(),
-    }
-}
-
-fn text(value: Value) -> Option<String> {
-    String::from_utf8(bytes(value)?.into()).ok()
-}
-
-fn bytes(value: Value) -> Option<Bytes> {
-    match value {
-        Value::BulkString(bytes) => Some(bytes.into()),
-        Value::SimpleString(text) => Some(text.into()),
-        Value::Int(number) => Some(number.to_string().into()),
-        _ => None,
-    }
 }
 
 #[cfg(test)]

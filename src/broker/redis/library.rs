@@ -1,5 +1,5 @@
-//! Brings `functions.lua` into Redis and names how to call it: as a library of Redis Functions, or, where those are
-//! forbidden or unknown, as a script that travels with a hash.
+//! Brings the Lua code of `functions/` into Redis and names how to call it: as a library of Redis
+//! Functions, or, where those are forbidden or unknown, as a script that is called by its hash.
 
 use std::collections::HashMap;
 use std::fmt::Write;
@@ -10,14 +10,46 @@ use redis::{RedisError, RedisResult, Value};
 
 use crate::rules::{Pattern, Rule, Rules};
 
-const SOURCE: &str = include_str!("functions.lua");
+/// In the order in which they use each other.
+const SOURCES: [&str; 4] = [
+    include_str!("functions/channel.lua"),
+    include_str!("functions/publish.lua"),
+    include_str!("functions/plan.lua"),
+    include_str!("functions/format1.lua"),
+];
 const NAME: &str = "livebridge";
-/// Of the functions' arguments and answers, the notes and the keys. Who changes them raises it, and answers what instances of the
-/// format before ask: while a fleet is renewed, both run on one Redis.
-const FORMAT: u32 = 1;
+/// The format of the functions' arguments and answers, the position markers and the keys. A change to
+/// any of them raises it, and the new functions must answer calls of the format before: during a
+/// rolling upgrade instances of both use one Redis.
+const FORMAT: u32 = 2;
 const FORMAT_LINE: &str = "-- format ";
-/// Each with its flags: what is kept can be read when Redis has no memory for more.
-const FUNCTIONS: [(&str, &str); 2] = [("publish", ""), ("read", "'allow-oom'")];
+
+/// One of the functions, as it is called.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Function {
+    name: &'static str,
+    /// With the library's name in front.
+    full_name: &'static str,
+    /// Flags at its registration. A full Redis allows what needs no more memory.
+    flags: &'static str,
+}
+
+const fn function(name: &'static str, full_name: &'static str, flags: &'static str) -> Function {
+    Function { name, full_name, flags }
+}
+
+pub(super) const PUBLISH: Function = function("publish", "livebridge_publish", "");
+pub(super) const PUBLISH_MANY: Function = function("publish_many", "livebridge_publish_many", "");
+pub(super) const PLAN: Function = function("plan", "livebridge_plan", "'no-writes'");
+pub(super) const RENEW: Function = function("renew", "livebridge_renew", "'allow-oom'");
+pub(super) const ADOPT: Function = function("adopt_channel", "livebridge_adopt", "");
+pub(super) const LIFE: Function = function("life", "livebridge_life", "");
+/// Called by instances of format 1 only.
+const READ: Function = function("read", "livebridge_read", "'allow-oom'");
+const FUNCTIONS: [Function; 7] = [PUBLISH, PUBLISH_MANY, PLAN, RENEW, ADOPT, LIFE, READ];
+
+/// The key that [`LIFE`] keeps.
+pub(super) const LIFE_KEY: &str = "livebridge:life";
 
 /// The most words of a call: that of a publish with a key and an id.
 const MOST_WORDS: usize = 12;
@@ -45,17 +77,17 @@ pub(super) struct Library {
 
 impl Library {
     pub(super) fn new(rules: &Rules) -> Self {
-        let body = format!("{}{SOURCE}", rules_in_lua(rules));
+        let body = format!("{}{}", rules_in_lua(rules), SOURCES.join("\n"));
         let mut function_source = format!("#!lua name={NAME}\n{FORMAT_LINE}{FORMAT}\n{body}\n");
         let mut script_source = body;
         script_source.push_str("\nlocal call = table.remove(ARGV, 1)\n");
-        for (function, flags) in FUNCTIONS {
+        for Function { name, full_name, flags } in FUNCTIONS {
             // Writing to a String cannot fail.
             let _ = writeln!(
                 function_source,
-                "redis.register_function{{function_name='{NAME}_{function}', callback={function}, flags={{{flags}}}}}"
+                "redis.register_function{{function_name='{full_name}', callback={name}, flags={{{flags}}}}}"
             );
-            let _ = writeln!(script_source, "if call == '{function}' then return {function}(KEYS, ARGV) end");
+            let _ = writeln!(script_source, "if call == '{name}' then return {name}(KEYS, ARGV) end");
         }
         let script_hash = sha1_smol::Sha1::from(&script_source).hexdigest();
         Self { function_source, script_source, script_hash, use_script: AtomicBool::new(false) }
@@ -105,14 +137,14 @@ impl Library {
         Ok(())
     }
 
-    /// The words that call one of the functions on a channel; its arguments are to follow.
-    pub(super) fn call<'a>(&'a self, function: &'a str, channel: &'a str) -> Vec<&'a [u8]> {
+    /// The words that call a function on a key; its arguments are to follow.
+    pub(super) fn call<'a>(&'a self, function: Function, key: &'a str) -> Vec<&'a [u8]> {
         let mut words: Vec<&[u8]> = Vec::with_capacity(MOST_WORDS);
         if self.use_script.load(Ordering::Relaxed) {
-            words.extend([&b"EVALSHA"[..], self.script_hash.as_bytes(), b"1", channel.as_bytes(), function.as_bytes()]);
+            words.extend([&b"EVALSHA"[..], self.script_hash.as_bytes(), b"1", key.as_bytes()]);
+            words.push(function.name.as_bytes());
         } else {
-            let name: &[u8] = if function == "publish" { b"livebridge_publish" } else { b"livebridge_read" };
-            words.extend([b"FCALL", name, b"1", channel.as_bytes()]);
+            words.extend([b"FCALL", function.full_name.as_bytes(), b"1", key.as_bytes()]);
         }
         words
     }
@@ -134,7 +166,7 @@ pub(super) fn is_missing(refusal: &str) -> bool {
     refusal.starts_with("NOSCRIPT") || refusal.contains("Function not found")
 }
 
-/// The rules as Lua tables. Patterns consist of channel characters and `*`, which is checked at parsing.
+/// The rules as Lua tables.
 fn rules_in_lua(rules: &Rules) -> String {
     let listed: String = rules.iter().map(|(pattern, rule)| rule_in_lua(Some(pattern), rule)).collect();
     format!(
@@ -146,7 +178,8 @@ fn rules_in_lua(rules: &Rules) -> String {
 fn rule_in_lua(pattern: Option<&Pattern>, rule: &Rule) -> String {
     let mut table = String::from("{");
     if let Some(pattern) = pattern {
-        let _ = write!(table, "match='{}',", lua_pattern(pattern.as_str()));
+        let pieces: Vec<_> = pattern.as_str().split('*').map(lua_text).collect();
+        let _ = write!(table, "match={{{}}},", pieces.join(","));
     }
     if let Some(history) = rule.history {
         let _ = write!(table, "messages={},age={},", history.messages, history.age.as_millis());
@@ -157,23 +190,17 @@ fn rule_in_lua(pattern: Option<&Pattern>, rule: &Rule) -> String {
     table + "},"
 }
 
-/// An anchored Lua pattern within a quoted Lua text: every byte that is neither letter nor digit is written as a
-/// decimal escape, and escaped for the pattern as well.
-fn lua_pattern(pattern: &str) -> String {
-    let mut lua = String::from("^");
-    for byte in pattern.bytes() {
-        match byte {
-            b'*' => lua.push_str(".*"),
-            byte if byte.is_ascii_alphanumeric() => lua.push(char::from(byte)),
-            byte if byte.is_ascii_punctuation() => {
-                let _ = write!(lua, "%\\{byte:03}");
-            }
-            byte => {
-                let _ = write!(lua, "\\{byte:03}");
-            }
+/// A quoted Lua text. Every byte that is neither letter nor digit becomes a decimal escape.
+fn lua_text(text: &str) -> String {
+    let mut lua = String::from("'");
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() {
+            lua.push(char::from(byte));
+        } else {
+            let _ = write!(lua, "\\{byte:03}");
         }
     }
-    lua + "$"
+    lua + "'"
 }
 
 #[cfg(test)]
@@ -192,6 +219,6 @@ mod tests {
 
     #[test]
     fn a_pattern_cannot_leave_its_quotes() {
-        assert_eq!(lua_pattern("a:*'"), "^a%\\058.*%\\039$");
+        assert_eq!(lua_text("a:'\\"), r"'a\058\039\092'");
     }
 }

@@ -15,13 +15,54 @@ pub enum Frame<'a> {
     },
     /// A subscription is in force.
     Subscribed(&'a [u8]),
-    /// Something was published: with which epoch and offset, if the channel keeps a history.
-    Published(Option<[u64; 2]>),
+    /// A number.
+    Number(u64),
+    /// An array, as functions answer.
+    Array(Items<'a>),
     /// The server refused a command; why.
     Refused(&'a [u8]),
     /// Anything else.
     Other,
 }
+
+/// One element of an array.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Item<'a> {
+    /// A number that is not negative.
+    Number(u64),
+    /// A string.
+    Text(&'a [u8]),
+    /// An error in place of an element; why.
+    Refused(&'a [u8]),
+    /// Anything else.
+    Other,
+}
+
+/// The elements of an array that has arrived whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Items<'a> {
+    bytes: &'a [u8],
+    left: usize,
+}
+
+impl<'a> Iterator for Items<'a> {
+    type Item = Item<'a>;
+
+    fn next(&mut self) -> Option<Item<'a>> {
+        self.left = self.left.checked_sub(1)?;
+        let mut reader = Reader { bytes: self.bytes, at: 0 };
+        // It was found whole and well-formed when the array was parsed.
+        let item = reader.item().unwrap_or(Item::Other);
+        self.bytes = &self.bytes[reader.at..];
+        Some(item)
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        (self.left, Some(self.left))
+    }
+}
+
+impl ExactSizeIterator for Items<'_> {}
 
 /// Bytes that are not RESP3.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -60,8 +101,7 @@ impl<'a> Reader<'a> {
         match self.bytes.first() {
             Some(b'>') => self.push(),
             Some(b'-') => Ok(Frame::Refused(&self.line()?[1..])),
-            // PUBLISH answers how many Redis clients heard it, which says nothing about ours.
-            Some(b':') => self.line().map(|_| Frame::Published(None)),
+            Some(b':') => self.line().map(|line| digits(&line[1..]).map_or(Frame::Other, Frame::Number)),
             Some(b'*') => self.array(),
             _ => self.skip(MOST_NESTED).map(|()| Frame::Other),
         }
@@ -82,29 +122,20 @@ impl<'a> Reader<'a> {
         Ok(frame)
     }
 
-    /// What a function answers: nothing, or two numbers.
     fn array(&mut self) -> Result<Frame<'a>, Missing> {
-        match self.count()? {
-            0 => return Ok(Frame::Published(None)),
-            2 => {
-                if let (Some(epoch), Some(offset)) = (self.number()?, self.number()?) {
-                    return Ok(Frame::Published(Some([epoch, offset])));
-                }
-            }
-            _ => {}
-        }
-        self.at = 0;
-        self.skip(MOST_NESTED).map(|()| Frame::Other)
+        let left = self.count()?;
+        let start = self.at;
+        self.skip_all(left, MOST_NESTED - 1)?;
+        Ok(Frame::Array(Items { bytes: &self.bytes[start..self.at], left }))
     }
 
-    /// A number, written as one or as a string; `None` if it is something else.
-    fn number(&mut self) -> Result<Option<u64>, Missing> {
-        let digits = match self.bytes.get(self.at).ok_or(Missing::Bytes)? {
-            b':' => &self.line()?[1..],
-            b'$' => self.bulk()?,
-            _ => return Ok(None),
-        };
-        Ok(std::str::from_utf8(digits).ok().and_then(|digits| digits.parse().ok()))
+    fn item(&mut self) -> Result<Item<'a>, Missing> {
+        match self.bytes.get(self.at) {
+            Some(b':') => Ok(digits(&self.line()?[1..]).map_or(Item::Other, Item::Number)),
+            Some(b'-') => Ok(Item::Refused(&self.line()?[1..])),
+            Some(b'$') if !self.bytes[self.at..].starts_with(b"$-") => self.bulk().map(Item::Text),
+            _ => self.skip(MOST_NESTED).map(|()| Item::Other),
+        }
     }
 
     /// A line with its type, without its end.
@@ -168,6 +199,10 @@ impl<'a> Reader<'a> {
     }
 }
 
+fn digits(text: &[u8]) -> Option<u64> {
+    std::str::from_utf8(text).ok()?.parse().ok()
+}
+
 /// Appends a command, as an array of bulk strings.
 pub fn write_command<'a>(parts: impl ExactSizeIterator<Item = &'a [u8]>, out: &mut BytesMut) {
     write_header(b'*', parts.len(), out);
@@ -199,17 +234,15 @@ mod tests {
     }
 
     #[test]
-    fn what_publishing_answers_is_a_position_or_none() {
-        for (bytes, position) in [
-            (&b":3\r\n"[..], None),
-            (b"*0\r\n", None),
-            (b"*2\r\n$16\r\n1764139000000000\r\n:17\r\n", Some([1_764_139_000_000_000, 17])),
-        ] {
-            assert_eq!(parse(bytes), Ok(Some((Frame::Published(position), bytes.len()))));
-            (0..bytes.len()).for_each(|end| assert_eq!(parse(&bytes[..end]), Ok(None), "{end}"));
-        }
-        let other = b"*2\r\n+a\r\n:17\r\n";
-        assert_eq!(parse(other), Ok(Some((Frame::Other, other.len()))));
+    fn an_array_gives_its_elements_once_it_has_arrived_whole() {
+        let bytes = b"*5\r\n$3\r\n176\r\n:17\r\n-ERR full\r\n$-1\r\n*1\r\n:1\r\n";
+        (0..bytes.len()).for_each(|end| assert_eq!(parse(&bytes[..end]), Ok(None), "{end}"));
+        let Ok(Some((Frame::Array(items), length))) = parse(bytes) else { panic!("an array") };
+        let expected = [Item::Text(b"176"), Item::Number(17), Item::Refused(b"ERR full"), Item::Other, Item::Other];
+        assert_eq!((length, items.collect::<Vec<_>>()), (bytes.len(), expected.to_vec()));
+        assert!(matches!(parse(b"*0\r\n"), Ok(Some((Frame::Array(items), 4))) if items.len() == 0));
+        assert_eq!(parse(b":3\r\n"), Ok(Some((Frame::Number(3), 4))));
+        assert_eq!(parse(b":-3\r\n"), Ok(Some((Frame::Other, 5))));
     }
 
     #[test]

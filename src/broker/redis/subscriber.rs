@@ -12,9 +12,9 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 use super::commands::Commands;
 use super::connection::Address;
-use super::ear::Ear;
+use super::decoder::SubscriptionDecoder;
 use super::line::{Line, LineError};
-use super::note;
+use super::position_marker::{RUN_PREFIX, SINGLE_PREFIX};
 use crate::backoff::Backoff;
 use crate::broker::Health;
 use crate::channel::ChannelName;
@@ -130,7 +130,7 @@ impl Subscriber {
             wanted.channels.iter().cloned().collect()
         };
         send(&mut line, &all, true);
-        let mut ear = Ear::default();
+        let mut decoder = SubscriptionDecoder::default();
         loop {
             let has_room = self.intake.has_room();
             tokio::select! {
@@ -142,11 +142,11 @@ impl Subscriber {
                         let wanted = self.wanted();
                         // What a refusal concerned would never be heard.
                         line.frames(|frame| {
-                            ear.hear(&frame.accepted()?, &wanted.channels, &self.canary);
+                            decoder.push(&frame.accepted()?, &wanted.channels, &self.canary);
                             Ok(())
                         })
                     });
-                    let (events, canary) = ear.heard();
+                    let (events, canary) = decoder.take_events();
                     if canary {
                         unanswered.store(0, Ordering::Relaxed);
                         self.set_up(all.len());
@@ -222,12 +222,15 @@ impl Subscriber {
     }
 }
 
-/// Sends a subscription or its end for channels and their companions.
+/// Sends a subscription or its end for channels and the companions on which their positions come.
 fn send(line: &mut Line, channels: &[ChannelName], wanted: bool) {
     for chunk in channels.chunks(CHUNK) {
         let mut command = vec![if wanted { "SUBSCRIBE" } else { "UNSUBSCRIBE" }.to_owned()];
-        // The companion first: when the channel itself is confirmed, its notes are heard already.
-        command.extend(chunk.iter().flat_map(|channel| [format!("{}{channel}", note::PREFIX), channel.to_string()]));
+        // Companions first: when the channel itself is confirmed, its markers are heard already.
+        let names = |channel: &ChannelName| {
+            [format!("{SINGLE_PREFIX}{channel}"), format!("{RUN_PREFIX}{channel}"), channel.to_string()]
+        };
+        command.extend(chunk.iter().flat_map(names));
         line.send(&command);
     }
 }

@@ -1,21 +1,21 @@
-//! A thread's own way to publish. What its connections publish at about the same time goes to Redis in one round trip: while one
-//! batch is under way the next collects itself, so nothing waits when there is nothing to wait for, and the more load, the larger
-//! the batches. Each thread has a lane, so that neither a publish nor its answer has to wake another thread.
+//! A thread's pipeline for publishing. While one round trip is in flight, new messages queue for the
+//! next; an idle pipeline sends at once. So the batches grow with the load. Each thread has a pipeline
+//! of its own, so that neither a publish nor its answer wakes another thread. What the commands of a
+//! round trip look like is `calls.rs`.
 
 use std::collections::VecDeque;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use bytes::BytesMut;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::{sleep, timeout};
 
+use super::calls::{Answer, Call, group};
 use super::commands::{Commands, broker_error, refusal};
 use super::connection::{ANSWER_TIMEOUT, CONNECT_TIMEOUT};
 use super::library::is_missing;
 use super::line::{Line, LineError};
-use super::resp::{self, Frame};
 use crate::broker::{BrokerError, Publication};
 use crate::message::Position;
 use crate::metrics::latency::Moment;
@@ -33,12 +33,10 @@ const IDLE: Duration = Duration::from_secs(30);
 const LATE: &str = "no answer in time";
 
 type Outcome = Result<Option<Position>, BrokerError>;
-/// A position or none, or what Redis said instead.
-type Answer = Result<Option<Position>, String>;
 
 /// What waits for the next round trip.
 #[derive(Default)]
-pub(super) struct Lane {
+pub(super) struct Pipeline {
     waiting: Mutex<Waiting>,
     arrived: Notify,
 }
@@ -56,7 +54,7 @@ struct Caller {
     sender: oneshot::Sender<Vec<Outcome>>,
 }
 
-impl Lane {
+impl Pipeline {
     /// Publishes messages together with others.
     pub(super) async fn publish(&self, batch: Vec<Publication>) -> Vec<Outcome> {
         let count = batch.len();
@@ -75,18 +73,18 @@ impl Lane {
 
     /// Sends batch after batch, for as long as the thread lives.
     pub(super) async fn run(self: Arc<Self>, commands: Arc<Commands>) {
-        let mut way = Way { commands, line: None, life: 0 };
+        let mut worker = Worker { commands, line: None, generation: 0 };
         loop {
             let callers = self.take();
             if callers.is_empty() {
-                way.rest_until(self.arrived.notified()).await;
+                worker.idle_until(self.arrived.notified()).await;
                 continue;
             }
             let batch: Vec<_> = callers.iter().flat_map(|caller| &caller.batch).collect();
-            let outcomes = timeout(ROUND_TIMEOUT, way.publish(&batch)).await;
+            let outcomes = timeout(ROUND_TIMEOUT, worker.publish(&batch)).await;
             let mut outcomes = outcomes.unwrap_or_else(|_| unavailable(batch.len(), LATE)).into_iter();
             for Caller { batch, sender, .. } in callers {
-                // Who has gone meanwhile does not want to know.
+                // The caller may have disconnected; then there is nobody to answer.
                 let _ = sender.send(outcomes.by_ref().take(batch.len()).collect());
             }
         }
@@ -122,17 +120,17 @@ impl Lane {
     }
 }
 
-/// The connection behind a lane.
-struct Way {
+/// The connection behind a pipeline.
+struct Worker {
     commands: Arc<Commands>,
     line: Option<Line>,
-    /// When the line was opened, as [`Commands::life`].
-    life: u64,
+    /// The generation of connections that the line belongs to, see [`Commands::generation`].
+    generation: u64,
 }
 
-impl Way {
+impl Worker {
     /// Waits until there is something to do; meanwhile the connection may end.
-    async fn rest_until(&mut self, arrived: impl Future<Output = ()>) {
+    async fn idle_until(&mut self, arrived: impl Future<Output = ()>) {
         let Some(line) = &mut self.line else { return arrived.await };
         tokio::select! {
             biased;
@@ -171,8 +169,8 @@ impl Way {
 
     /// The server's answers; an error if there are none.
     async fn send(&mut self, batch: &[&Publication]) -> Result<Vec<Answer>, BrokerError> {
-        let Self { commands, line: slot, life } = self;
-        if *life != commands.life() {
+        let Self { commands, line: slot, generation } = self;
+        if *generation != commands.generation() {
             *slot = None;
         }
         let mut line = match slot.take() {
@@ -180,13 +178,14 @@ impl Way {
             None => {
                 // Whoever publishes needs the library, and this sees to it.
                 commands.connection().await.map_err(|error| broker_error(&error))?;
-                *life = commands.life();
+                *generation = commands.generation();
                 Line::open(&commands.address).await.map_err(|error| failure(&error))?
             }
         };
-        batch.iter().for_each(|publication| write(publication, commands, line.outgoing()));
+        let calls = group(batch, &commands.rules);
+        calls.iter().for_each(|call| call.write(batch, &commands.library, line.outgoing()));
         let asked = Moment::now();
-        let answers = timeout(ANSWER_TIMEOUT, answers(&mut line, batch.len())).await;
+        let answers = timeout(ANSWER_TIMEOUT, answers(&mut line, &calls, batch.len())).await;
         let timed_out = |_| Err(io::Error::new(io::ErrorKind::TimedOut, LATE).into());
         let answers = answers.unwrap_or_else(timed_out).map_err(|error| failure(&error))?;
         commands.metrics.latency.redis_round_trip.observe(asked);
@@ -196,41 +195,21 @@ impl Way {
     }
 }
 
-/// Sends what is queued and waits for so many answers.
-async fn answers(line: &mut Line, count: usize) -> Result<Vec<Answer>, LineError> {
-    let mut answers: Vec<Answer> = Vec::with_capacity(count);
-    while answers.len() < count {
+/// Sends what is queued and waits for the answers to calls; returns one for each of `count` messages.
+async fn answers(line: &mut Line, calls: &[Call], count: usize) -> Result<Vec<Answer>, LineError> {
+    let mut answers = vec![Ok(None); count];
+    let mut answered = 0;
+    while answered < calls.len() {
         line.exchange().await?;
         line.frames(|frame| {
-            answers.push(match frame {
-                Frame::Published(position) => Ok(position.map(|[epoch, offset]| Position::new(epoch, offset))),
-                Frame::Refused(why) => Err(String::from_utf8_lossy(why).into_owned()),
-                _ => Err("ERR it answered something unexpected".into()),
-            });
+            if let Some(call) = calls.get(answered) {
+                call.answer(&frame, &mut answers);
+            }
+            answered += 1;
             Ok(())
         })?;
     }
     Ok(answers)
-}
-
-/// Appends the command that publishes a message.
-fn write(publication: &Publication, commands: &Commands, out: &mut BytesMut) {
-    let Publication { channel, payload, key, remove, id } = publication;
-    if commands.rules.of(channel).history.is_none() && key.is_none() && !remove {
-        return resp::write_command([b"PUBLISH", channel.as_str().as_bytes(), payload].into_iter(), out);
-    }
-    let mut words = commands.library.call("publish", channel.as_str());
-    words.push(payload);
-    if let Some(key) = key {
-        words.extend([b"key", key.as_bytes()]);
-    }
-    if *remove {
-        words.push(b"remove");
-    }
-    if let Some(id) = id {
-        words.extend([b"id", id.as_bytes()]);
-    }
-    resp::write_command(words.into_iter(), out);
 }
 
 fn failure(error: &LineError) -> BrokerError {

@@ -1,0 +1,157 @@
+//! Turns the frames of a subscription, in their order, into events: a position marker announces the
+//! payloads that follow it, a confirmation says that a channel is heard from here on, a canary that
+//! the connection hears at all.
+
+use std::collections::HashSet;
+use std::mem;
+
+use bytes::Bytes;
+
+use super::position_marker::{PositionMarker, RUN_PREFIX, SINGLE_PREFIX};
+use super::resp::Frame;
+use crate::broker::Event;
+use crate::channel::ChannelName;
+use crate::message::Message;
+
+/// The state of one connection.
+#[derive(Default)]
+pub(super) struct SubscriptionDecoder {
+    /// A marker whose payloads are due next.
+    announced: Option<(ChannelName, Announced)>,
+    /// The channel of the last message: the next is likely to be of the same.
+    last: Option<ChannelName>,
+    events: Vec<Event>,
+    canary: bool,
+}
+
+/// What a marker says of the payloads that follow it.
+enum Announced {
+    Positions(PositionMarker),
+    /// Something that can't be read, so the next payload must not pass for one without a position.
+    Unreadable,
+}
+
+impl SubscriptionDecoder {
+    /// Takes a frame in. Frames of channels that are not wanted any more are ignored.
+    pub(super) fn push(&mut self, frame: &Frame<'_>, wanted: &HashSet<ChannelName>, canary: &str) {
+        match *frame {
+            Frame::Message { channel, .. } if channel == canary.as_bytes() => self.canary = true,
+            Frame::Message { channel, payload } => self.push_message(channel, payload, wanted),
+            Frame::Subscribed(name) => {
+                let channel = self.channel(name, wanted);
+                self.events.extend(channel.map(Event::Subscribed));
+            }
+            Frame::Number(_) | Frame::Array(_) | Frame::Refused(_) | Frame::Other => {}
+        }
+    }
+
+    /// The events since the last call, to be taken out, and whether a canary was among the frames.
+    pub(super) fn take_events(&mut self) -> (&mut Vec<Event>, bool) {
+        self.last = None;
+        (&mut self.events, mem::take(&mut self.canary))
+    }
+
+    fn push_message(&mut self, name: &[u8], payload: &[u8], wanted: &HashSet<ChannelName>) {
+        let single = name.strip_prefix(SINGLE_PREFIX.as_bytes());
+        if let Some(channel) = single.or_else(|| name.strip_prefix(RUN_PREFIX.as_bytes())) {
+            let Some(channel) = self.channel(channel, wanted) else { return };
+            let parse = if single.is_some() { PositionMarker::parse_single } else { PositionMarker::parse_run };
+            let marker = parse(payload).map_or(Announced::Unreadable, Announced::Positions);
+            let unmatched = self.announced.replace((channel, marker));
+            self.report_missed(unmatched);
+        } else if let Some(channel) = self.channel(name, wanted) {
+            self.push_payload(channel, Bytes::copy_from_slice(payload));
+        }
+    }
+
+    fn push_payload(&mut self, channel: ChannelName, payload: Bytes) {
+        let message = match self.announced.take() {
+            Some((announced, Announced::Positions(mut marker))) if announced == channel => {
+                let message = marker.message(payload);
+                if !marker.is_complete() {
+                    self.announced = Some((announced, Announced::Positions(marker)));
+                }
+                message
+            }
+            Some((announced, Announced::Unreadable)) if announced == channel => {
+                tracing::warn!(%channel, "an unreadable position marker: the history is asked instead");
+                return self.events.push(Event::Missed(channel));
+            }
+            unmatched => {
+                self.report_missed(unmatched);
+                Message::plain(payload)
+            }
+        };
+        self.events.push(Event::Arrived(channel, message));
+    }
+
+    fn report_missed(&mut self, unmatched: Option<(ChannelName, Announced)>) {
+        self.events.extend(unmatched.map(|(channel, _)| Event::Missed(channel)));
+    }
+
+    fn channel(&mut self, name: &[u8], wanted: &HashSet<ChannelName>) -> Option<ChannelName> {
+        if let Some(last) = &self.last
+            && last.as_str().as_bytes() == name
+        {
+            return Some(last.clone());
+        }
+        let channel = wanted.get(std::str::from_utf8(name).ok()?)?;
+        self.last = Some(channel.clone());
+        Some(channel.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the decoder makes of messages on channels, in short.
+    fn decode(messages: &[(&str, &str)]) -> Vec<String> {
+        let wanted = HashSet::from(["a".parse().expect("valid"), "b".parse().expect("valid")]);
+        let mut decoder = SubscriptionDecoder::default();
+        for (channel, payload) in messages {
+            let frame = Frame::Message { channel: channel.as_bytes(), payload: payload.as_bytes() };
+            decoder.push(&frame, &wanted, "livebridge:canary:1");
+        }
+        let events = decoder.take_events().0.drain(..).map(|event| match event {
+            Event::Subscribed(channel) => format!("subscribed {channel}"),
+            Event::Missed(channel) => format!("missed {channel}"),
+            Event::Arrived(channel, message) => {
+                let offset = message.position.map_or("-".into(), |position| position.offset.to_string());
+                format!("{channel} {offset} {}", message.text().unwrap_or_default())
+            }
+        });
+        events.collect()
+    }
+
+    #[test]
+    fn a_marker_and_its_payloads_become_messages_with_positions() {
+        let single = decode(&[("livebridge:note:a", "7 3 1 0"), ("a", "x"), ("a", "plain")]);
+        assert_eq!(single, ["a 3 x", "a - plain"]);
+        let run = decode(&[("livebridge:run:a", "7 3 1 2"), ("a", "x"), ("a", "y"), ("a", "plain")]);
+        assert_eq!(run, ["a 3 x", "a 4 y", "a - plain"]);
+    }
+
+    #[test]
+    fn a_marker_without_its_payloads_is_reported_as_missed() {
+        let replaced = decode(&[("livebridge:note:a", "7 3 1 0"), ("livebridge:note:a", "7 4 1 0"), ("a", "x")]);
+        assert_eq!(replaced, ["missed a", "a 4 x"]);
+        let cut = decode(&[("livebridge:run:a", "7 3 1 3"), ("a", "x"), ("livebridge:note:a", "7 6 1 0"), ("a", "y")]);
+        assert_eq!(cut, ["a 3 x", "missed a", "a 6 y"]);
+    }
+
+    #[test]
+    fn a_payload_of_another_channel_has_no_part_in_a_marker() {
+        assert_eq!(decode(&[("livebridge:note:a", "7 3 1 0"), ("b", "x")]), ["missed a", "b - x"]);
+    }
+
+    #[test]
+    fn what_an_unreadable_marker_announces_is_read_from_the_history() {
+        assert_eq!(decode(&[("livebridge:note:a", "rubbish"), ("a", "x"), ("a", "y")]), ["missed a", "a - y"]);
+    }
+
+    #[test]
+    fn channels_that_are_not_wanted_are_ignored() {
+        assert_eq!(decode(&[("livebridge:note:c", "7 3 1 0"), ("c", "x"), ("a", "y")]), ["a - y"]);
+    }
+}

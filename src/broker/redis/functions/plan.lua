@@ -1,0 +1,186 @@
+-- Reading: says which elements answer a read, so that the reader fetches just these with a plain
+-- command. Payloads never pass through here, nothing is written, and the work does not depend on how
+-- much is stored or how large it is.
+
+-- Whether nothing can have been published, on a channel that had no messages at one microsecond,
+-- until another: nothing that began meanwhile can have expired yet, and the data set was not lost.
+local function was_empty_until(from, to)
+  local life = redis.pcall('GET', LIFE)
+  if type(life) ~= 'string' then return false end
+  local since = tonumber(life)
+  return since ~= nil and since <= from and to >= from and to - from < RETAIN * 1000000
+end
+
+-- Whether the history went another way than what an instance has delivered.
+local function diverged(it, first, tail, tail_stamp, offset, stamp)
+  if offset > tail then return true end
+  if stamp == 0 or offset < first then return false end
+  local stored = stamp_at(it, offset, first, tail, tail_stamp)
+  return stored ~= nil and stored ~= stamp
+end
+
+-- The last offset, from one on, up to which count and bytes allow a page; one message always fits.
+local function last_of_page(it, tail, first, from, count, bytes, before, total)
+  local last = math.min(tail, from + count - 1)
+  local function size_through(offset)
+    if offset == tail then return total - before end
+    local _, _, upto = header_at(it, offset + 1, first)
+    return upto and upto - before
+  end
+  local size = size_through(last)
+  if not size then return end
+  if size <= bytes then return last end
+  local low, high = from, last - 1
+  while low < high do
+    local middle = math.ceil((low + high) / 2)
+    size = size_through(middle)
+    if not size then return end
+    if size <= bytes then low = middle else high = middle - 1 end
+  end
+  return low
+end
+
+-- Adds to a plan: the list elements from an offset on.
+local function plan_list(plan, it, first, tail, tail_stamp, from, count, bytes, total)
+  if from > tail or count < 1 then return plan end
+  local first_header, _, before = header_at(it, from, first)
+  local last = first_header and last_of_page(it, tail, first, from, count, bytes, before, total)
+  local last_header = last and header_at(it, last, first)
+  local stamp = last_header and stamp_at(it, last, first, tail, tail_stamp)
+  if not stamp then
+    -- Foreign elements: nothing of the list can be trusted.
+    plan[4], plan[5] = 'history_trimmed', string.format('%d', tail)
+    return plan
+  end
+  if last < tail then plan[6], plan[7] = string.format('%d', last), string.format('%d', stamp) end
+  plan[8] = 'list'
+  plan[9], plan[10] = 2 * (from - first), 2 * (last - first) + 1
+  plan[11], plan[12] = first_header, last_header
+  return plan
+end
+
+-- Adds to a plan: the keys that changed after an offset, oldest change first.
+local function plan_keys(plan, it, tail, after, count, bytes)
+  local found = redis.call('ZRANGEBYSCORE', it.order, string.format('(%d', after), '+inf', 'WITHSCORES', 'LIMIT', 0, count)
+  local size, through = 0, nil
+  plan[8] = 'keys'
+  for i = 1, #found, 2 do
+    size = size + redis.call('HSTRLEN', it.values, found[i])
+    if through and size > bytes then break end
+    plan[#plan + 1], plan[#plan + 2] = found[i + 1], found[i]
+    through = tonumber(found[i + 1])
+  end
+  if through and through < tail and (#plan - 8 < #found or #found == 2 * count) then
+    plan[6], plan[7] = string.format('%d', through), '0'
+  end
+  return plan
+end
+
+-- A plan for a channel without messages.
+local function plan_empty(now, mode, their_epoch, offset)
+  local epoch, reason = string.format('%.0f', now), ''
+  if mode == 'after' or mode == 'delivered' then
+    if offset == 0 and was_empty_until(tonumber(their_epoch), now) then epoch = their_epoch else reason = 'epoch_changed' end
+  end
+  return {epoch, '0', '0', reason, '0', '0', '0', ''}
+end
+
+local function plan_read(it, args, now)
+  local count, bytes, mode = tonumber(args[1]), tonumber(args[2]), args[3]
+  local their_epoch, offset, stamp = args[4], tonumber(args[5]), tonumber(args[6] or 0)
+  local epoch, tail, tail_stamp, total, counts = head_of(it)
+  if not epoch then return plan_empty(now, mode, their_epoch, offset) end
+  local number = string.format('%d', tail)
+  local plan = {epoch, number, string.format('%d', tail_stamp), '', '0', number, string.format('%d', tail_stamp), ''}
+  if mode == 'tail' then return plan end
+  if mode == 'keys' then
+    local _, _, forgotten = key_counts(counts)
+    plan[5] = string.format('%d', forgotten)
+    return plan_keys(plan, it, tail, offset or 0, count, bytes)
+  end
+  local first, milliseconds = tail - messages_kept(it) + 1, math.floor(now / 1000)
+  if mode == 'oldest' or mode == 'last' then
+    local from = oldest_kept(it, first, tail, tail_stamp, milliseconds, -1)
+    if mode == 'last' then from = math.max(from, tail + 1 - count) end
+    return plan_list(plan, it, first, tail, tail_stamp, from, count, bytes, total)
+  end
+  if their_epoch ~= epoch and offset == 0 and was_empty_until(tonumber(their_epoch), tonumber(epoch)) then
+    their_epoch, stamp = epoch, 0
+  end
+  if mode == 'delivered' and their_epoch == epoch and diverged(it, first, tail, tail_stamp, offset, stamp) then return {'diverged'} end
+  local reason = ''
+  if their_epoch ~= epoch or offset > tail then
+    reason = 'epoch_changed'
+  elseif offset == tail then
+    return plan
+  else
+    local from = offset + 1
+    local at = nil
+    if from >= math.max(first, tail + 1 - it.rule.messages) then at = stamp_at(it, from, first, tail, tail_stamp) end
+    if at and at >= milliseconds - it.rule.age then
+      return plan_list(plan, it, first, tail, tail_stamp, from, count, bytes, total)
+    end
+    reason = 'history_trimmed'
+  end
+  if it.rule.keyed then
+    local _, _, forgotten = key_counts(counts)
+    if reason == 'history_trimmed' and offset >= forgotten then
+      plan[5] = string.format('%d', forgotten)
+      return plan_keys(plan, it, tail, offset, count, bytes)
+    end
+    plan[4], plan[5] = reason, string.format('%d', forgotten)
+    return plan_keys(plan, it, tail, 0, count, bytes)
+  end
+  -- Under another epoch stand messages that the instance may have delivered already: their stamps tell.
+  local newer_than = reason == 'epoch_changed' and mode == 'delivered' and stamp or -1
+  local from = oldest_kept(it, first, tail, tail_stamp, milliseconds, newer_than)
+  plan[4], plan[5] = reason, string.format('%d', from - 1)
+  return plan_list(plan, it, first, tail, tail_stamp, from, count, bytes, total)
+end
+
+-- livebridge_plan 1 CHANNEL COUNT BYTES MODE [EPOCH OFFSET [STAMP]]
+-- MODE: tail, oldest, last, after, delivered; keys, with an OFFSET of its own to go on after.
+-- Returns {} where the channel keeps no history; {'adopt'} if an earlier format stored it; {'diverged'}
+-- if the history went another way than what was delivered; else
+--   {epoch, tail offset, tail stamp, gap reason or '', gap offset, through offset, through stamp, KIND, ...}
+-- with KIND '' for no messages; 'list', first and last index, first and last header; or 'keys', then
+-- offset and key of each, and the forgotten offset in place of the gap's.
+local function plan(keys, args)
+  local it, problem = channel_of(keys[1])
+  if not it then return redis.error_reply(problem) end
+  if not it.rule.messages then return {} end
+  local now = microseconds(redis.call('TIME'))
+  local fine, answer = pcall(plan_read, it, args, now)
+  if fine and answer[2] == '0' and redis.call('EXISTS', it.base .. 'meta') == 1 then return {'adopt'} end
+  if fine then return answer end
+  local why = text_of(answer)
+  if not (string.find(why, 'WRONGTYPE', 1, true) or string.find(why, 'UNREADABLE', 1, true)) then error(answer) end
+  -- What can't be read is as if it were not there; the next publish begins a new epoch.
+  local mode = args[3]
+  local gap = (mode == 'after' or mode == 'delivered') and 'epoch_changed' or ''
+  return {string.format('%.0f', now), '0', '0', gap, '0', '0', '0', ''}
+end
+
+-- livebridge_renew 1 CHANNEL EPOCH OFFSET STAMP
+-- Begins a new epoch if the history went another way than what an instance has delivered: what
+-- follows must not be taken for its continuation. Changes one field, so a full Redis allows it.
+local function renew(keys, args)
+  local it = channel_of(keys[1])
+  if not it then return {} end
+  local epoch, tail, tail_stamp = head_of(it)
+  local first = tail and tail - messages_kept(it) + 1
+  if epoch == args[1] and diverged(it, first, tail, tail_stamp, tonumber(args[2]), tonumber(args[3])) then
+    local new = string.format('%.0f', math.max(microseconds(redis.call('TIME')), epoch + 1))
+    redis.call('SET', it.head, new .. string.sub(redis.call('GET', it.head), #epoch + 1), 'KEEPTTL')
+  end
+  return {}
+end
+
+-- livebridge_life 1 livebridge:life [renew]
+-- Notes since when this data set has been whole: from now on, unless that is known; with `renew`
+-- because something that was stored turned out to be gone.
+local function life(keys, args)
+  local now = string.format('%.0f', microseconds(redis.call('TIME')))
+  if args[1] == 'renew' then redis.call('SET', LIFE, now) else redis.call('SET', LIFE, now, 'NX') end
+  return {}
+end

@@ -1,0 +1,318 @@
+-- Publishing: one message, or many of a channel in one call.
+
+local MOST_ROWS = 1000
+-- Messages larger than this are trimmed one by one; of smaller ones a few more may stay.
+local SMALL, SLACK = 1024, 32
+local VALUE_PREFIX = 30
+local ID_REUSED = {err = 'LIVEBRIDGE_ID_REUSED the id stands for another message'}
+
+local function text_of(failure) return type(failure) == 'table' and failure.err or tostring(failure) end
+
+-- Removes all that is stored of a channel: something in it can't be read.
+local function reset(it)
+  redis.call('UNLINK', it.head, it.history, it.values, it.order, it.removed, it.base .. 'meta', it.base .. 'log', it.base .. 'keys')
+end
+
+-- Whether a stored message is another than a row; false if it is not kept any more.
+local function differs(it, row, offset, last)
+  local first = last - messages_kept(it) + 1
+  local header = offset >= first and offset <= last and header_at(it, offset, first)
+  if not header then return false end
+  local removed, key = string.match(header, '^%d+ %d+ %d+ %d+ ([01]) (.*)$')
+  return key ~= row.key or (removed == '1') ~= (row.remove ~= nil)
+    or redis.call('LINDEX', it.history, 2 * (offset - first) + 1) ~= row.payload
+end
+
+-- The answer to a message whose id is known: its offset, 'EPOCH:OFFSET' if that is another epoch's,
+-- or an error.
+local function remembered(it, row, epoch, last)
+  local known = redis.pcall('GET', it.base .. 'id:' .. row.id)
+  if type(known) ~= 'string' then return end
+  local their_epoch, offset = string.match(known, '^(%d+):(%d+)$')
+  if not their_epoch then return end
+  if their_epoch ~= epoch then return known end
+  return differs(it, row, tonumber(offset), last) and ID_REUSED or tonumber(offset)
+end
+
+-- Forgets the oldest removal; returns its offset and the bytes that it took.
+local function forget_removal(it)
+  local oldest = redis.call('ZPOPMIN', it.removed)
+  local size = redis.call('HSTRLEN', it.values, oldest[1])
+  redis.call('HDEL', it.values, oldest[1])
+  redis.call('ZREM', it.order, oldest[1])
+  return tonumber(oldest[2]), #oldest[1] + size - VALUE_PREFIX
+end
+
+-- Keeps the newest value of a key. Returns the new counts, or an error if that is beyond the rule's
+-- bounds.
+local function set_value(it, row, offset, stamp, bytes, removed, forgotten)
+  local rule, key = it.rule, row.key
+  local old = redis.call('HSTRLEN', it.values, key)
+  local was_removed = removed > 0 and redis.call('ZSCORE', it.removed, key)
+  local live = redis.call('HLEN', it.values) - removed
+  if old > 0 then
+    bytes = bytes - #key - old + VALUE_PREFIX
+    if not was_removed then live = live - 1 end
+  end
+  bytes = bytes + #key + #row.payload
+  if not row.remove then
+    local full = live + 1 > rule.keys and rule.keys .. ' keys' or bytes > rule.bytes and rule.bytes .. ' bytes'
+    if full then return nil, redis.error_reply('LIVEBRIDGE_FULL ' .. full) end
+  end
+  redis.call('HSET', it.values, key, string.format('%016d%013d%d', offset, stamp, row.remove and 1 or 0) .. row.payload)
+  redis.call('ZADD', it.order, offset, key)
+  if row.remove then
+    redis.call('ZADD', it.removed, offset, key)
+    if not was_removed then removed = removed + 1 end
+    if removed > MOST_REMOVED then
+      local upto, freed = forget_removal(it)
+      bytes, removed, forgotten = bytes - freed, removed - 1, upto
+    end
+  elseif was_removed then
+    redis.call('ZREM', it.removed, key)
+    removed = removed - 1
+  end
+  return bytes, removed, forgotten
+end
+
+-- Announces the accepted rows and publishes their payloads, each as a message of its own. Several
+-- share one position marker if all that listen for markers understand that; livebridge before
+-- format 2 does not, and needs one for each.
+local function announce(it, rows, epoch, first, stamp)
+  local count = #rows
+  if count > 1 then
+    local heard = redis.pcall('PUBSUB', 'NUMSUB', it.note, it.run)
+    if not heard.err and heard[2] == heard[4] then
+      local lines = {string.format('%s %d %d %d', epoch, first, stamp, count)}
+      if it.rule.keyed then
+        for i, row in ipairs(rows) do
+          lines[i + 1] = (row.remove and '1' or '0') .. (row.key and ' ' .. row.key or '')
+        end
+      end
+      redis.call('PUBLISH', it.run, table.concat(lines, '\n'))
+      for i = 1, count do redis.call('PUBLISH', it.name, rows[i].payload) end
+      return
+    end
+  end
+  for i = 1, count do
+    local row = rows[i]
+    redis.call('PUBLISH', it.note, string.format('%s %d %d ', epoch, first + i - 1, stamp)
+      .. (row.remove and '1' or '0') .. (row.key and ' ' .. row.key or ''))
+    redis.call('PUBLISH', it.name, row.payload)
+  end
+end
+
+-- Sets the expiries anew and drops what has aged.
+local function refresh(it, offset, stamp, length)
+  local rule = it.rule
+  local first = offset - length / 2 + 1
+  local oldest = oldest_kept(it, first, offset, stamp, stamp, -1)
+  if oldest > first and oldest <= offset then redis.call('LTRIM', it.history, 2 * (oldest - first), -1) end
+  redis.call('PEXPIRE', it.history, rule.age + 1000)
+  if rule.keyed then
+    for _, key in ipairs({it.values, it.order, it.removed}) do redis.call('EXPIRE', key, RETAIN) end
+  end
+end
+
+-- Ends an append: bounds the history and writes the head. The expiries are set with the first message
+-- of each second, a second longer than asked: for each message they would be a quarter of the cost.
+local function conclude(it, head, offset, stamp, stamp_before, length, slack)
+  if length % 2 == 1 or length > 2 * offset then error('UNREADABLE history') end
+  local most = 2 * it.rule.messages
+  if length > most + slack then
+    redis.call('LTRIM', it.history, -most, -1)
+    length = most
+  end
+  if stamp - stamp % 1000 > stamp_before then
+    refresh(it, offset, stamp, length)
+    redis.call('SET', it.head, head, 'EX', RETAIN)
+  else
+    redis.call('SET', it.head, head, 'KEEPTTL')
+  end
+end
+
+-- Where a channel stands before its first message; takes over what an earlier format has stored.
+local function begin(it, time)
+  if redis.call('EXISTS', it.base .. 'meta') == 1 and adopt(it) then return head_of(it) end
+  local epoch = string.format('%.0f', microseconds(time))
+  redis.call('UNLINK', it.history, it.values, it.order, it.removed)
+  redis.call('SET', LIFE, epoch, 'NX')
+  return epoch, 0, 0, 0, ''
+end
+
+-- Appends rows, each a payload with an optional key, removal and id. Returns the answers of
+-- livebridge_publish_many.
+local function append(it, rows)
+  local rule, time = it.rule, redis.call('TIME')
+  local epoch, last, stamp_before, bytes, counts = head_of(it)
+  if not epoch then epoch, last, stamp_before, bytes, counts = begin(it, time) end
+  local stamp = math.max(stamp_before, time[1] * 1000 + math.floor(time[2] / 1000))
+  local key_bytes, removed, forgotten
+  if rule.keyed then key_bytes, removed, forgotten = key_counts(counts) end
+  local answers, accepted, offset, ids = {epoch}, {}, last, nil
+  local command, size, small, previous = {'RPUSH', it.history}, 2, true, stamp_before
+  for i = 1, #rows do
+    local row, answer = rows[i], nil
+    local payload, id = row.payload, row.id
+    if id then
+      local twin = ids and ids[id]
+      if not twin then answer = remembered(it, row, epoch, last)
+      elseif twin.payload == payload and twin.key == row.key and twin.remove == row.remove then answer = twin.offset
+      else answer = ID_REUSED end
+    end
+    if not answer and row.key then
+      local new_bytes, new_removed, new_forgotten = set_value(it, row, offset + 1, stamp, key_bytes, removed, forgotten)
+      if new_bytes then key_bytes, removed, forgotten = new_bytes, new_removed, new_forgotten else answer = new_removed end
+    end
+    if not answer then
+      offset = offset + 1
+      answer = offset
+      local header = string.format('%s %d %d %d', epoch, offset - 1, previous, bytes)
+      command[size + 1] = row.key and header .. (row.remove and ' 1 ' or ' 0 ') .. row.key or header
+      command[size + 2], previous = payload, stamp
+      size, bytes, small = size + 2, bytes + #payload, small and #payload < SMALL
+      accepted[offset - last] = row
+      if id then
+        ids, row.offset = ids or {}, offset
+        ids[id] = row
+      end
+    end
+    answers[i + 1] = answer
+  end
+  if offset == last then return answers end
+  local length = redis.call(unpack(command))
+  local head = string.format('%s %d %d %d', epoch, offset, stamp, bytes)
+  if rule.keyed then head = head .. string.format(' %d %d %d', key_bytes, removed, forgotten) end
+  conclude(it, head, offset, stamp, stamp_before, length, small and SLACK or 0)
+  for id, row in pairs(ids or {}) do
+    redis.call('SET', it.base .. 'id:' .. id, epoch .. string.format(':%d', row.offset), 'EX', REMEMBER)
+  end
+  announce(it, accepted, epoch, last + 1, stamp)
+  return answers
+end
+
+-- Appends rows; a channel whose stored state can't be read begins a new epoch.
+local function append_safely(it, rows)
+  local fine, answers = pcall(append, it, rows)
+  if fine then return answers end
+  local why = text_of(answers)
+  if not (string.find(why, 'WRONGTYPE', 1, true) or string.find(why, 'UNREADABLE', 1, true)) then error(answers) end
+  redis.log(redis.LOG_WARNING, 'livebridge: what is stored of the channel ' .. it.name .. ' is unreadable; it begins a new epoch')
+  reset(it)
+  return append(it, rows)
+end
+
+-- Appends one message to a channel without keys: the same as append, in the fewest steps.
+local function append_plain(it, payload)
+  local head = redis.pcall('GET', it.head)
+  local epoch, last, stamp_before, bytes
+  if type(head) == 'string' then epoch, last, stamp_before, bytes = string.match(head, '^(%d+) (%d+) (%d+) (%d+)$') end
+  if not epoch then return append_safely(it, {{payload = payload}}) end
+  local time = redis.call('TIME')
+  local offset, stamp = last + 1, time[1] * 1000 + math.floor(time[2] / 1000)
+  stamp_before = tonumber(stamp_before)
+  if stamp < stamp_before then stamp = stamp_before end
+  local length = redis.pcall('RPUSH', it.history, head, payload)
+  if type(length) ~= 'number' or length % 2 == 1 or length > 2 * offset then
+    reset(it)
+    return append(it, {{payload = payload}})
+  end
+  local mark = string.format('%s %d %d ', epoch, offset, stamp)
+  conclude(it, string.format('%s%d', mark, bytes + #payload), offset, stamp, stamp_before, length, #payload < SMALL and SLACK or 0)
+  redis.call('PUBLISH', it.note, mark .. '0')
+  redis.call('PUBLISH', it.name, payload)
+  return {epoch, offset}
+end
+
+-- Why a row can't be published on a channel, or nil.
+local function row_problem(it, row)
+  if row.key and not is_key(row.key) then return invalid('a key has 1 to 255 bytes of UTF-8 without control characters') end
+  if row.id and not is_key(row.id) then return invalid('an id has 1 to 255 bytes of UTF-8 without control characters') end
+  if row.remove and not row.key then return invalid('remove needs the key that is to be removed') end
+  if row.key and not it.rule.keyed then return 'LIVEBRIDGE_NOT_KEYED the channel is not keyed; change its rule' end
+end
+
+-- livebridge_publish 1 CHANNEL PAYLOAD [key KEY] [remove] [id ID]
+-- Returns {EPOCH, OFFSET}, or {} where the channel keeps no history.
+local function publish(keys, args)
+  local name, payload = keys[1], args[1]
+  if not name or not payload then
+    return redis.error_reply('LIVEBRIDGE_INVALID usage: FCALL livebridge_publish 1 CHANNEL PAYLOAD [key KEY] [remove] [id ID]')
+  end
+  local it, problem = channel_of(name)
+  if not it then return redis.error_reply(problem) end
+  local count = #args
+  if count == 1 and it.rule.messages and not it.rule.keyed then return append_plain(it, payload) end
+  local row, i = {payload = payload}, 2
+  while i <= count do
+    local word = string.lower(args[i])
+    if word == 'remove' then row.remove = true
+    elseif (word == 'key' or word == 'id') and args[i + 1] then row[word] = args[i + 1]; i = i + 1
+    else return redis.error_reply(invalid('unknown option ' .. string.sub(args[i], 1, 80) .. '; known: key KEY, remove, id ID')) end
+    i = i + 1
+  end
+  problem = row_problem(it, row)
+  if problem then return redis.error_reply(problem) end
+  if not it.rule.messages then
+    redis.call('PUBLISH', name, payload)
+    return {}
+  end
+  local answers = append_safely(it, {row})
+  local answer = answers[2]
+  if type(answer) == 'table' then return answer end
+  if type(answer) == 'string' then
+    local epoch, offset = string.match(answer, '^(%d+):(%d+)$')
+    return {epoch, tonumber(offset)}
+  end
+  return answers
+end
+
+local COLUMNS = {payload = true, key = true, remove = true, id = true}
+
+-- The rows of livebridge_publish_many; an error text if they make no sense.
+local function rows_of(it, args)
+  local columns = {}
+  for column in string.gmatch(args[1], '[^,]+') do
+    if not COLUMNS[column] then return nil, invalid('unknown column ' .. string.sub(column, 1, 80) .. '; known: payload, key, remove, id') end
+    columns[#columns + 1] = column
+  end
+  local width, rows = #columns, {}
+  if columns[1] ~= 'payload' then return nil, invalid('the first column must be payload') end
+  if (#args - 1) % width ~= 0 then return nil, invalid('the last message lacks a column of ' .. args[1]) end
+  local count = (#args - 1) / width
+  if count > MOST_ROWS then return nil, invalid('one call takes at most ' .. MOST_ROWS .. ' messages') end
+  for r = 0, count - 1 do
+    local row = {}
+    for c = 1, width do
+      local value = args[1 + r * width + c]
+      if columns[c] == 'payload' or value ~= '' then row[columns[c]] = value end
+    end
+    if row.remove and row.remove ~= '1' then return nil, invalid('remove is 1, or empty') end
+    local problem = width > 1 and row_problem(it, row)
+    if problem then return nil, problem end
+    rows[r + 1] = row
+  end
+  return rows
+end
+
+-- livebridge_publish_many 1 CHANNEL COLUMNS VALUE...
+-- COLUMNS is 'payload', or names more, as 'payload,key,remove,id'; then the values follow, message
+-- by message, an empty one for what a message lacks.
+-- Returns {EPOCH, ANSWER, ...}: for each message its offset; 'EPOCH:OFFSET' if its id was known from
+-- another epoch; or an error of its own, which leaves the others alone. {} without a history.
+local function publish_many(keys, args)
+  local name = keys[1]
+  if not name or not args[1] then
+    return redis.error_reply('LIVEBRIDGE_INVALID usage: FCALL livebridge_publish_many 1 CHANNEL payload[,key][,remove][,id] VALUE...')
+  end
+  local it, problem = channel_of(name)
+  local rows
+  if it then rows, problem = rows_of(it, args) end
+  if not rows then return redis.error_reply(problem) end
+  if not it.rule.messages then
+    for i = 1, #rows do redis.call('PUBLISH', name, rows[i].payload) end
+    return {}
+  end
+  if #rows == 0 then return {} end
+  return append_safely(it, rows)
+end

@@ -1,0 +1,374 @@
+//! Reads a channel's history. A function plans: it says which elements answer, without touching a
+//! payload. A plain command then fetches just these, which costs Redis a fraction of what it would cost
+//! to pass payloads through Lua. The headers show whether something changed in between.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use redis::{Cmd, RedisResult, Value};
+
+use super::commands::{Commands, broker_error, said};
+use super::library::{ADOPT, LIFE, LIFE_KEY, PLAN, RENEW, is_missing};
+use crate::broker::{BrokerError, From, PAGE_BYTES, PAGE_MESSAGES, Page, Tail};
+use crate::channel::ChannelName;
+use crate::message::{Gap, GapReason, Message, Position};
+
+/// How often a read begins anew because something changed between planning and fetching.
+const ATTEMPTS: usize = 10;
+/// The offset (16 digits), stamp (13) and removal (1) before a keyed value.
+const VALUE_PREFIX: usize = 30;
+
+/// What a function says about a read.
+enum Plan {
+    /// The channel keeps no history.
+    Nothing,
+    /// An earlier format stored the channel.
+    Adopt,
+    /// The history went another way than what this instance has delivered.
+    Diverged,
+    /// This answers.
+    Fetch(Fetch),
+}
+
+/// Which elements answer, and what is already known of the page.
+struct Fetch {
+    page: Page,
+    /// On a keyed channel: removals up to this offset are forgotten.
+    forgotten: u64,
+    elements: Elements,
+}
+
+enum Elements {
+    None,
+    List { first_index: u64, last_index: u64, first_header: Bytes, last_header: Bytes },
+    Keys(Vec<(u64, Bytes)>),
+}
+
+impl Commands {
+    /// Reads a page of history; see [`crate::broker::Broker::read`].
+    pub(super) async fn read(
+        &self,
+        channel: &ChannelName,
+        from: From,
+        limit: usize,
+    ) -> Result<Option<Page>, BrokerError> {
+        if self.rules.of(channel).history.is_none() {
+            return Ok(None);
+        }
+        let limit = limit.min(PAGE_MESSAGES);
+        for _ in 0..ATTEMPTS {
+            let read = self.try_read(channel, from, limit).await;
+            match read {
+                Ok(Some(page)) => {
+                    self.note_loss(from, page.as_ref()).await;
+                    return Ok(page);
+                }
+                Ok(None) => {}
+                Err(error) if is_missing(&said(&error)) => self.disconnect().await,
+                Err(error) => return Err(broker_error(&error)),
+            }
+        }
+        Err(BrokerError::Unavailable("the history changes faster than it can be read".into()))
+    }
+
+    /// One attempt; `None` if something changed under way.
+    async fn try_read(&self, channel: &ChannelName, from: From, limit: usize) -> RedisResult<Option<Option<Page>>> {
+        let plan = match self.plan(channel, from, limit, None).await? {
+            Plan::Nothing => return Ok(Some(None)),
+            Plan::Adopt => {
+                let _: Value = self.ask(self.call(ADOPT, channel.as_str())).await?;
+                return Ok(None);
+            }
+            Plan::Diverged => {
+                if let From::AfterDelivered(Tail { position, stamp }) = from {
+                    let mut renew = self.call(RENEW, channel.as_str());
+                    renew.arg(position.epoch).arg(position.offset).arg(stamp);
+                    let _: Value = self.ask(renew).await?;
+                }
+                return Ok(None);
+            }
+            Plan::Fetch(fetch) => fetch,
+        };
+        let page = match plan.elements {
+            Elements::Keys(_) => self.fetch_all_keys(channel, from, plan).await?,
+            _ => self.fetch_list(channel, plan).await?,
+        };
+        Ok(page.map(Some))
+    }
+
+    async fn plan(&self, channel: &ChannelName, from: From, limit: usize, after: Option<u64>) -> RedisResult<Plan> {
+        let mut command = self.call(PLAN, channel.as_str());
+        let count = if let From::Last(count) = from { count.min(limit) } else { limit };
+        command.arg(count).arg(PAGE_BYTES);
+        match (from, after) {
+            (From::Keys, _) | (_, Some(_)) => command.arg("keys").arg("").arg(after.unwrap_or(0)),
+            (From::Tail, _) => command.arg("tail"),
+            (From::Oldest, _) => command.arg("oldest"),
+            (From::Last(_), _) => command.arg("last"),
+            (From::After(position), _) => command.arg("after").arg(position.epoch).arg(position.offset),
+            (From::AfterDelivered(Tail { position, stamp }), _) => {
+                command.arg("delivered").arg(position.epoch).arg(position.offset).arg(stamp)
+            }
+        };
+        let answer: Vec<Value> = self.ask(command).await?;
+        parse_plan(answer).ok_or_else(|| unexpected("livebridge_plan"))
+    }
+
+    async fn fetch_list(&self, channel: &ChannelName, plan: Fetch) -> RedisResult<Option<Page>> {
+        let Elements::List { first_index, last_index, first_header, last_header } = plan.elements else {
+            return Ok(Some(plan.page));
+        };
+        let mut command = Cmd::new();
+        command.arg("LRANGE").arg(format!("livebridge:{{{channel}}}:history")).arg(first_index).arg(last_index);
+        let elements: Vec<Value> = self.ask(command).await?;
+        let elements: Vec<Bytes> = elements.into_iter().filter_map(bytes).collect();
+        let last = elements.len().checked_sub(2).and_then(|last| elements.get(last));
+        if elements.first() != Some(&first_header) || last != Some(&last_header) {
+            return Ok(None);
+        }
+        let unreadable = |offset| {
+            self.metrics.unreadable.inc();
+            tracing::warn!(%channel, offset, "a stored message can't be read: it is skipped, and told as a gap");
+        };
+        Ok(messages_into(plan.page, &elements, unreadable))
+    }
+
+    /// Fetches the values of the keys that changed, however many pages they are.
+    async fn fetch_all_keys(&self, channel: &ChannelName, from: From, first: Fetch) -> RedisResult<Option<Page>> {
+        // Of a whole snapshot no key is shown that is not there; who resumes must hear of removals.
+        let with_removed = matches!(from, From::After(_) | From::AfterDelivered(_)) && first.page.gap.is_none();
+        let began = first.page.tail;
+        let (mut messages, mut plan, mut later) = (Vec::new(), first, false);
+        loop {
+            let Elements::Keys(keys) = &plan.elements else { return Ok(None) };
+            if !self.fetch_keys(channel, &plan.page, keys, with_removed || later, &mut messages).await? {
+                return Ok(None);
+            }
+            if plan.page.through.position == plan.page.tail.position {
+                return Ok(Some(Page { messages, ..plan.page }));
+            }
+            let (gap, through) = (plan.page.gap, plan.page.through.position.offset);
+            let next = self.plan(channel, From::Keys, PAGE_MESSAGES, Some(through)).await?;
+            let Plan::Fetch(next) = next else { return Ok(None) };
+            // A removal of a key that this snapshot has shown must still be remembered.
+            if next.page.tail.position.epoch != began.position.epoch || next.forgotten > began.position.offset {
+                return Ok(None);
+            }
+            plan = Fetch { page: Page { gap, ..next.page }, ..next };
+            later = true;
+        }
+    }
+
+    /// Fetches the values of some keys; `false` if one is gone.
+    async fn fetch_keys(
+        &self,
+        channel: &ChannelName,
+        page: &Page,
+        keys: &[(u64, Bytes)],
+        with_removed: bool,
+        messages: &mut Vec<Arc<Message>>,
+    ) -> RedisResult<bool> {
+        if keys.is_empty() {
+            return Ok(true);
+        }
+        let mut command = Cmd::new();
+        command.arg("HMGET").arg(format!("livebridge:{{{channel}}}:values"));
+        keys.iter().for_each(|(_, key)| {
+            command.arg(&key[..]);
+        });
+        let values: Vec<Value> = self.ask(command).await?;
+        for ((offset, key), value) in keys.iter().zip(values) {
+            let Some(value) = bytes(value) else { return Ok(false) };
+            // What changed since then follows by itself, at its new offset.
+            if let Some(message) = keyed_message(page.tail.position.epoch, key, &value)
+                && message.position == Some(Position::new(page.tail.position.epoch, *offset))
+                && (with_removed || !message.removed)
+            {
+                messages.push(Arc::new(message));
+            }
+        }
+        Ok(true)
+    }
+
+    /// Where messages that were delivered turn out to be gone, positions from before the first message
+    /// of a channel prove nothing any more.
+    async fn note_loss(&self, from: From, page: Option<&Page>) {
+        let lost = page.and_then(|page| page.gap).is_some_and(|gap| gap.reason == GapReason::EpochChanged);
+        if lost && matches!(from, From::AfterDelivered(tail) if tail.position.offset > 0) {
+            let mut renew = self.call(LIFE, LIFE_KEY);
+            renew.arg("renew");
+            if let Err(error) = self.ask::<Value>(renew).await {
+                tracing::debug!(%error, "cannot note in Redis that messages were lost");
+            }
+        }
+    }
+}
+
+fn unexpected(function: &str) -> redis::RedisError {
+    let what = format!("{function} answered something unexpected");
+    (redis::ErrorKind::UnexpectedReturnType, "unexpected answer", what).into()
+}
+
+fn parse_plan(answer: Vec<Value>) -> Option<Plan> {
+    let mut fields = answer.into_iter();
+    let Some(first) = fields.next() else { return Some(Plan::Nothing) };
+    let first = text(first)?;
+    let epoch: u64 = match first.as_str() {
+        "adopt" => return Some(Plan::Adopt),
+        "diverged" => return Some(Plan::Diverged),
+        epoch => epoch.parse().ok()?,
+    };
+    let mut next = || number(fields.next()?);
+    let tail = Tail { position: Position::new(epoch, next()?), stamp: next()? };
+    let reason = text(fields.next()?)?;
+    let mut next = || number(fields.next()?);
+    let gap_offset = next()?;
+    let through = Tail { position: Position::new(epoch, next()?), stamp: next()? };
+    let kind = text(fields.next()?)?;
+    let elements = match kind.as_str() {
+        "list" => Elements::List {
+            first_index: number(fields.next()?)?,
+            last_index: number(fields.next()?)?,
+            first_header: bytes(fields.next()?)?,
+            last_header: bytes(fields.next()?)?,
+        },
+        "keys" => {
+            let mut keys = Vec::with_capacity(fields.len() / 2);
+            while let Some(offset) = fields.next() {
+                keys.push((number(offset)?, bytes(fields.next()?)?));
+            }
+            Elements::Keys(keys)
+        }
+        _ => Elements::None,
+    };
+    let keyed = kind == "keys";
+    let reason = match reason.as_str() {
+        "" => None,
+        "history_trimmed" => Some(GapReason::HistoryTrimmed),
+        _ => Some(GapReason::EpochChanged),
+    };
+    let resumes_after = Position::new(epoch, if keyed { 0 } else { gap_offset });
+    let gap = reason.map(|reason| Gap { resumes_after, reason });
+    let page = Page { gap, messages: Vec::new(), through, tail };
+    Some(Plan::Fetch(Fetch { page, forgotten: if keyed { gap_offset } else { 0 }, elements }))
+}
+
+/// Adds the messages of a list's elements to a page. A message that can't be read ends the page, or,
+/// at its front, becomes a gap. `None` if the first header says no offset.
+fn messages_into(mut page: Page, elements: &[Bytes], unreadable: impl Fn(u64)) -> Option<Page> {
+    let epoch = page.tail.position.epoch;
+    let first = Header::parse(elements.first()?)?.offset;
+    let mut through = None;
+    for (offset, element) in (first..).zip(elements.chunks(2)) {
+        let position = Position::new(epoch, offset);
+        let [header, payload, ..] = element else { return None };
+        // The stamp of a message stands in the header of the next.
+        let next = elements.get(2 * (offset - first + 1) as usize);
+        let stamp = next.map_or(Some(page.through.stamp), |next| Header::parse(next).map(|next| next.stamp_before));
+        let header = Header::parse(header).filter(|header| header.offset == offset && header.key.is_ok());
+        match (header, stamp) {
+            (Some(Header { key: Ok(key), removed, .. }), Some(stamp)) => {
+                through = Some(Tail { position, stamp });
+                let message = Message { position: Some(position), stamp, key, removed, payload: payload.clone() };
+                page.messages.push(Arc::new(message));
+            }
+            _ if page.messages.is_empty() => {
+                unreadable(offset);
+                page.gap = Some(Gap { resumes_after: position, reason: GapReason::HistoryTrimmed });
+            }
+            _ => {
+                page.through = through?;
+                break;
+            }
+        }
+    }
+    Some(page)
+}
+
+/// What stands before a payload: `EPOCH OFFSET STAMP BYTES` as they were before the message, and on a
+/// message with a key `REMOVED KEY`.
+struct Header {
+    offset: u64,
+    stamp_before: u64,
+    removed: bool,
+    /// An error if it is not UTF-8.
+    key: Result<Option<Arc<str>>, std::str::Utf8Error>,
+}
+
+impl Header {
+    fn parse(text: &[u8]) -> Option<Self> {
+        let mut parts = text.splitn(6, |&byte| byte == b' ');
+        let mut digits = || std::str::from_utf8(parts.next()?).ok()?.parse::<u64>().ok();
+        let (_epoch, before, stamp_before, _bytes) = (digits()?, digits()?, digits()?, digits()?);
+        let removed = parts.next().is_some_and(|removed| removed == b"1");
+        let key = parts.next().map(|key| std::str::from_utf8(key).map(Arc::from)).transpose();
+        Some(Self { offset: before + 1, stamp_before, removed, key })
+    }
+}
+
+fn keyed_message(epoch: u64, key: &[u8], value: &Bytes) -> Option<Message> {
+    let prefix = std::str::from_utf8(value.get(..VALUE_PREFIX)?).ok()?;
+    let offset = prefix.get(..16)?.parse().ok()?;
+    Some(Message {
+        position: Some(Position::new(epoch, offset)),
+        stamp: prefix.get(16..29)?.parse().ok()?,
+        key: Some(std::str::from_utf8(key).ok()?.into()),
+        removed: prefix.ends_with('1'),
+        payload: value.slice(VALUE_PREFIX..),
+    })
+}
+
+fn number(value: Value) -> Option<u64> {
+    match value {
+        Value::Int(number) => number.try_into().ok(),
+        value => text(value)?.parse().ok(),
+    }
+}
+
+fn text(value: Value) -> Option<String> {
+    String::from_utf8(bytes(value)?.into()).ok()
+}
+
+fn bytes(value: Value) -> Option<Bytes> {
+    match value {
+        Value::BulkString(bytes) => Some(bytes.into()),
+        Value::SimpleString(text) => Some(text.into()),
+        Value::Int(number) => Some(number.to_string().into()),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn page_of(elements: &[&[u8]]) -> (Page, Vec<u64>) {
+        let tail = Tail { position: Position::new(7, 9), stamp: 1 };
+        let page = Page { gap: None, messages: Vec::new(), through: tail, tail };
+        let elements: Vec<_> = elements.iter().map(|element| Bytes::copy_from_slice(element)).collect();
+        let skipped = std::cell::RefCell::new(Vec::new());
+        let page = messages_into(page, &elements, |offset| skipped.borrow_mut().push(offset)).expect("a page");
+        (page, skipped.into_inner())
+    }
+
+    fn offsets(page: &Page) -> Vec<u64> {
+        page.messages.iter().filter_map(|message| Some(message.position?.offset)).collect()
+    }
+
+    #[test]
+    fn a_message_that_cannot_be_read_ends_the_page_before_it() {
+        let (page, skipped) = page_of(&[b"7 2 4 0", b"x", b"7 3 5 1 0 \xff", b"y", b"7 4 6 2", b"z"]);
+        assert_eq!((offsets(&page), page.through.position.offset, page.gap), (vec![3], 3, None));
+        assert_eq!(page.messages[0].stamp, 5, "as the header of the next says");
+        assert!(skipped.is_empty());
+    }
+
+    #[test]
+    fn at_the_front_of_a_page_it_is_skipped_and_told_as_a_gap() {
+        let (page, skipped) = page_of(&[b"7 3 5 1 0 \xff", b"y", b"7 4 6 2 1 key B", b"z"]);
+        assert_eq!((offsets(&page), skipped), (vec![5], vec![4]));
+        assert_eq!(page.gap.map(|gap| gap.resumes_after.offset), Some(4));
+        assert_eq!((page.messages[0].removed, page.messages[0].key.as_deref()), (true, Some("key B")));
+        assert_eq!((page.messages[0].stamp, page.through.position.offset), (1, 9));
+    }
+}
