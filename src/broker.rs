@@ -29,7 +29,8 @@ pub struct Publication {
     pub key: Option<Arc<str>>,
     /// On a keyed channel: the key is to be removed.
     pub remove: bool,
-    /// Makes a retry safe: the same id on the same channel is stored once.
+    /// Makes a retry safe: the same id on the same channel is stored once within ten minutes, and
+    /// refused with another payload, key or `remove`.
     pub id: Option<Arc<str>>,
 }
 
@@ -90,6 +91,12 @@ pub enum BrokerError {
     /// `key` or `remove` for a channel that is not keyed.
     #[error("the channel is not keyed; add `keyed = true` to its rule, or leave out `key` and `remove`")]
     NotKeyed,
+    /// An idempotency id that another message of the channel was published with.
+    #[error(
+        "this Idempotency-Key was used for another message on this channel within the last ten minutes; \
+         use a new key for a new message"
+    )]
+    IdReused,
     /// The broker refuses: it is out of memory, read-only, or lacks a permission.
     #[error("the broker refused: {0}")]
     Refused(String),
@@ -102,6 +109,7 @@ impl BrokerError {
             Self::Unavailable(_) => "broker_unavailable",
             Self::KeyedChannelFull(_) => "keyed_channel_full",
             Self::NotKeyed => "channel_not_keyed",
+            Self::IdReused => "idempotency_key_reused",
             Self::Refused(_) => "broker_refused",
         }
     }
