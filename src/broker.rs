@@ -29,7 +29,8 @@ pub struct Publication {
     pub key: Option<Arc<str>>,
     /// On a keyed channel: the key is to be removed.
     pub remove: bool,
-    /// Makes a retry safe: the same id on the same channel is stored once.
+    /// Makes a retry safe: the same id on the same channel is stored once within ten minutes, and
+    /// refused with another payload, key or `remove`.
     pub id: Option<Arc<str>>,
 }
 
@@ -90,9 +91,10 @@ pub enum BrokerError {
     /// `key` or `remove` for a channel that is not keyed.
     #[error("the channel is not keyed; add `keyed = true` to its rule, or leave out `key` and `remove`")]
     NotKeyed,
-    /// The id was given to another message before.
+    /// An idempotency id that another message of the channel was published with.
     #[error(
-        "this Idempotency-Key was used for another message on this channel within the last ten minutes; give a new message a new key"
+        "this Idempotency-Key was used for another message on this channel within the last ten minutes; \
+         use a new key for a new message"
     )]
     IdReused,
     /// The broker refuses: it is out of memory, read-only, or lacks a permission.

@@ -17,7 +17,7 @@
 //! [`linger`] lets each take its last bytes along.
 //!
 //! Beside the way: [`channel`] and [`message`] are the nouns, [`rules`] what differs by channel, [`close`] why
-//! subscribers are closed, [`rate`] and [`budget`] how fast and how much, [`metrics`], [`logging`] and [`sparing`] what the operator
+//! subscribers are closed, [`rate`], [`budget`] and [`level`] how fast and how much, [`metrics`], [`logging`] and [`sparing`] what the operator
 //! sees, [`config`], [`server`] and [`allocator`] the process, [`client`] the commands that talk to a running instance, [`check`] the
 //! one that looks whether one would work.
 
@@ -41,6 +41,7 @@ pub mod drain;
 pub mod http;
 pub mod hub;
 pub mod intake;
+pub mod level;
 pub mod linger;
 pub mod log;
 pub mod logging;

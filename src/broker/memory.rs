@@ -1,79 +1,80 @@
-//! The embedded broker: the same semantics as Redis, within one process and for as long as it lives.
-//! What a channel's history answers is `history.rs`.
+//! The embedded broker: the same semantics as Redis, within one process and for as long as it
+//! lives. What a channel's history answers is `history.rs`, how all share the memory `channels.rs`.
 
+mod channels;
+mod clock;
 mod history;
+mod ids;
+mod keys;
 
-use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::collections::HashSet;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use futures::future::{BoxFuture, FutureExt, ready};
-use tokio::time::Instant;
+use tokio::time::MissedTickBehavior;
 
-use self::history::ChannelHistory;
+use self::channels::{Channels, Published};
+use self::clock::Clock;
 use super::{Broker, BrokerError, Event, From, Health, Page, Publication};
 use crate::channel::ChannelName;
 use crate::intake::Intake;
 use crate::message::{Message, Position};
 use crate::rules::Rules;
 
-/// How long a channel's position and keyed state outlive its last message, as in Redis.
-const RETAIN: Duration = Duration::from_secs(24 * 3600);
 /// The most bytes in all histories together: this broker has no `maxmemory` of its own to lean on.
 const MOST_BYTES: usize = 256 << 20;
-/// How often what has aged is dropped.
-const SWEEP_EVERY: Duration = Duration::from_secs(1);
+/// How often what has aged is dropped where nothing is published.
+const EXPIRE_EVERY: Duration = Duration::from_secs(1);
+/// How much of it at once: publishing waits for no more than that.
+const EXPIRE_STEPS: usize = 1000;
 
 /// A broker in this process's memory.
 pub struct MemoryBroker {
-    state: Mutex<State>,
+    state: Arc<Mutex<State>>,
+    clock: Clock,
+    /// Makes the digests by which a retry is told from another message of the same id.
+    digests: RandomState,
     intake: Arc<Intake>,
     rules: Arc<Rules>,
 }
 
-#[derive(Default)]
 struct State {
-    channels: HashMap<ChannelName, ChannelHistory>,
+    channels: Channels,
     subscribed: HashSet<ChannelName>,
-    bytes: usize,
-    swept: Option<Instant>,
 }
 
 impl MemoryBroker {
     /// A broker without channels that reports to `intake`.
+    ///
+    /// # Panics
+    /// Outside of a Tokio runtime, on which a task drops what has aged.
     pub fn new(intake: Arc<Intake>, rules: Arc<Rules>) -> Self {
-        Self { state: Mutex::default(), intake, rules }
+        let clock = Clock::new();
+        let channels = Channels::new(MOST_BYTES, clock.now());
+        let state = Arc::new(Mutex::new(State { channels, subscribed: HashSet::new() }));
+        tokio::spawn(expire(Arc::downgrade(&state), clock));
+        Self { state, clock, digests: RandomState::new(), intake, rules }
     }
 
     fn publish_one(&self, publication: Publication) -> Result<Option<Position>, BrokerError> {
         let rule = self.rules.of(&publication.channel);
-        let mut state = self.lock();
-        state.sweep();
         if (publication.key.is_some() || publication.remove) && rule.keyed.is_none() {
             return Err(BrokerError::NotKeyed);
         }
-        let Publication { channel, payload, key, remove, id } = publication;
+        let channel = publication.channel.clone();
+        let digest = match &publication.id {
+            Some(_) => self.digests.hash_one((&publication.payload, &publication.key, publication.remove)),
+            None => 0,
+        };
+        let mut state = lock(&self.state);
         let message = match rule.history {
-            None => Message::plain(payload),
-            Some(bounds) => {
-                if state.bytes + payload.len() > MOST_BYTES {
-                    return Err(BrokerError::Refused(format!(
-                        "the embedded broker holds {MOST_BYTES} bytes of history, its bound; keep less, or use Redis"
-                    )));
-                }
-                let history = state.channels.entry(channel.clone()).or_default();
-                let before = history.bytes();
-                if let Some(position) = id.as_ref().and_then(|id| history.known(id)) {
-                    return Ok(Some(position));
-                }
-                let message = history.publish(payload, key, remove, bounds, rule.keyed)?;
-                if let (Some(id), Some(position)) = (id, message.position) {
-                    history.remember(id, position);
-                }
-                let after = history.bytes();
-                state.bytes = state.bytes + after - before;
-                message
-            }
+            None => Message::plain(publication.payload),
+            Some(bounds) => match state.channels.publish(publication, digest, bounds, rule.keyed, self.clock.now())? {
+                Published::New(message) => message,
+                Published::Known(position) => return Ok(Some(position)),
+            },
         };
         let position = message.position;
         if state.subscribed.contains(&channel) {
@@ -81,23 +82,27 @@ impl MemoryBroker {
         }
         Ok(position)
     }
+}
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // The state is whole after every line that holds it: a panic elsewhere does not spoil it.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+/// Drops what has aged, for as long as there is a broker.
+async fn expire(state: Weak<Mutex<State>>, clock: Clock) {
+    let mut ticks = tokio::time::interval(EXPIRE_EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        loop {
+            let Some(state) = state.upgrade() else { return };
+            if !lock(&state).channels.expire(clock.now(), EXPIRE_STEPS) {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
     }
 }
 
-impl State {
-    fn sweep(&mut self) {
-        if self.swept.is_some_and(|swept| swept.elapsed() < SWEEP_EVERY) {
-            return;
-        }
-        self.swept = Some(Instant::now());
-        self.channels.retain(|_, history| history.idle() < RETAIN);
-        self.channels.values_mut().for_each(ChannelHistory::drop_aged);
-        self.bytes = self.channels.values().map(ChannelHistory::bytes).sum();
-    }
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    // The state is whole after every line that holds it: a panic elsewhere does not spoil it.
+    state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Broker for MemoryBroker {
@@ -113,13 +118,13 @@ impl Broker for MemoryBroker {
     }
 
     fn subscribe(&self, channel: &ChannelName) {
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         state.subscribed.insert(channel.clone());
         self.intake.push(Event::Subscribed(channel.clone()));
     }
 
     fn unsubscribe(&self, channel: &ChannelName) {
-        self.lock().subscribed.remove(channel);
+        lock(&self.state).subscribed.remove(channel);
     }
 
     fn read<'a>(
@@ -129,16 +134,102 @@ impl Broker for MemoryBroker {
         limit: usize,
     ) -> BoxFuture<'a, Result<Option<Page>, BrokerError>> {
         let rule = self.rules.of(channel);
-        let page = rule.history.map(|bounds| {
-            let mut state = self.lock();
-            let history = state.channels.entry(channel.clone()).or_default();
-            history.bound(bounds);
-            history.read(from, limit, rule.keyed.is_some())
-        });
+        // The clock is read under the lock: what was published before is not of a later time.
+        let read = || {
+            let state = lock(&self.state);
+            state.channels.read(channel, from, limit, self.clock.now())
+        };
+        let page = rule.history.map(|_| read());
         ready(Ok(page)).boxed()
     }
 
     fn health(&self) -> Health {
         Health::Up
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RULES: &str = "
+[[channel]]
+match = 'brief'
+history = { messages = 1000, age = '1s' }
+[[channel]]
+match = 'none'
+history = false
+[[channel]]
+match = 'sheet'
+keyed = true
+";
+
+    fn broker() -> MemoryBroker {
+        MemoryBroker::new(Arc::default(), Arc::new(Rules::parse(RULES).expect("rules")))
+    }
+
+    fn publication(channel: &str, payload: &'static str, id: Option<&str>) -> Publication {
+        let channel = channel.parse().expect("valid");
+        Publication { channel, payload: payload.into(), key: None, remove: false, id: id.map(Arc::from) }
+    }
+
+    async fn publish(broker: &MemoryBroker, publication: Publication) -> Result<Option<u64>, BrokerError> {
+        let result = broker.publish(vec![publication]).await.remove(0);
+        result.map(|position| position.map(|position| position.offset))
+    }
+
+    #[tokio::test]
+    async fn what_has_aged_is_given_back_while_nothing_is_published() {
+        let broker = broker();
+        let batch = (0..1000).map(|_| publication("brief", "x", None)).collect();
+        assert!(broker.publish(batch).await.iter().all(Result::is_ok));
+        let full = lock(&broker.state).channels.bytes();
+        let given_back = async {
+            // What is left is the channel itself: its position outlives its messages.
+            while lock(&broker.state).channels.bytes() > full / 100 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), given_back).await.expect("the task drops them");
+    }
+
+    #[tokio::test]
+    async fn the_task_ends_with_the_broker() {
+        let broker = broker();
+        let state = Arc::downgrade(&broker.state);
+        drop(broker);
+        assert!(state.upgrade().is_none(), "the task holds nothing while it waits");
+    }
+
+    #[tokio::test]
+    async fn a_retry_is_the_same_payload_key_and_removal_and_is_not_delivered_again() {
+        let broker = broker();
+        let channel: ChannelName = "sheet".parse().expect("valid");
+        broker.subscribe(&channel);
+        let set = Publication { key: Some("a".into()), ..publication("sheet", "1", Some("id")) };
+        for _ in 0..3 {
+            assert_eq!(publish(&broker, set.clone()).await, Ok(Some(1)));
+        }
+        for other in [
+            Publication { payload: "2".into(), ..set.clone() },
+            Publication { key: Some("b".into()), ..set.clone() },
+            Publication { key: None, ..set.clone() },
+            Publication { remove: true, ..set.clone() },
+        ] {
+            assert_eq!(publish(&broker, other).await, Err(BrokerError::IdReused));
+        }
+        assert_eq!(publish(&broker, Publication { id: Some("other".into()), ..set }).await, Ok(Some(2)));
+        let mut events = std::collections::VecDeque::new();
+        broker.intake.take(&mut events);
+        let arrived = |event: &Event| matches!(event, Event::Arrived(..));
+        assert_eq!((events.len(), events.iter().filter(|event| arrived(event)).count()), (3, 2));
+    }
+
+    #[tokio::test]
+    async fn a_channel_without_history_keeps_nothing() {
+        let broker = broker();
+        assert_eq!(publish(&broker, publication("none", "x", Some("id"))).await, Ok(None));
+        assert_eq!(broker.read(&"none".parse().expect("valid"), From::Oldest, 1).await, Ok(None));
+        assert_eq!(lock(&broker.state).channels.bytes(), 0);
     }
 }

@@ -1,198 +1,219 @@
-//! One channel's history in memory: what `functions.lua` does in Redis, in Rust. The shared contract suite holds
-//! the two to the same answers.
+//! One channel's history in memory: what `functions.lua` does in Redis, in Rust. The shared
+//! contract suite holds the two to the same answers.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use bytes::Bytes;
-use tokio::time::Instant;
-
-use crate::broker::{BrokerError, From, PAGE_BYTES, PAGE_MESSAGES, Page, Tail};
+use super::clock::{Micros, micros};
+use super::ids::{Ids, Known};
+use super::keys::Keys;
+use crate::broker::{BrokerError, From, PAGE_BYTES, PAGE_MESSAGES, Page, Publication, Tail};
 use crate::message::{Gap, GapReason, Message, Position};
 use crate::rules::{History, Keyed};
 
-/// How long the answer to an idempotency id is remembered.
-const REMEMBER: Duration = Duration::from_secs(600);
-/// How many removed keys are remembered, for those who come back and still show them.
-const MOST_TOMBSTONES: usize = 1000;
+/// What a message takes beside its payload and key: itself, the counters of its `Arc` and its
+/// payload's, its place in the log with the room that the log keeps to grow.
+const MESSAGE_BYTES: usize = size_of::<Message>() + 72;
+/// Below so many places a log is not worth shrinking.
+const SMALL: usize = 16;
+
+/// How long a channel's position and keyed state outlive its last message, as in Redis.
+pub(super) const RETAIN: Micros = 24 * 3600 * 1_000_000;
 
 /// The past of one channel.
 pub(super) struct ChannelHistory {
     tail: Tail,
     bounds: History,
-    log: VecDeque<(Arc<Message>, Instant)>,
+    log: VecDeque<Arc<Message>>,
     log_bytes: usize,
-    keys: HashMap<Arc<str>, Arc<Message>>,
-    key_bytes: usize,
-    tombstones: usize,
-    /// Removals up to this offset are forgotten.
-    forgotten: u64,
-    ids: HashMap<Arc<str>, (Position, Instant)>,
-    published: Instant,
-}
-
-impl Default for ChannelHistory {
-    fn default() -> Self {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Self {
-            tail: Tail { position: Position::new(since.as_micros() as u64, 0), stamp: 0 },
-            bounds: History { messages: 0, age: Duration::ZERO },
-            log: VecDeque::new(),
-            log_bytes: 0,
-            keys: HashMap::new(),
-            key_bytes: 0,
-            tombstones: 0,
-            forgotten: 0,
-            ids: HashMap::new(),
-            published: Instant::now(),
-        }
-    }
+    /// Where the channel is keyed.
+    keys: Option<Box<Keys>>,
+    ids: Ids,
+    published: Micros,
 }
 
 impl ChannelHistory {
-    /// What the history weighs, in bytes.
+    /// The history of a channel whose first message is to follow.
+    pub(super) fn new(epoch: u64, bounds: History, keyed: bool) -> Self {
+        Self {
+            tail: Tail { position: Position::new(epoch, 0), stamp: 0 },
+            bounds,
+            log: VecDeque::new(),
+            log_bytes: 0,
+            keys: keyed.then(Box::default),
+            ids: Ids::default(),
+            published: epoch,
+        }
+    }
+
+    /// Which life of the channel this is.
+    pub(super) fn epoch(&self) -> u64 {
+        self.tail.position.epoch
+    }
+
+    /// What the messages of the log take, in bytes.
+    pub(super) fn log_bytes(&self) -> usize {
+        self.log_bytes
+    }
+
+    /// What a shorter log would not give back, in bytes: keys and ids.
+    pub(super) fn lasting_bytes(&self) -> usize {
+        self.keys.as_ref().map_or(0, |keys| keys.bytes()) + self.ids.bytes()
+    }
+
+    /// What the history takes, in bytes. A message that is a key's value and in the log as well
+    /// counts twice.
     pub(super) fn bytes(&self) -> usize {
-        self.log_bytes + self.key_bytes + self.ids.len() * 64
+        self.log_bytes + self.lasting_bytes()
     }
 
-    /// How long ago the last message was published.
-    pub(super) fn idle(&self) -> Duration {
-        self.published.elapsed()
+    /// By how much a message makes the log grow at most, and the keys and ids, in bytes.
+    pub(super) fn growth(&self, publication: &Publication) -> (usize, usize) {
+        let keys = match (&self.keys, &publication.key) {
+            (Some(keys), Some(key)) => keys.bytes_with(key, publication.payload.len()).saturating_sub(keys.bytes()),
+            _ => 0,
+        };
+        let id = publication.id.as_ref().map_or(0, |id| Ids::weight(id));
+        (message_bytes(&publication.payload, publication.key.as_ref()), keys + id)
     }
 
-    /// The position that was answered to an idempotency id.
-    pub(super) fn known(&self, id: &str) -> Option<Position> {
-        self.ids.get(id).filter(|(_, at)| at.elapsed() < REMEMBER).map(|(position, _)| *position)
+    /// When the last message was published.
+    pub(super) fn published(&self) -> Micros {
+        self.published
     }
 
-    /// Remembers the answer to an idempotency id.
-    pub(super) fn remember(&mut self, id: Arc<str>, position: Position) {
-        self.ids.insert(id, (position, Instant::now()));
+    /// Whether the channel ended because nothing was published for so long.
+    pub(super) fn has_expired(&self, now: Micros) -> bool {
+        now >= self.published + RETAIN
     }
 
-    /// Sets how much is kept.
-    pub(super) fn bound(&mut self, bounds: History) {
-        self.bounds = bounds;
-        self.drop_aged();
+    /// What an idempotency id was used for.
+    pub(super) fn known(&self, id: &str, now: Micros) -> Option<Known> {
+        self.ids.find(id, now)
+    }
+
+    /// A position of this life of the channel.
+    pub(super) fn position(&self, offset: u64) -> Position {
+        Position::new(self.epoch(), offset)
+    }
+
+    /// Whether the bounds of a keyed channel allow the message.
+    pub(super) fn check(&self, publication: &Publication, keyed: Option<Keyed>) -> Result<(), BrokerError> {
+        match (&self.keys, &publication.key, keyed) {
+            (Some(keys), Some(key), Some(bounds)) if !publication.remove => {
+                keys.check(key, publication.payload.len(), bounds)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Takes a message in and gives it its position.
-    pub(super) fn publish(
-        &mut self,
-        payload: Bytes,
-        key: Option<Arc<str>>,
-        removed: bool,
-        bounds: History,
-        keyed: Option<Keyed>,
-    ) -> Result<Message, BrokerError> {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    pub(super) fn publish(&mut self, publication: Publication, digest: u64, now: Micros) -> Message {
+        let Publication { payload, key, remove, id, .. } = publication;
         let position = self.tail.position.next();
-        let stamp = since.as_millis() as u64;
-        let message = Message { position: Some(position), stamp, key, removed, payload };
+        let stamp = (now / 1000).max(self.tail.stamp);
+        let message = Message { position: Some(position), stamp, key, removed: remove, payload };
         let shared = Arc::new(message.clone());
-        if let (Some(keyed), Some(key)) = (keyed, &message.key) {
-            self.set_key(key.clone(), shared.clone(), keyed)?;
+        if let (Some(keys), Some(key)) = (&mut self.keys, &message.key) {
+            keys.set(key.clone(), position.offset, shared.clone());
         }
-        self.published = Instant::now();
+        if let Some(id) = id {
+            self.ids.remember(id, position.offset, digest, now);
+        }
+        self.published = now.max(self.published);
         self.tail = Tail { position, stamp };
-        self.log_bytes += message.payload.len() + size_of::<Message>();
-        self.log.push_back((shared, Instant::now()));
-        self.bound(bounds);
-        Ok(message)
+        self.log_bytes += weight(&shared);
+        self.log.push_back(shared);
+        while self.log.len() > self.bounds.messages {
+            self.drop_oldest();
+        }
+        message
     }
 
-    fn set_key(&mut self, key: Arc<str>, message: Arc<Message>, bounds: Keyed) -> Result<(), BrokerError> {
-        let weight = |message: &Message| key.len() + message.payload.len();
-        let old = self.keys.get(&key);
-        let (old_bytes, old_live, old_dead) = match old {
-            Some(old) => (weight(old), usize::from(!old.removed), usize::from(old.removed)),
-            None => (0, 0, 0),
-        };
-        let live = self.keys.len() - self.tombstones - old_live + usize::from(!message.removed);
-        let bytes = self.key_bytes - old_bytes + weight(&message);
-        if !message.removed && live > bounds.keys {
-            return Err(BrokerError::KeyedChannelFull(format!("{} keys", bounds.keys)));
-        }
-        if !message.removed && bytes > bounds.bytes {
-            return Err(BrokerError::KeyedChannelFull(format!("{} bytes", bounds.bytes)));
-        }
-        self.key_bytes = bytes;
-        self.tombstones = self.tombstones - old_dead + usize::from(message.removed);
-        self.keys.insert(key, message);
-        if self.tombstones > MOST_TOMBSTONES {
-            self.forget_tombstones();
-        }
-        Ok(())
+    /// When something ages next, if there is anything.
+    pub(super) fn next_expiry(&self) -> Option<Micros> {
+        let message = self.log.front().map(|message| (message.stamp + 1) * 1000 + micros(self.bounds.age));
+        message.into_iter().chain(self.ids.next_expiry()).min()
     }
 
-    fn forget_tombstones(&mut self) {
-        self.forgotten = self.tail.position.offset + 1;
-        self.keys.retain(|_, message| !message.removed);
-        self.key_bytes = self.keys.iter().map(|(key, message)| key.len() + message.payload.len()).sum();
-        self.tombstones = 0;
+    /// Drops aged messages and ids, at most `most` of them; returns how many.
+    pub(super) fn drop_aged(&mut self, now: Micros, most: usize) -> usize {
+        let mut count = 0;
+        while count < most && self.log.front().is_some_and(|message| self.is_aged(message, now)) {
+            self.drop_oldest();
+            count += 1;
+        }
+        self.give_back();
+        count + self.ids.expire(now, most - count)
     }
 
-    /// Drops what is beyond the bounds.
-    pub(super) fn drop_aged(&mut self) {
-        while let Some((message, at)) = self.log.front()
-            && (self.log.len() > self.bounds.messages || at.elapsed() > self.bounds.age)
-        {
-            self.log_bytes -= message.payload.len() + size_of::<Message>();
-            self.log.pop_front();
+    /// Drops the oldest messages of the log until it takes no more than so many bytes.
+    pub(super) fn shorten_to(&mut self, bytes: usize) {
+        while self.log_bytes > bytes {
+            self.drop_oldest();
         }
-        if self.ids.len() > 100 {
-            self.ids.retain(|_, (_, at)| at.elapsed() < REMEMBER);
+        self.give_back();
+    }
+
+    fn drop_oldest(&mut self) {
+        if let Some(message) = self.log.pop_front() {
+            self.log_bytes -= weight(&message);
         }
+    }
+
+    fn give_back(&mut self) {
+        if self.log.capacity() > SMALL && self.log.len() < self.log.capacity() / 4 {
+            self.log.shrink_to(self.log.len() * 2);
+        }
+    }
+
+    fn is_aged(&self, message: &Message, now: Micros) -> bool {
+        message.stamp + micros(self.bounds.age) / 1000 < now / 1000
     }
 
     /// Answers [`super::super::Broker::read`].
-    pub(super) fn read(&self, from: From, limit: usize, keyed: bool) -> Page {
+    pub(super) fn read(&self, from: From, limit: usize, now: Micros) -> Page {
         let limit = limit.min(PAGE_MESSAGES);
+        // What is too old is not returned, also while it waits to be dropped.
+        let first = self.log.partition_point(|message| self.is_aged(message, now));
         match from {
             From::Tail => self.page(None, Vec::new(), self.tail),
-            From::Oldest => self.page_from(None, 0, limit),
-            From::Last(count) => self.page_from(None, self.log.len().saturating_sub(count.min(limit)), limit),
+            From::Oldest => self.page_from(None, first, limit),
+            From::Last(count) => {
+                self.page_from(None, first.max(self.log.len().saturating_sub(count.min(limit))), limit)
+            }
             From::Keys => self.all_keys(None),
-            From::After(position) | From::AfterDelivered(Tail { position, .. }) => self.after(position, limit, keyed),
+            From::After(position) | From::AfterDelivered(Tail { position, .. }) => self.after(position, first, limit),
         }
     }
 
-    fn after(&self, position: Position, limit: usize, keyed: bool) -> Page {
+    fn after(&self, position: Position, first: usize, limit: usize) -> Page {
         let tail = self.tail.position;
         if position.epoch != tail.epoch || position.offset > tail.offset {
-            return self.lost(GapReason::EpochChanged, limit, keyed);
+            return self.lost(GapReason::EpochChanged, first, limit);
         }
-        let oldest = tail.offset + 1 - self.log.len() as u64;
-        if position.offset + 1 >= oldest {
-            return self.page_from(None, (position.offset + 1 - oldest) as usize, limit);
+        let before_log = tail.offset - self.log.len() as u64;
+        if position.offset >= before_log + first as u64 {
+            return self.page_from(None, (position.offset - before_log) as usize, limit);
         }
-        if keyed && position.offset >= self.forgotten {
-            let changed =
-                self.sorted_keys(|message| message.position.is_some_and(|held| held.offset > position.offset));
+        if let Some(changed) = self.keys.as_ref().and_then(|keys| keys.changed_since(position.offset)) {
             return self.page(None, changed, self.tail);
         }
-        self.lost(GapReason::HistoryTrimmed, limit, keyed)
+        self.lost(GapReason::HistoryTrimmed, first, limit)
     }
 
     /// All that is still there, after the notice that something is not.
-    fn lost(&self, reason: GapReason, limit: usize, keyed: bool) -> Page {
-        let epoch = self.tail.position.epoch;
-        if keyed {
-            return self.all_keys(Some(Gap { resumes_after: Position::new(epoch, 0), reason }));
+    fn lost(&self, reason: GapReason, first: usize, limit: usize) -> Page {
+        if self.keys.is_some() {
+            return self.all_keys(Some(Gap { resumes_after: self.position(0), reason }));
         }
-        let before_oldest = self.tail.position.offset - self.log.len() as u64;
-        self.page_from(Some(Gap { resumes_after: Position::new(epoch, before_oldest), reason }), 0, limit)
+        let before_first = self.tail.position.offset - (self.log.len() - first) as u64;
+        let gap = Gap { resumes_after: self.position(before_first), reason };
+        self.page_from(Some(gap), first, limit)
     }
 
     fn all_keys(&self, gap: Option<Gap>) -> Page {
-        self.page(gap, self.sorted_keys(|message| !message.removed), self.tail)
-    }
-
-    fn sorted_keys(&self, wanted: impl Fn(&Message) -> bool) -> Vec<Arc<Message>> {
-        let mut messages: Vec<_> = self.keys.values().filter(|message| wanted(message)).cloned().collect();
-        messages.sort_by_key(|message| message.position.map(|position| position.offset));
-        messages
+        self.page(gap, self.keys.as_ref().map(|keys| keys.values()).unwrap_or_default(), self.tail)
     }
 
     fn page_from(&self, gap: Option<Gap>, index: usize, limit: usize) -> Page {
@@ -202,8 +223,7 @@ impl ChannelHistory {
             bytes += message.payload.len().max(1);
             first || bytes <= PAGE_BYTES
         };
-        let messages: Vec<_> =
-            self.log.range(index..).map(|(message, _)| message).take(limit).take_while(fits).cloned().collect();
+        let messages: Vec<_> = self.log.range(index..).take(limit).take_while(fits).cloned().collect();
         let complete = index + messages.len() == self.log.len();
         let last = messages.last().and_then(|last| Some(Tail { position: last.position?, stamp: last.stamp }));
         let through = last.filter(|_| !complete).unwrap_or(self.tail);
@@ -213,4 +233,12 @@ impl ChannelHistory {
     fn page(&self, gap: Option<Gap>, messages: Vec<Arc<Message>>, through: Tail) -> Page {
         Page { gap, messages, through, tail: self.tail }
     }
+}
+
+fn weight(message: &Message) -> usize {
+    message_bytes(&message.payload, message.key.as_ref())
+}
+
+fn message_bytes(payload: &[u8], key: Option<&Arc<str>>) -> usize {
+    MESSAGE_BYTES + payload.len() + key.map_or(0, |key| key.len())
 }

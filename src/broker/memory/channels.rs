@@ -1,0 +1,353 @@
+//! All channels of the embedded broker: which there are, until when, and how much they may hold
+//! together. Nothing here looks through all channels, but for making room when the bound is
+//! reached.
+
+use std::collections::{BTreeSet, HashMap};
+
+use super::clock::Micros;
+use super::history::{ChannelHistory, RETAIN};
+use crate::broker::{BrokerError, From, Page, Publication, Tail};
+use crate::channel::ChannelName;
+use crate::level::level;
+use crate::message::{Gap, GapReason, Message, Position};
+use crate::rules::{History, Keyed};
+
+/// What a channel takes beside its name and what is published to it: itself, its places in the
+/// table and in the two orders, with the room that these keep to grow.
+const CHANNEL_BYTES: usize = size_of::<Channel>() + 192;
+/// How many aged messages, ids and channels a publish drops beside its own work. It adds at most
+/// one of each, so more than three keep up.
+const STEPS_PER_PUBLISH: usize = 16;
+/// How much longer than its age a message may take memory. Those of one channel that age within
+/// this time are dropped in one go.
+const SLACK: Micros = 1_000_000;
+/// How exact the order of the idle channels is.
+const IDLE_STEP: Micros = 1_000_000;
+
+/// The channels that have been published to, and what bounds them.
+pub(super) struct Channels {
+    held: HashMap<ChannelName, Box<Channel>>,
+    /// By the time of the last message, [`IDLE_STEP`] behind at most. Each channel is in it.
+    by_idle: BTreeSet<(Micros, ChannelName)>,
+    /// By the time at which to look for aged messages and ids. Each channel that has some is in it,
+    /// with a time that is not too late, but may be too early.
+    by_age: BTreeSet<(Micros, ChannelName)>,
+    /// Before this time nothing expires.
+    next_expiry: Micros,
+    bytes: usize,
+    log_bytes: usize,
+    most_bytes: usize,
+    last_epoch: u64,
+    /// Channels that are not held have had no messages since this time.
+    complete_since: Micros,
+}
+
+struct Channel {
+    history: ChannelHistory,
+    /// Where it stands in `by_idle`.
+    idle_since: Micros,
+    /// Where it stands in `by_age`.
+    look_at: Option<Micros>,
+}
+
+/// What became of a message.
+#[derive(Debug)]
+pub(super) enum Published {
+    /// It is the channel's newest.
+    New(Message),
+    /// It had been published before.
+    Known(Position),
+}
+
+impl Channels {
+    /// No channels, from a time on. All together may take `most_bytes`.
+    pub(super) fn new(most_bytes: usize, now: Micros) -> Self {
+        Self {
+            held: HashMap::new(),
+            by_idle: BTreeSet::new(),
+            by_age: BTreeSet::new(),
+            next_expiry: Micros::MAX,
+            bytes: 0,
+            log_bytes: 0,
+            most_bytes,
+            last_epoch: 0,
+            complete_since: now,
+        }
+    }
+
+    /// What all channels take, in bytes.
+    #[cfg(test)]
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Takes a message in. The digest tells it from others that are published with the same id.
+    ///
+    /// # Errors
+    /// The id was used for another message, the keyed channel is full, or there is no room; then
+    /// nothing is stored.
+    pub(super) fn publish(
+        &mut self,
+        publication: Publication,
+        digest: u64,
+        bounds: History,
+        keyed: Option<Keyed>,
+        now: Micros,
+    ) -> Result<Published, BrokerError> {
+        self.expire(now, STEPS_PER_PUBLISH);
+        let name = publication.channel.clone();
+        if let Some(history) = self.living(&name, now) {
+            if let Some(known) = publication.id.as_ref().and_then(|id| history.known(id, now)) {
+                let retry = known.digest == digest;
+                return retry.then(|| Published::Known(history.position(known.offset))).ok_or(BrokerError::IdReused);
+            }
+            let growth = self.check(history, &publication, keyed)?;
+            self.make_room(growth, &name)?;
+        } else {
+            // It may have expired and not be dropped yet.
+            self.drop_channel(&name);
+            let history = ChannelHistory::new(self.time(now), bounds, keyed.is_some());
+            let growth = self.check(&history, &publication, keyed)? + CHANNEL_BYTES + name.as_str().len();
+            self.make_room(growth, &name)?;
+            self.open(&name, history);
+        }
+        Ok(Published::New(self.add(&name, publication, digest, now)))
+    }
+
+    /// Answers [`super::super::Broker::read`].
+    pub(super) fn read(&self, name: &ChannelName, from: From, limit: usize, now: Micros) -> Page {
+        let Some(history) = self.living(name, now) else { return self.read_nothing(from, now) };
+        let begins = history.position(0);
+        let translate = |position: Position| {
+            let missed_nothing = position.offset == 0
+                && position.epoch < begins.epoch
+                && self.had_no_messages(position.epoch, begins.epoch);
+            if missed_nothing { begins } else { position }
+        };
+        let from = match from {
+            From::After(position) => From::After(translate(position)),
+            From::AfterDelivered(tail) => {
+                From::AfterDelivered(Tail { position: translate(tail.position), stamp: tail.stamp })
+            }
+            other => other,
+        };
+        history.read(from, limit, now)
+    }
+
+    /// Drops what has expired, in at most so many steps. Returns whether more may be left.
+    pub(super) fn expire(&mut self, now: Micros, steps: usize) -> bool {
+        if now < self.next_expiry {
+            return false;
+        }
+        let mut left = steps;
+        while left > 0 {
+            if self.by_age.first().is_some_and(|(look_at, _)| *look_at <= now) {
+                left -= self.drop_aged_of_first(now, left).min(left);
+            } else if self.by_idle.first().is_some_and(|(since, _)| since + RETAIN <= now) {
+                self.drop_first_idle(now);
+                left -= 1;
+            } else {
+                break;
+            }
+        }
+        let look_at = self.by_age.first().map(|(look_at, _)| *look_at);
+        let idle = self.by_idle.first().map(|(since, _)| since + RETAIN);
+        self.next_expiry = look_at.into_iter().chain(idle).min().unwrap_or(Micros::MAX);
+        left == 0
+    }
+
+    /// The channel's history, unless it has ended or not begun.
+    fn living(&self, name: &ChannelName, now: Micros) -> Option<&ChannelHistory> {
+        self.held.get(name).map(|channel| &channel.history).filter(|history| !history.has_expired(now))
+    }
+
+    /// The time as positions count it: later than the epoch of each channel that there was.
+    fn time(&self, now: Micros) -> u64 {
+        now.max(self.last_epoch + 1)
+    }
+
+    /// Whether a channel surely had no messages from one time to another, if there is none of that
+    /// time now.
+    fn had_no_messages(&self, from: u64, to: u64) -> bool {
+        from >= self.complete_since && to.checked_sub(from).is_some_and(|time| time < RETAIN)
+    }
+
+    /// Where a channel stands that nothing was published to: at offset 0 of an epoch that is the
+    /// time of the read. Those who come back with such a position have missed nothing if no channel
+    /// of this name came and went meanwhile.
+    fn read_nothing(&self, from: From, now: Micros) -> Page {
+        let now = self.time(now);
+        let mut position = Position::new(now, 0);
+        let mut gap = None;
+        if let From::After(theirs) | From::AfterDelivered(Tail { position: theirs, .. }) = from {
+            if theirs.offset == 0 && self.had_no_messages(theirs.epoch, now) {
+                position = theirs;
+            } else {
+                gap = Some(Gap { resumes_after: position, reason: GapReason::EpochChanged });
+            }
+        }
+        let tail = Tail { position, stamp: 0 };
+        Page { gap, messages: Vec::new(), through: tail, tail }
+    }
+
+    /// Whether the message may be taken in if there is room; for how many bytes.
+    fn check(
+        &self,
+        history: &ChannelHistory,
+        publication: &Publication,
+        keyed: Option<Keyed>,
+    ) -> Result<usize, BrokerError> {
+        history.check(publication, keyed)?;
+        let (log, lasting) = history.growth(publication);
+        // Keys and ids can't be cut. One channel's must not drive all others out.
+        let share = self.most_bytes / 2;
+        if lasting > 0 && history.lasting_bytes() + lasting > share {
+            return Err(BrokerError::Refused(format!(
+                "the keys and Idempotency-Keys of this channel take {share} bytes, half of what the embedded \
+                 broker may hold; use fewer, or Redis"
+            )));
+        }
+        Ok(log + lasting)
+    }
+
+    fn open(&mut self, name: &ChannelName, history: ChannelHistory) {
+        self.last_epoch = history.epoch();
+        self.bytes += CHANNEL_BYTES + name.as_str().len();
+        let idle_since = history.published();
+        self.by_idle.insert((idle_since, name.clone()));
+        self.next_expiry = self.next_expiry.min(idle_since + RETAIN);
+        self.held.insert(name.clone(), Box::new(Channel { history, idle_since, look_at: None }));
+    }
+
+    fn add(&mut self, name: &ChannelName, publication: Publication, digest: u64, now: Micros) -> Message {
+        let channel = self.held.get_mut(name).expect("it was found or opened before");
+        let before = (channel.history.bytes(), channel.history.log_bytes());
+        let message = channel.history.publish(publication, digest, now);
+        self.bytes = self.bytes + channel.history.bytes() - before.0;
+        self.log_bytes = self.log_bytes + channel.history.log_bytes() - before.1;
+        let published = channel.history.published();
+        if published >= channel.idle_since + IDLE_STEP {
+            self.by_idle.remove(&(channel.idle_since, name.clone()));
+            self.by_idle.insert((published, name.clone()));
+            channel.idle_since = published;
+        }
+        let next = channel.history.next_expiry().map(|expiry| expiry + SLACK);
+        if next.is_some_and(|next| channel.look_at.is_none_or(|look_at| next < look_at)) {
+            self.schedule(name);
+        }
+        message
+    }
+
+    /// Brings the channel's place in `by_age` up to date.
+    fn schedule(&mut self, name: &ChannelName) {
+        let Some(channel) = self.held.get_mut(name) else { return };
+        if let Some(look_at) = channel.look_at.take() {
+            self.by_age.remove(&(look_at, name.clone()));
+        }
+        channel.look_at = channel.history.next_expiry().map(|expiry| expiry + SLACK);
+        if let Some(look_at) = channel.look_at {
+            self.next_expiry = self.next_expiry.min(look_at);
+            self.by_age.insert((look_at, name.clone()));
+        }
+    }
+
+    /// Drops what has aged of the channel that is first in `by_age`. Returns the steps that it
+    /// took.
+    fn drop_aged_of_first(&mut self, now: Micros, most: usize) -> usize {
+        let Some((_, name)) = self.by_age.pop_first() else { return 1 };
+        let Some(channel) = self.held.get_mut(&name) else { return 1 };
+        channel.look_at = None;
+        let before = (channel.history.bytes(), channel.history.log_bytes());
+        let count = channel.history.drop_aged(now, most);
+        self.bytes -= before.0 - channel.history.bytes();
+        self.log_bytes -= before.1 - channel.history.log_bytes();
+        self.schedule(&name);
+        count + 1
+    }
+
+    /// Drops the channel that is first in `by_idle`, unless it was published to since it was put
+    /// there.
+    fn drop_first_idle(&mut self, now: Micros) {
+        let Some((_, name)) = self.by_idle.pop_first() else { return };
+        let Some(channel) = self.held.get_mut(&name) else { return };
+        if channel.history.has_expired(now) {
+            self.drop_channel(&name);
+        } else {
+            channel.idle_since = channel.history.published();
+            self.by_idle.insert((channel.idle_since, name));
+        }
+    }
+
+    fn drop_channel(&mut self, name: &ChannelName) {
+        let Some(channel) = self.held.remove(name) else { return };
+        self.by_idle.remove(&(channel.idle_since, name.clone()));
+        if let Some(look_at) = channel.look_at {
+            self.by_age.remove(&(look_at, name.clone()));
+        }
+        self.bytes -= CHANNEL_BYTES + name.as_str().len() + channel.history.bytes();
+        self.log_bytes -= channel.history.log_bytes();
+        self.complete_since = self.complete_since.max(channel.history.epoch() + 1);
+    }
+
+    /// Makes room for so many bytes of a channel's next message, and for some more at once, so that
+    /// not each message has to look through all channels: the largest logs are shortened; if they
+    /// are not what takes the room, the channels that have been idle for longest are dropped.
+    fn make_room(&mut self, needed: usize, name: &ChannelName) -> Result<(), BrokerError> {
+        let most = self.most_bytes;
+        if self.bytes + needed <= most {
+            return Ok(());
+        }
+        if needed <= most {
+            let spare = (most / 8).min(self.log_bytes / 2);
+            self.shorten_logs(most - needed.max(spare));
+            if self.bytes + needed.max(most / 64) > most {
+                self.drop_idle(most - needed.max(most / 8), name);
+            }
+        }
+        if self.bytes + needed <= most {
+            return Ok(());
+        }
+        Err(BrokerError::Refused(format!(
+            "the embedded broker holds {most} bytes of history, its bound; keep less, or use Redis"
+        )))
+    }
+
+    /// Shortens the largest logs to one height, until all channels together take no more than so
+    /// many bytes.
+    fn shorten_logs(&mut self, bytes: usize) {
+        let others = self.bytes - self.log_bytes;
+        let sizes = self.held.values().map(|channel| channel.history.log_bytes()).filter(|&size| size > 0);
+        let height = level(sizes.collect(), bytes.saturating_sub(others));
+        for channel in self.held.values_mut() {
+            let before = channel.history.log_bytes();
+            if before > height {
+                channel.history.shorten_to(height);
+                self.bytes -= before - channel.history.log_bytes();
+                self.log_bytes -= before - channel.history.log_bytes();
+                // Messages are not divisible: it may be enough before each log was cut.
+                if self.bytes <= bytes {
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Drops the channels that have been idle for longest, but not the one that is named, until all
+    /// together take no more than so many bytes.
+    fn drop_idle(&mut self, bytes: usize, but: &ChannelName) {
+        let mut kept = None;
+        while self.bytes > bytes
+            && let Some(first) = self.by_idle.pop_first()
+        {
+            if first.1 == *but {
+                kept = Some(first);
+            } else {
+                self.drop_channel(&first.1);
+            }
+        }
+        self.by_idle.extend(kept);
+    }
+}
+
+#[cfg(test)]
+mod tests;
