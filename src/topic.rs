@@ -211,7 +211,10 @@ impl Topic {
             return Located { place, position: None, head: None };
         };
         let (place, position) = match start {
-            Start::Live if self.rule.keyed.is_some() => (Place::History(From::Keys), Position::new(tail.epoch, 0)),
+            // Before a channel's first message there are no values to ask for.
+            Start::Live if self.rule.keyed.is_some() && tail.offset > 0 => {
+                (Place::History(From::Keys), Position::new(tail.epoch, 0))
+            }
             Start::Live | Start::Last(0) => (end, tail),
             Start::Last(count) => {
                 let before = Position::new(tail.epoch, tail.offset.saturating_sub(count as u64));
@@ -232,6 +235,14 @@ impl Topic {
 
     /// Where to go on in the log for one who has everything up to `through`.
     pub fn after_history(&self, through: Position) -> Place {
+        {
+            // The epoch of a channel without messages is the time at which it was asked for.
+            let state = self.lock();
+            let is_empty = state.sequencer.delivered().is_some_and(|tail| tail.position.offset == 0);
+            if through.offset == 0 && is_empty {
+                return Place::Log(state.log.end());
+            }
+        }
         self.locate(Start::After(through)).place
     }
 

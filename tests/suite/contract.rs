@@ -222,11 +222,12 @@ async fn events_carry_multi_line_payloads_and_bytes(setup: Setup) {
 
 async fn envelopes_carry_position_key_and_data(setup: Setup) {
     let channel = channel("sheet");
-    let mut socket = setup.two().ws(&format!("channel={channel}&format=json")).await;
+    setup.one.publish(&channel, "the first message begins the epoch").await;
+    let mut socket = setup.two().ws(&format!("channel={channel}&format=json&last=0")).await;
     let welcome = socket.json().await;
     assert_eq!(welcome["event"], "welcome");
     assert_eq!(welcome["channels"][0]["channel"], channel.as_str());
-    assert_eq!(welcome["channels"][0]["offset"], 0);
+    assert_eq!(welcome["channels"][0]["offset"], 1);
     let bodies: [(&[u8], serde_json::Value); 5] = [
         (br#"{"a":[1,2]}"#, serde_json::json!({"a": [1, 2]})),
         (b"not json", "not json".into()),
@@ -240,7 +241,7 @@ async fn envelopes_carry_position_key_and_data(setup: Setup) {
         assert_eq!(envelope["data"], data);
         assert_eq!(envelope["channel"], channel.as_str());
         assert_eq!(envelope["epoch"], welcome["channels"][0]["epoch"]);
-        assert_eq!(envelope["offset"], index as u64 + 1);
+        assert_eq!(envelope["offset"], index as u64 + 2);
         assert_eq!(envelope.get("encoding").is_some(), body == [0xFF]);
     }
 }

@@ -2,8 +2,8 @@
 //! canary, loading the functions. It is replaced when it breaks. Publishing has connections of its
 //! own, see `pipeline.rs`.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock};
 
 use redis::aio::MultiplexedConnection;
 use redis::{Cmd, FromRedisValue, RedisError, RedisResult, Value};
@@ -15,6 +15,7 @@ use crate::broker::BrokerError;
 use crate::metrics::Metrics;
 use crate::metrics::latency::Moment;
 use crate::rules::Rules;
+use crate::sparing::Sparing;
 
 /// The shared connection, and what is known about the Redis behind it.
 pub(super) struct Commands {
@@ -117,27 +118,31 @@ pub(super) fn broker_error(error: &RedisError) -> BrokerError {
     if is_answer(error) { refusal(&said(error)) } else { BrokerError::Unavailable(error.to_string()) }
 }
 
-/// What a refusal of Redis means to a publisher or reader. Redis' own words go to the log: they are
-/// no client's business.
+/// What a refusal of Redis means to a publisher or reader. They see its code; Redis' own words are for
+/// the log.
 pub(super) fn refusal(said: &str) -> BrokerError {
     let (code, detail) = said.split_once(' ').unwrap_or((said, "at its bound"));
-    let temporary = |what: &str| BrokerError::Unavailable(what.into());
-    let lasting = |what: &str| BrokerError::Refused(what.into());
-    let error = match code {
-        "LIVEBRIDGE_NOT_KEYED" => return BrokerError::NotKeyed,
-        "LIVEBRIDGE_FULL" => return BrokerError::KeyedChannelFull(detail.to_owned()),
-        "LIVEBRIDGE_ID_REUSED" => return BrokerError::IdReused,
+    let temporary = |what: &str| BrokerError::Unavailable(format!("{what} ({code})"));
+    let lasting = |what: &str| BrokerError::Refused(format!("{what} ({code})"));
+    match code {
+        "LIVEBRIDGE_NOT_KEYED" => BrokerError::NotKeyed,
+        "LIVEBRIDGE_FULL" => BrokerError::KeyedChannelFull(detail.to_owned()),
+        "LIVEBRIDGE_ID_REUSED" => BrokerError::IdReused,
         "LOADING" => temporary("Redis is loading its data"),
         "BUSY" => temporary("Redis is busy with a script"),
         "READONLY" | "MASTERDOWN" => temporary("this Redis is a replica at the moment"),
         "CLUSTERDOWN" | "TRYAGAIN" => temporary("the Redis Cluster does not serve the channel at the moment"),
         "OOM" => lasting("Redis has no memory left for more messages"),
         "NOPERM" => lasting("Redis denies livebridge a permission; `livebridge check` names it"),
-        "MISCONF" | "NOREPLICAS" => lasting("Redis takes no writes at the moment; `livebridge check` says why"),
-        _ => lasting("Redis refused for a reason that the log of livebridge names"),
-    };
-    tracing::debug!(error = without_arguments(said), "Redis refused");
-    error
+        "MISCONF" | "NOREPLICAS" => lasting("Redis takes no writes at the moment"),
+        _ => {
+            static REPEATED: LazyLock<Sparing> = LazyLock::new(Sparing::default);
+            if let Some(times) = REPEATED.happened("refusal") {
+                tracing::warn!(error = without_arguments(said), times, "Redis refused a command");
+            }
+            lasting("Redis refused for a reason that the log names")
+        }
+    }
 }
 
 /// To a command that it does not know, Redis repeats what it was given: a payload, which must not get into a log.
