@@ -3,6 +3,7 @@
 //! the shards. It knows neither sockets nor encodings, and nothing of Redis.
 
 mod hearing;
+pub(crate) mod history;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -20,12 +21,10 @@ use crate::log::Bounds;
 use crate::metrics::Metrics;
 use crate::rules::Rules;
 use crate::sequence::Next;
-use crate::topic::{Change, SharedPage, Topic};
+use crate::topic::{Change, Topic};
 
 /// How long a channel without subscribers is kept: a page reload must not cost a round trip to Redis.
 const LINGER: Duration = Duration::from_secs(5);
-/// How long a page of history is handed to others who ask the same.
-const SHARED_PAGE_AGE: Duration = Duration::from_millis(500);
 /// How often shared pages are looked through for those that are too old.
 const PAGES_SWEPT: u64 = 5;
 /// How many histories are asked at once.
@@ -211,36 +210,6 @@ impl Hub {
         }
     }
 
-    /// Reads history for subscribers. Those who ask for the same at about the same time share one answer.
-    pub async fn history(&self, topic: &Topic, from: From) -> Result<Option<Arc<Page>>, BrokerError> {
-        let mut shared = topic.shared_page.lock().await;
-        if let Some(known) = &*shared
-            && known.read_at.elapsed() < SHARED_PAGE_AGE
-            && let Some(page) = known.answer(from)
-        {
-            return Ok(Some(page));
-        }
-        // Small histories are read whole, so that those who stand at different places share them as well.
-        let small = topic.rule.history.is_some_and(|history| history.messages <= PAGE_MESSAGES);
-        let wider = match from {
-            From::After(_) if small && topic.rule.keyed.is_none() => From::Oldest,
-            From::Last(_) if small => From::Oldest,
-            other => other,
-        };
-        let Some(page) = self.broker.read(&topic.channel, wider, PAGE_MESSAGES).await? else { return Ok(None) };
-        let read = SharedPage { from: wider, page: Arc::new(page), read_at: Instant::now() };
-        let page = match read.answer(from) {
-            Some(page) => page,
-            // What is asked for is not in what was read (too far back, or a page too large): the broker says it exactly.
-            None => match self.broker.read(&topic.channel, from, PAGE_MESSAGES).await? {
-                Some(page) => Arc::new(page),
-                None => return Ok(None),
-            },
-        };
-        *shared = Some(read);
-        Ok(Some(page))
-    }
-
     /// Forgets channels whose last subscriber left a while ago, and log entries that nobody comes back for.
     pub async fn sweep(self: Arc<Self>) {
         let mut ticks = tokio::time::interval(Duration::from_secs(1));
@@ -260,7 +229,7 @@ impl Hub {
                 continue;
             }
             let topics: Vec<_> = self.lock().values().cloned().collect();
-            topics.iter().for_each(|topic| topic.forget_page(SHARED_PAGE_AGE));
+            topics.iter().for_each(|topic| topic.shared_reads.sweep());
             if trimmed.elapsed() > LOG_IDLE {
                 trimmed = Instant::now();
                 topics.iter().for_each(|topic| topic.trim_idle());
@@ -292,31 +261,5 @@ impl Membership {
 impl Drop for Membership {
     fn drop(&mut self) {
         self.0.leave();
-    }
-}
-
-impl SharedPage {
-    /// The part of the page that answers `from`, if it does in full.
-    fn answer(&self, from: From) -> Option<Arc<Page>> {
-        if from == self.from && self.from != From::Oldest {
-            return Some(self.page.clone());
-        }
-        if self.from != From::Oldest || self.page.through != self.page.tail {
-            return None;
-        }
-        let messages = &self.page.messages;
-        let skip = match from {
-            From::Oldest => 0,
-            From::Last(count) => messages.len().saturating_sub(count),
-            From::After(position) => {
-                let next = messages.iter().position(|message| message.position == Some(position.next()))?;
-                (position.epoch == self.page.tail.position.epoch).then_some(next)?
-            }
-            From::Tail | From::AfterDelivered(_) | From::Keys => return None,
-        };
-        if skip == 0 {
-            return Some(self.page.clone());
-        }
-        Some(Arc::new(Page { gap: None, messages: messages[skip..].to_vec(), ..*self.page }))
     }
 }

@@ -9,6 +9,7 @@ use tokio::sync::Notify;
 
 use crate::broker::{From, Page, Tail};
 use crate::channel::ChannelName;
+use crate::hub::history::SharedReads;
 use crate::log::{Bounds, Found, Log};
 use crate::message::{Entry, Message, Position};
 use crate::metrics::latency::Moment;
@@ -64,15 +65,8 @@ pub struct Topic {
     marks: Box<[AtomicU64]>,
     /// What all topics' logs weigh, in bytes; each adds its own.
     total: Arc<AtomicUsize>,
-    /// A page of history that several readers share.
-    pub(crate) shared_page: tokio::sync::Mutex<Option<SharedPage>>,
-}
-
-/// A page of history, what it was the answer to, and when it was read.
-pub(crate) struct SharedPage {
-    pub(crate) from: From,
-    pub(crate) page: Arc<Page>,
-    pub(crate) read_at: Instant,
+    /// Reads of the history that several subscribers share.
+    pub(crate) shared_reads: SharedReads,
 }
 
 struct State {
@@ -105,8 +99,16 @@ impl Topic {
             idle_since: Some(Instant::now()),
         };
         let marks = (0..shards).map(|_| AtomicU64::new(0)).collect();
-        let shared_page = tokio::sync::Mutex::new(None);
-        Self { channel, rule, id, state: Mutex::new(state), ready: Notify::new(), marks, total, shared_page }
+        Self {
+            channel,
+            rule,
+            id,
+            state: Mutex::new(state),
+            ready: Notify::new(),
+            marks,
+            total,
+            shared_reads: SharedReads::default(),
+        }
     }
 
     /// Waits until what is published from now on reaches this topic.
@@ -294,13 +296,6 @@ impl Topic {
         let (before, needed) = (state.log.bytes(), state.needed());
         state.log.shrink_to(bytes, needed);
         self.count_bytes(before, state.log.bytes());
-    }
-
-    /// Forgets the shared page of history if nobody can want it any more.
-    pub(crate) fn forget_page(&self, age: Duration) {
-        if let Ok(mut page) = self.shared_page.try_lock() {
-            page.take_if(|page| page.read_at.elapsed() > age);
-        }
     }
 
     fn count_bytes(&self, before: usize, after: usize) {

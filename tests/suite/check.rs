@@ -123,8 +123,8 @@ async fn missing_permissions_are_named_and_mended_by_what_is_printed() {
         assert_eq!(redis.cli(&words), "OK");
         check(&format!("redis://lb:pw@127.0.0.1:{}/", redis.port))
     };
-    let (text, content) = user("+@all -xadd -hset");
-    assert!(!content && line(&text, "may not use").contains("+hset +xadd"), "{text}");
+    let (text, content) = user("+@all -zadd -hset");
+    assert!(!content && line(&text, "may not use").contains("+hset +zadd"), "{text}");
     let (text, content) = user("+@all -subscribe");
     assert!(!content && line(&text, "is not heard").contains("+subscribe"), "{text}");
     let (text, content) = user("+@all -function -fcall");

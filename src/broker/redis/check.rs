@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::connection::{ANSWER_TIMEOUT, Address};
 use super::judge::{self, Facts};
-use super::library::{Held, Library};
+use super::library::{Held, LIFE_KEY, Library};
 use super::line::Line;
 use super::resp::Frame;
 use crate::check::Finding;
@@ -79,39 +79,60 @@ async fn config(connection: &mut MultiplexedConnection) -> Option<Vec<(String, S
     Some(settings)
 }
 
-/// Tries every command that publishing and reading use, on a channel that nobody has.
+/// Tries the commands that publishing and reading use, on keys that nobody has.
 async fn permissions(connection: &mut MultiplexedConnection, channel: &str) -> Finding {
-    let key = format!("livebridge:{{{channel}}}:meta");
+    let key = format!("livebridge:{{{channel}}}:head");
     let key = key.as_str();
-    let commands: [&[&str]; 15] = [
+    let commands: [&[&str]; 23] = [
         &["PUBLISH", channel, ""],
+        &["PUBSUB", "NUMSUB", channel],
         &["TIME"],
-        &["HMGET", key, "e"],
-        &["HGET", key, "e"],
-        &["HGETALL", key],
+        &["GET", key],
+        &["SET", key, "1", "XX"],
+        &["EXISTS", key],
+        &["UNLINK", key],
+        &["EXPIRE", key, "1"],
+        &["PEXPIRE", key, "1"],
+        &["LINDEX", key, "0"],
+        &["LLEN", key],
+        &["LRANGE", key, "0", "-1"],
+        &["LTRIM", key, "0", "-1"],
         &["HLEN", key],
+        &["HSTRLEN", key, "e"],
+        &["HMGET", key, "e"],
         &["HDEL", key, "e"],
         // A value short: refused, but only by the command itself.
         &["HSET", key, "e", "1", "o"],
-        &["DEL", key],
-        &["EXPIRE", key, "1"],
-        &["PEXPIRE", key, "1"],
-        &["GET", key],
-        &["SET", key, "1", "XX"],
-        &["XADD", key, "NOMKSTREAM", "*", "p", ""],
-        &["XRANGE", key, "-", "+", "COUNT", "1"],
+        &["ZADD", key, "XX", "1", "e"],
+        &["ZREM", key, "e"],
+        &["ZSCORE", key, "e"],
+        &["ZPOPMIN", key],
+        &["ZRANGEBYSCORE", key, "0", "1"],
     ];
     let mut lacking = Vec::new();
     for words in commands {
         match ask::<Value>(connection, words).await {
-            Err(error) if error.code() == Some("NOPERM") => lacking.push(words[0].to_lowercase()),
+            Err(error) if error.code() == Some("NOPERM") => lacking.push(acl_name(words)),
             Err(error) if error.code().is_some_and(|code| code != "ERR") => {
                 return judge::refused(words[0], &cause(&error));
             }
             _ => {}
         }
     }
+    // RPUSH has no form that does nothing, except on a key of another type.
+    if ask::<String>(connection, &["TYPE", LIFE_KEY]).await.is_ok_and(|kind| kind == "string")
+        && let Err(error) = ask::<Value>(connection, &["RPUSH", LIFE_KEY, ""]).await
+        && error.code() == Some("NOPERM")
+    {
+        lacking.push("rpush".into());
+    }
     judge::permissions(&lacking)
+}
+
+/// A command as ACL rules name it: with its subcommand, where it has one.
+fn acl_name(words: &[&str]) -> String {
+    let name = if words[0] == "PUBSUB" { words[..2].join("|") } else { words[0].to_owned() };
+    name.to_lowercase()
 }
 
 /// Whether the functions are there, or could be loaded.

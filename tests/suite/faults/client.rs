@@ -125,7 +125,12 @@ impl Client {
             }
             Told::Message(slot, positions, id) => {
                 let before = self.held.clone();
-                let due = self.held[slot].map(|(epoch, offset)| (epoch, offset + 1));
+                let told = *positions.get(slot).filter(|_| positions.len() > 1).unwrap_or(&positions[0]);
+                let due = self.held[slot].map(|(epoch, offset)| match offset {
+                    // The epoch begins with the first message.
+                    0 if told.0 > epoch => (told.0, 1),
+                    _ => (epoch, offset + 1),
+                });
                 self.held[slot] = due;
                 let agrees = match positions.as_slice() {
                     [one] => Some(*one) == due,
