@@ -55,7 +55,7 @@ class Installation:
     def install(self, clients: list[Client]) -> None:
         runtimes = {client.runtime for client in clients}
         if "node" in runtimes:
-            self._node([client for client in read() if client.runtime == "node"])
+            self.install_node("node", [client for client in read() if client.runtime == "node"])
         for client in clients:
             if client.packages and client.runtime == "python":
                 self._python(client)
@@ -96,14 +96,15 @@ class Installation:
         target.write_text(text)
         return target
 
-    def _node(self, clients: list[Client]) -> None:
+    def install_node(self, name: str, clients: list[Client]) -> None:
+        """Installs the packages of several clients into one folder."""
         pins = {}
         for client in clients:
             for package in client.packages:
-                name, _, pin = package.partition("=")
-                pins[name] = pin
+                package, _, pin = package.partition("=")
+                pins[package] = pin
         text = json.dumps({"private": True, "type": "module", "dependencies": pins}, indent=1)
-        folder = self.cache / "node"
+        folder = self.cache / name
         folder.mkdir(exist_ok=True)
         if self._is_done(folder, text):
             return

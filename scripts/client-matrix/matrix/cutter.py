@@ -20,6 +20,14 @@ def abort_with_reset(writer: asyncio.StreamWriter) -> None:
     writer.transport.abort()
 
 
+def _without_reuse(request: bytes) -> bytes:
+    """A request after which the connection ends, so that each request of a client is an attempt of its own."""
+    if b"\r\nupgrade:" in request.lower():
+        return request
+    lines = [line for line in request.split(b"\r\n") if not line.lower().startswith(b"connection:")]
+    return b"\r\n".join([lines[0], b"Connection: close", *lines[1:]])
+
+
 class Attempt:
     """A connection that the client opened."""
 
@@ -146,7 +154,7 @@ class Cutter:
         upstream.setblocking(False)
         await asyncio.get_running_loop().sock_connect(upstream, ("127.0.0.1", self.target))
         server_reader, attempt.server = await asyncio.open_connection(sock=upstream, limit=64 << 10)
-        attempt.server.write(attempt.request)
+        attempt.server.write(_without_reuse(attempt.request))
         up = asyncio.create_task(self._up(reader, attempt.server))
         self._tasks.add(up)
         try:

@@ -8,7 +8,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from . import catalogue, processes, scenarios, servers, table
+from . import catalogue, processes, publishers, scenarios, servers, table
 
 REPOSITORY = catalogue.ROOT.parent.parent
 
@@ -28,7 +28,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "livebridge-client-matrix",
                         help="where packages are installed, and results kept until all are there")
     parser.add_argument("--verbose", action="store_true", help="print what each verdict rests on")
-    return parser.parse_args()
+    return parser.parse_intermixed_args()
 
 
 async def measure(options: argparse.Namespace, clients: list, installation) -> dict:
@@ -60,6 +60,8 @@ def main() -> int:
     processes.end_all_at_exit()
     if not options.binary.exists():
         sys.exit(f"scripts/clients: {options.binary} is not there: cargo build --release, or say --binary")
+    if options.names[:1] == ["redis"]:
+        return publishers.main(options)
     clients = catalogue.read()
     unknown = set(options.names) - {client.id for client in clients}
     if unknown:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from . import processes
 
-SECRET = "a secret of the client matrix, for its own instances only"
+SECRET = "a secret of the client matrix for its own instances only"
 CHANNEL = "live"
 _RULES = '[[channel]]\nmatch = "*"\nhistory = { messages = 5000, age = "1h" }\n'
 
