@@ -72,8 +72,8 @@ class Installation:
         if client.runtime == "node":
             # Modules are looked up beside the program.
             target = self.cache / "node" / (program.stem + "-" + _digest(program.read_text()) + ".mjs")
-            shutil.copyfile(ROOT / "node" / "report.mjs", self.cache / "node" / "report.mjs")
-            shutil.copyfile(program, target)
+            _place(ROOT / "node" / "report.mjs", self.cache / "node" / "report.mjs")
+            _place(program, target)
             return ["node", "--no-warnings", target, url], processes.environment()
         if client.runtime == "python":
             path = f"{self.cache / 'python' / client.id}:{ROOT / 'python'}"
@@ -159,6 +159,13 @@ def _rust_page(text: str) -> str:
         r'&format!("\1://{}\2", std::env::args().nth(1).unwrap().split(\'/\').nth(2).unwrap())',
         text,
     )
+
+
+def _place(source: Path, target: Path) -> None:
+    """Copies a file in one step: another program may be reading the old one."""
+    partial = target.with_suffix(".partial")
+    shutil.copyfile(source, partial)
+    partial.replace(target)
 
 
 def _digest(text: str) -> str:

@@ -118,7 +118,9 @@ class Cutter:
         attempt.client = writer
         try:
             attempt.request = await reader.readuntil(b"\r\n\r\n")
-            self.attempts.append(attempt)
+            # A browser asks for a page first, which is no attempt to subscribe.
+            if b" /events?" in attempt.request or b" /ws?" in attempt.request:
+                self.attempts.append(attempt)
             if self.answer_status is not None:
                 await self._answer(attempt, writer)
                 return

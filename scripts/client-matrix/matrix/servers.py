@@ -54,8 +54,8 @@ class Redis:
 class Instance:
     """A livebridge process."""
 
-    def __init__(self, binary: Path, folder: Path, name: str, arguments: list):
-        self.port = processes.free_port()
+    def __init__(self, binary: Path, folder: Path, name: str, arguments: list, port: int | None = None):
+        self.port = port or processes.free_port()
         self.log = folder / f"{name}.log"
         rules = folder / "rules.toml"
         rules.write_text(_RULES)
