@@ -83,6 +83,8 @@ class Installation:
         if client.runtime == "rust":
             name = client.id if lines is None else "page-" + client.id
             return [self.cache / "rust" / "release" / name, url], processes.environment()
+        if lines is not None:
+            return ["bash", program], processes.environment()
         path = f"{self.cache / 'bin' / 'bin'}:{processes.os.environ['PATH']}"
         return [sys.executable, "-u", program, url], processes.environment(PATH=path, PYTHONPATH=str(ROOT / "python"))
 
@@ -90,6 +92,8 @@ class Installation:
         """A file with the page's lines, whose address is that of the test."""
         address = re.match(r"\w+://([^/]+)/", url)[1]
         text = lines.replace("127.0.0.1:8000", address)
+        if client.runtime == "rust":
+            return client.program
         folder = self.cache / "page"
         folder.mkdir(exist_ok=True)
         target = folder / f"{client.id}-{_digest(text)}{client.program.suffix}"
@@ -156,7 +160,7 @@ def _rust_page(text: str) -> str:
     """The page's program, whose address is that of the test: the first argument has it."""
     return re.sub(
         r'"(\w+)://127\.0\.0\.1:8000([^"]*)"',
-        r'&format!("\1://{}\2", std::env::args().nth(1).unwrap().split(\'/\').nth(2).unwrap())',
+        r'(&*format!("\1://{}\2", std::env::args().nth(1).unwrap().split(\'/\').nth(2).unwrap()))',
         text,
     )
 

@@ -18,7 +18,7 @@ from .member import Member
 # How long a client may take to come back: the slowest default waits 5 s after each failure.
 PATIENCE = 13
 TOKEN_SECONDS = 5
-FLOOD = 600
+FLOOD = 1200
 
 
 @dataclass
@@ -234,7 +234,7 @@ def verdict(stage: Stage, member: Member) -> dict:
     if not member.came_back():
         if member.gave_up:
             word = "no"
-        elif len(statuses) > 2:
+        elif statuses:
             word = "no, asks on"
         else:
             word = "no, silent"
