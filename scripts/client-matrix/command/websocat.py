@@ -6,7 +6,7 @@ import subprocess
 
 from report import URL, report
 
-websocat = subprocess.Popen(["websocat", "--text", "--websocket-ignore-zeromsg", URL], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+websocat = subprocess.Popen(["websocat", "--text", "--no-exit-on-zeromsg", URL], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 for line in websocat.stdout:
     report("message", data=line.decode("utf-8", "replace").rstrip("\n"))
 report("closed", detail=f"websocat exited with {websocat.wait()}")

@@ -160,7 +160,7 @@ def _rust_page(text: str) -> str:
     """The page's program, whose address is that of the test: the first argument has it."""
     return re.sub(
         r'"(\w+)://127\.0\.0\.1:8000([^"]*)"',
-        r'(&*format!("\1://{}\2", std::env::args().nth(1).unwrap().split(\'/\').nth(2).unwrap()))',
+        r"""(&*format!("\1://{}\2", std::env::args().nth(1).unwrap().split('/').nth(2).unwrap()))""",
         text,
     )
 

@@ -20,6 +20,15 @@ def abort_with_reset(writer: asyncio.StreamWriter) -> None:
     writer.transport.abort()
 
 
+def _is_whole(response: bytes) -> bool:
+    """Whether a refusal has arrived: the connection ends then, so that the next attempt has one of its own."""
+    head, _, body = response.partition(b"\r\n\r\n")
+    for line in head.split(b"\r\n"):
+        if line.lower().startswith(b"content-length:"):
+            return len(body) >= int(line.split(b":")[1])
+    return False
+
+
 def _without_reuse(request: bytes) -> bytes:
     """A request after which the connection ends, so that each request of a client is an attempt of its own."""
     if b"\r\nupgrade:" in request.lower():
@@ -182,7 +191,7 @@ class Cutter:
             await self.reading.wait()
             if not data:
                 return
-            if b"\r\n\r\n" not in attempt.response:
+            if attempt.status not in (101, 200):
                 attempt.response += data
                 head, separator, rest = attempt.response.partition(b"\r\n\r\n")
                 if separator:
@@ -192,3 +201,5 @@ class Cutter:
                 attempt.body_seen = True
             writer.write(data)
             await writer.drain()
+            if attempt.status not in (None, 101, 200) and _is_whole(attempt.response):
+                return

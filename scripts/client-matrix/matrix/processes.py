@@ -3,6 +3,7 @@
 import asyncio
 import atexit
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -64,10 +65,16 @@ def end_all_at_exit() -> None:
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+    """A port of 127.0.0.1 that nobody listens on, below those that the system gives to outgoing connections: one of
+    them may be taken before the program that is to listen has started."""
+    while True:
+        port = random.randrange(15000, 32000)
+        with socket.socket() as listener:
+            try:
+                listener.bind(("127.0.0.1", port))
+                return port
+            except OSError:
+                continue
 
 
 def http(url: str, body: bytes | None = None, headers: dict | None = None, seconds: float = 10):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from matrix import processes, servers
 
-from . import checks, programs
+from . import checks, compression, programs
 
 
 class Stage:
@@ -53,6 +53,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("names", nargs="*", help=f"only these: {', '.join(programs.PROGRAMS)}")
     parser.add_argument("--binary", type=Path, default=programs.REPOSITORY / "target/release/livebridge")
     parser.add_argument("--install", action="store_true", help="install what is missing")
+    parser.add_argument("--compression", action="store_true", help="only: who compresses event streams")
     parser.add_argument("--quick", action="store_true", help="without the 40 seconds of silence")
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "livebridge-proxies",
                         help="where Envoy is installed")
@@ -116,6 +117,9 @@ def main() -> int:
     programs.add_to_path(options.cache)
     if options.install:
         programs.install(names, options.cache)
+    if options.compression:
+        compression.main([name for name in names if shutil.which(programs.PROGRAMS[name].executable)])
+        return 0
     passed = failed = skipped = 0
     for name in names:
         if not shutil.which(programs.PROGRAMS[name].executable):

@@ -42,11 +42,12 @@ def text_of_page(name: str, ports: Ports) -> tuple[str, dict[str, str]]:
     for found, options, text in _BLOCK.findall(PAGE.read_text()):
         if found == name:
             settings = dict(part.split("=", 1) for part in options.split())
-            return _with_ports(text, ports), settings
+            return with_ports(text, ports), settings
     raise SystemExit(f"scripts/proxies: docs/load-balancers.md has no configuration of {name}")
 
 
-def _with_ports(text: str, ports: Ports) -> str:
+def with_ports(text: str, ports: Ports) -> str:
+    """A configuration whose ports are the test's."""
     for written, real in (("8001", ports.first), ("8002", ports.second), ("8080", ports.proxy)):
         text = re.sub(rf"\b{written}\b", str(real), text)
     return text.replace("example.org", f"http://127.0.0.1:{ports.proxy}")
@@ -62,7 +63,10 @@ def _nginx(folder: Path, text: str, _: Ports) -> list:
     return ["nginx", "-p", folder, "-c", folder / "nginx.conf"]
 
 
-def _haproxy(folder: Path, _: str, ports: Ports) -> list:
+def _haproxy(folder: Path, text: str, ports: Ports) -> list:
+    if "listen" in text:
+        (folder / "haproxy.cfg").write_text(text + "\n")
+        return ["haproxy", "-db", "-f", folder / "haproxy.cfg"]
     # The page names this file.
     return ["env", f"LB_BIND=127.0.0.1:{ports.proxy}", f"LB_1=127.0.0.1:{ports.first}", f"LB_2=127.0.0.1:{ports.second}",
             f"LB_3=127.0.0.1:{ports.second}", "haproxy", "-db", "-f", REPOSITORY / "deploy" / "haproxy.cfg"]
