@@ -21,10 +21,11 @@ _LOG = "livebridge:{live}:log"
 
 
 class AnswerCutter:
-    """A proxy that relays to Redis and, once armed, swallows the answer to the next FCALL and closes the connection."""
+    """A proxy that, once armed, swallows the answer to the next request with `marker` in it and closes the connection."""
 
-    def __init__(self, target: int):
+    def __init__(self, target: int, marker: bytes = b"FCALL"):
         self.target = target
+        self.marker = marker
         self.armed = False
         self._tasks: set[asyncio.Task] = set()
 
@@ -47,7 +48,7 @@ class AnswerCutter:
 
     async def _relay(self, reader, writer) -> None:
         try:
-            redis_reader, redis_writer = await asyncio.open_connection("127.0.0.1", self.target)
+            server_reader, server_writer = await asyncio.open_connection("127.0.0.1", self.target)
         except OSError:
             writer.close()
             return
@@ -55,13 +56,14 @@ class AnswerCutter:
 
         async def up():
             while data := await reader.read(64 << 10):
-                if self.armed and b"FCALL" in data.upper():
+                # A request may come in several pieces; the marker is not cut in two by any of these clients.
+                if self.armed and self.marker in data:
                     self.armed = False
                     cut.set()
-                redis_writer.write(data)
+                server_writer.write(data)
 
         async def down():
-            while data := await redis_reader.read(64 << 10):
+            while data := await server_reader.read(64 << 10):
                 if cut.is_set():
                     return
                 writer.write(data)
@@ -74,7 +76,7 @@ class AnswerCutter:
             for way in ways:
                 way.cancel()
             await asyncio.gather(*ways, return_exceptions=True)
-            for side in (writer, redis_writer):
+            for side in (writer, server_writer):
                 side.close()
 
 

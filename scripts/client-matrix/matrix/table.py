@@ -84,6 +84,11 @@ def _read_page() -> dict[str, dict[str, str]]:
     return found
 
 
+def _exceptions(cell: str) -> dict[str, str]:
+    """The scenarios in which the page's lines do not do what they should, of a cell such as `503: late; reset: late`."""
+    return dict(part.split(": ", 1) for part in cell.split("; ") if ": " in part)
+
+
 def check(clients: list[Client], results: dict) -> int:
     """Compares what was measured with the page; prints each difference, and a closing line."""
     page = _read_page()
@@ -99,11 +104,16 @@ def check(clients: list[Client], results: dict) -> int:
             else:
                 failed += 1
                 print(f"{client.id}, {heading}: docs/clients.md says '{written}', seen '{cells[column]}'", file=sys.stderr)
+        lines = _exceptions(page.get(client.label, {}).get(BREAKS["page"], ""))
         for name, word in cells.items():
-            if name.startswith("page "):
-                passed, failed = (passed + 1, failed) if word == "yes" else (passed, failed + 1)
-                if word != "yes":
-                    print(f"{client.id}, the page's lines, {name[5:]}: {word}", file=sys.stderr)
+            if not name.startswith("page "):
+                continue
+            written = lines.get(name[5:], "yes")
+            if written == word:
+                passed += 1
+            else:
+                failed += 1
+                print(f"{client.id}, lines below, {name[5:]}: docs/clients.md says '{written}', seen '{word}'", file=sys.stderr)
     print(f"{passed} passed, {failed} failed")
     return 1 if failed else 0
 
