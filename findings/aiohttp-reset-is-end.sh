@@ -2,8 +2,8 @@
 # PyPI aiohttp 3.14.5, websockets 17.4: `async for` over a WebSocket that is reset
 #
 # Guess:  the loop raises, as that of websockets does: a reset is not the end of a conversation.
-# Seen:   aiohttp's loop just ends; nothing but close_code (1006) and exception() tell it from a clean close. A
-#         program that waits for an exception to reconnect takes a crash for the end.
+# Seen:   aiohttp's loop just ends; nothing but close_code (1006) and exception() tell it from a
+#         clean close. A program that waits for an exception to reconnect takes a crash for the end.
 source "$(dirname "$0")/common.bash"
 pip_install aiohttp==3.14.5 websockets==17.4
 

@@ -1,9 +1,12 @@
 #!/usr/bin/env bash
-# fetch of Node 20 and of npm undici 7.30.2, and a reset in the middle of a body that has neither a length nor chunks
+# fetch of Node 20 and of npm undici 7.30.2, and a reset in the middle of a body that has neither a
+# length nor chunks
 #
-# Guess:  reading the body throws ('terminated', ECONNRESET): a reset is an error, however the body is framed.
+# Guess:  reading the body throws ('terminated', ECONNRESET): a reset is an error, however the body
+#         is framed.
 # Seen:   the body ends as if all had arrived. In chunks, the same reset throws.
-# So:     event streams over fetch cannot tell a crash from an end, and fetch-event-source takes it for success; in chunks they can.
+# So:     event streams over fetch cannot tell a crash from an end, and fetch-event-source takes it
+#         for success; in chunks they can.
 source "$(dirname "$0")/common.bash"
 npm_install undici@7.30.2
 

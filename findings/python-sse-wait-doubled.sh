@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# PyPI requests-sse 0.5.3 and aiohttp-sse-client2 0.3.0, and how long they wait before they reconnect
+# PyPI requests-sse 0.5.3 and aiohttp-sse-client2 0.3.0, and how long they wait before they
+# reconnect
 #
-# Guess:  as long as `retry:` says (the standard's reconnection time), and longer only after attempts that failed.
-# Seen:   twice as long, after the first clean end already: they double the time before they wait. Without a `retry:` the
-#         documented 5 seconds are 10.
+# Guess:  as long as `retry:` says (the standard's reconnection time), and longer only after
+#         attempts that failed.
+# Seen:   twice as long, after the first clean end already: they double the time before they wait.
+#         Without a `retry:` the documented 5 seconds are 10.
 source "$(dirname "$0")/common.bash"
 pip_install requests-sse==0.5.3 requests==2.34.2 aiohttp-sse-client2==0.3.0 aiohttp==3.14.5
 

@@ -1,9 +1,12 @@
 #!/usr/bin/env bash
-# npm reconnecting-eventsource 1.6.5 (over npm eventsource 4.1.1) and where it goes on after a refusal
+# npm reconnecting-eventsource 1.6.5 (over npm eventsource 4.1.1) and where it goes on after a
+# refusal
 #
-# Guess:  it remembers the id of every event, however the program listens, and asks with it after a 503.
-# Seen:   with `onmessage` it remembers nothing and asks without a position; with addEventListener("message") it asks with
-#         ?lastEventId=. With both, onmessage is called twice for each message.
+# Guess:  it remembers the id of every event, however the program listens, and asks with it after a
+#         503.
+# Seen:   with `onmessage` it remembers nothing and asks without a position; with
+#         addEventListener("message") it asks with ?lastEventId=. With both, onmessage is called
+#         twice for each message.
 source "$(dirname "$0")/common.bash"
 npm_install reconnecting-eventsource@1.6.5 eventsource@4.1.1
 

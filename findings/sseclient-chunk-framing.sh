@@ -2,9 +2,10 @@
 # PyPI sseclient 0.0.27 with requests 2.34.2 (urllib3 2) and a response in chunks
 #
 # Guess:  requests takes the framing of chunks away, as for every other user of a response.
-# Seen:   sseclient reads from the socket beneath it. The sizes of chunks are lines of the stream to it (and ignored as unknown
-#         fields); the last chunk, an empty line of its own, is an event without data; an event whose chunk border lies
-#         within a line loses its second half; and the end of the response is not noticed until the connection ends.
+# Seen:   sseclient reads from the socket beneath it. The sizes of chunks are lines of the stream to
+#         it (and ignored as unknown fields); the last chunk, an empty line of its own, is an event
+#         without data; an event whose chunk border lies within a line loses its second half; and
+#         the end of the response is not noticed until the connection ends.
 # So:     one event, one chunk, and `Connection: close`.
 source "$(dirname "$0")/common.bash"
 pip_install sseclient==0.0.27 requests==2.34.2
@@ -35,7 +36,8 @@ def listen():
 
 threading.Thread(target=listen, daemon=True).start()
 time.sleep(3)
-# A client that had noticed the end would have asked again by now (retry is 3 s at most); nobody accepts, so look at the data.
+# A client that had noticed the end would have asked again by now (retry is 3 s at most); nobody
+# accepts, so look at the data.
 print(seen)
 PY
 expect "sseclient 0.0.27 received" "$(python3 "$folder/run.py")" "['whole', 'hel', '']"

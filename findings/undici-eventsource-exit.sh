@@ -2,8 +2,8 @@
 # The EventSource of npm undici 7.30.2 while it waits to reconnect
 #
 # Guess:  an EventSource that is CONNECTING keeps Node running, as npm eventsource and a socket do.
-# Seen:   its timer does not: a program that does nothing else ends with status 0 at the first end of the stream, with
-#         no error. With anything else that keeps Node running it reconnects.
+# Seen:   its timer does not: a program that does nothing else ends with status 0 at the first end
+#         of the stream, with no error. With anything else that keeps Node running it reconnects.
 source "$(dirname "$0")/common.bash"
 npm_install undici@7.30.2 eventsource@4.1.1
 

@@ -2,8 +2,9 @@
 # PyPI valkey-glide 2.5.3 and where its warnings go
 #
 # Guess:  to the standard error, or into Python's logging.
-# Seen:   to the standard output, with terminal colours, with the default settings: a program whose output is data has a line
-#         of log in it after the first broken connection. (npm @valkey/valkey-glide 2.5.2 does the same.)
+# Seen:   to the standard output, with terminal colours, with the default settings: a program whose
+#         output is data has a line of log in it after the first broken connection. (npm
+#         @valkey/valkey-glide 2.5.2 does the same.)
 source "$(dirname "$0")/common.bash"
 command -v redis-server >/dev/null || { echo "needs redis-server"; exit 77; }
 pip_install valkey-glide==2.5.3

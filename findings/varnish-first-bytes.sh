@@ -2,8 +2,9 @@
 # Varnish 7.1.1 (Debian 12) and the first bytes of a body that has neither a length nor chunks
 #
 # Guess:  with streaming, which is the default, every byte is passed on when it arrives.
-# Seen:   what the server sent in one packet with the head waits until the server sends more, 4 s here, and for an
-#         event stream until its next event or comment. Sent a moment after the head, or in chunks, it is passed on at once.
+# Seen:   what the server sent in one packet with the head waits until the server sends more, 4 s
+#         here, and for an event stream until its next event or comment. Sent a moment after the
+#         head, or in chunks, it is passed on at once.
 # So:     an event stream is sent in chunks.
 source "$(dirname "$0")/common.bash"
 PATH=$PATH:/usr/sbin

@@ -1,7 +1,7 @@
 """Runs a script in a page of headless Chromium, through chromedriver, and prints what it reports.
 
-The page is of the same origin as the address: pages of other origins may not connect. What the script says with report()
-or console.log() becomes a line each."""
+The page is of the same origin as the address: pages of other origins may not connect. What the
+script says with report() or console.log() becomes a line each."""
 
 import json
 import re

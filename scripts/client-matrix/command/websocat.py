@@ -1,6 +1,7 @@
 """websocat: prints a line for each message; reconnecting is left to the shell.
 
-In its text mode it prints the line ends of a message as spaces. By default an empty message ends its output."""
+In its text mode it prints the line ends of a message as spaces. By default an empty message ends
+its output."""
 
 import subprocess
 

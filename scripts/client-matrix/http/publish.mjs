@@ -1,5 +1,5 @@
-// Publishes three messages with a library of Node's: publish.mjs LIBRARY URL plain|key. A line for each: a status, or what
-// was raised.
+// Publishes three messages with a library of Node's: publish.mjs LIBRARY URL plain|key. A line for
+// each: a status, or what was raised.
 import http from "node:http";
 
 const [, , library, url, mode] = process.argv;

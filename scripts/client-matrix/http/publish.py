@@ -1,5 +1,5 @@
-"""Publishes three messages with a library of Python's: publish.py LIBRARY URL plain|key. A line for each: a status, or what
-was raised."""
+"""Publishes three messages with a library of Python's: publish.py LIBRARY URL plain|key. A line for
+each: a status, or what was raised."""
 
 import asyncio
 import sys

@@ -65,7 +65,8 @@ class Installation:
             self._rust()
 
     def command(self, client: Client, url: str, lines: str | None) -> tuple[list, dict]:
-        """The command that runs a client's program (or the page's lines) against a URL, and its environment."""
+        """The command that runs a client's program (or the page's lines) against a URL, and its
+        environment."""
         program = client.program
         if lines is not None:
             program = self._page_program(client, url, lines)

@@ -1,5 +1,5 @@
-"""A TCP proxy between one client and the instances: it resets, ends, refuses or holds connections on demand, and records
-what the client asked for."""
+"""A TCP proxy between one client and the instances: it resets, ends, refuses or holds connections
+on demand, and records what the client asked for."""
 
 import asyncio
 import socket
@@ -21,7 +21,8 @@ def abort_with_reset(writer: asyncio.StreamWriter) -> None:
 
 
 def _is_whole(response: bytes) -> bool:
-    """Whether a refusal has arrived: the connection ends then, so that the next attempt has one of its own."""
+    """Whether a refusal has arrived: the connection ends then, so that the next attempt has one of
+    its own."""
     head, _, body = response.partition(b"\r\n\r\n")
     for line in head.split(b"\r\n"):
         if line.lower().startswith(b"content-length:"):
@@ -30,7 +31,8 @@ def _is_whole(response: bytes) -> bool:
 
 
 def _without_reuse(request: bytes) -> bytes:
-    """A request after which the connection ends, so that each request of a client is an attempt of its own."""
+    """A request after which the connection ends, so that each request of a client is an attempt of
+    its own."""
     if b"\r\nupgrade:" in request.lower():
         return request
     lines = [line for line in request.split(b"\r\n") if not line.lower().startswith(b"connection:")]

@@ -1,5 +1,6 @@
-"""What HTTP libraries do when the connection is cut after livebridge has stored a message and before its answer arrives:
-those that repeat a POST by themselves publish it twice, unless it has an `Idempotency-Key`."""
+"""What HTTP libraries do when the connection is cut after livebridge has stored a message and
+before its answer arrives: those that repeat a POST by themselves publish it twice, unless it has an
+`Idempotency-Key`."""
 
 import asyncio
 import json
@@ -53,7 +54,8 @@ def command(cache: Path, entry: dict, url: str, mode: str) -> tuple[list, dict]:
 
 
 async def try_out(cache: Path, entry: dict, instance: servers.Instance, mode: str, number: int) -> dict:
-    """The answer to message `number` is swallowed: how often it stands in the history, and what the program was told."""
+    """The answer to message `number` is swallowed: how often it stands in the history, and what the
+    program was told."""
     channel = f"{entry['library']}-{mode}-{number}"
     cutter = await AnswerCutter(instance.port, marker=f"n{number}".encode()).start()
     cutter.armed = True

@@ -1,4 +1,5 @@
-"""Child processes: each in a process group of its own, and all of them ended when the program ends."""
+"""Child processes: each in a process group of its own, and all of them ended when the program
+ends."""
 
 import asyncio
 import atexit
@@ -65,8 +66,8 @@ def end_all_at_exit() -> None:
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on, below those that the system gives to outgoing connections: one of
-    them may be taken before the program that is to listen has started."""
+    """A port of 127.0.0.1 that nobody listens on, below those that the system gives to outgoing
+    connections: one of them may be taken before the program that is to listen has started."""
     while True:
         port = random.randrange(15000, 32000)
         with socket.socket() as listener:

@@ -1,5 +1,5 @@
-"""What Redis clients do when the connection is cut after Redis has answered and before the answer arrives: those that
-repeat the call by themselves publish a message twice, unless it has an id."""
+"""What Redis clients do when the connection is cut after Redis has answered and before the answer
+arrives: those that repeat the call by themselves publish a message twice, unless it has an id."""
 
 import asyncio
 import json
@@ -17,13 +17,13 @@ PAGE = ROOT.parent.parent / "docs" / "redis.md"
 BEGIN, END = "<!-- made by scripts/clients redis: begin -->", "<!-- made by scripts/clients redis: end -->"
 PUBLISHERS = ROOT / "redis"
 MODES = ("default", "off", "id")
-_LOG = "livebridge:{live}:log"
 
 
 class AnswerCutter:
-    """A proxy that, once armed, swallows the answer to the next request with `marker` in it and closes the connection."""
+    """A proxy that, once armed, swallows the answer to the next request with `marker` (lower case)
+    in it, and closes the connection."""
 
-    def __init__(self, target: int, marker: bytes = b"FCALL"):
+    def __init__(self, target: int, marker: bytes = b"fcall"):
         self.target = target
         self.marker = marker
         self.armed = False
@@ -56,8 +56,9 @@ class AnswerCutter:
 
         async def up():
             while data := await reader.read(64 << 10):
-                # A request may come in several pieces; the marker is not cut in two by any of these clients.
-                if self.armed and self.marker in data:
+                # A request may come in several pieces; the marker is not cut in two by any of these
+                # clients.
+                if self.armed and self.marker in data.lower():
                     self.armed = False
                     cut.set()
                 server_writer.write(data)
@@ -95,7 +96,8 @@ class Programs:
         runtimes = {entry["runtime"] for entry in entries}
         as_clients = [self._client(entry) for entry in read()]
         if "node" in runtimes:
-            # Platform packages of valkey-glide are optional dependencies, so they come without scripts.
+            # Platform packages of valkey-glide are optional dependencies, so they come without
+            # scripts.
             self.installation.install_node("redis-node", [c for c in as_clients if c.runtime == "node"])
         self.installation.install([self._client(entry) for entry in entries if entry["runtime"] in ("python", "rust")])
         if "go" in runtimes:
@@ -134,9 +136,10 @@ class Programs:
 
 
 class Server:
-    """A Redis with livebridge's functions, alone or as a cluster of one node behind the proxy."""
+    """A Redis with livebridge's functions, alone or as a cluster of one node behind the proxy, and
+    the instance that has loaded them."""
 
-    def __init__(self, folder: Path, cutter_port: int | None = None):
+    def __init__(self, binary: Path, folder: Path, cutter_port: int | None = None):
         self.port = processes.free_port()
         folder.mkdir()
         cluster = []
@@ -155,18 +158,20 @@ class Server:
                 if "cluster_state:ok" in self.cli("CLUSTER", "INFO"):
                     break
                 processes.time.sleep(0.05)
+        self.instance = servers.Instance(binary, folder, "reader", ["--redis-url", f"redis://127.0.0.1:{self.port}"])
 
-    def cli(self, *words: str, data: bytes | None = None) -> str:
-        options = ["-x"] if data is not None else []
-        done = subprocess.run(["redis-cli", "-p", str(self.port), *options, *words], input=data, capture_output=True)
+    def cli(self, *words: str) -> str:
+        done = subprocess.run(["redis-cli", "-p", str(self.port), *words], capture_output=True)
         return done.stdout.decode("utf-8", "replace").strip()
 
     def stop(self) -> None:
+        self.instance.kill()
         processes.end(self.process)
 
 
 async def try_out(programs: Programs, entry: dict, server: Server, cutter: AnswerCutter, mode: str) -> dict:
-    """Publishes once through a cut: how often the message stands in the history, and what the program was told."""
+    """Publishes once through a cut: how often the message stands in the history, and what the
+    program was told."""
     server.cli("FLUSHALL")
     command, environment = programs.command(entry, cutter.port, mode)
     process = processes.start(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
@@ -179,7 +184,8 @@ async def try_out(programs: Programs, entry: dict, server: Server, cutter: Answe
         process.stdin.write("\n")
         process.stdin.flush()
         said = await asyncio.wait_for(asyncio.to_thread(_outcome, process), 60)
-        stands = server.cli("XRANGE", _LOG, "-", "+").split("\n").count("second")
+        history = processes.http(server.instance.url("/channels/live/messages"))[2]
+        stands = [message["data"] for message in json.loads(history)["messages"]].count("second")
         return {"stands": stands, "said": said.strip(), "cut": not cutter.armed}
     finally:
         cutter.armed = False
@@ -194,7 +200,7 @@ def _outcome(process) -> str:
     return "nothing"
 
 
-async def measure(programs: Programs, entries: list[dict], library: Path) -> dict:
+async def measure(programs: Programs, entries: list[dict], binary: Path) -> dict:
     results: dict = {}
     with tempfile.TemporaryDirectory(prefix="livebridge-publishers-") as folder:
         for cluster in (False, True):
@@ -202,11 +208,10 @@ async def measure(programs: Programs, entries: list[dict], library: Path) -> dic
             if not wanted:
                 continue
             port = processes.free_port()
-            server = Server(Path(folder) / str(cluster), port if cluster else None)
+            server = Server(binary, Path(folder) / str(cluster), port if cluster else None)
             cutter = AnswerCutter(server.port)
             try:
                 await cutter.start(port)
-                server.cli("FUNCTION", "RESTORE", data=library.read_bytes())
                 for entry in wanted:
                     for mode in MODES if entry.get("setting") else ("default", "id"):
                         found = await try_out(programs, entry, server, cutter, mode)
@@ -216,21 +221,6 @@ async def measure(programs: Programs, entries: list[dict], library: Path) -> dic
                 await cutter.stop()
                 server.stop()
     return results
-
-
-def dump_library(binary: Path, folder: Path) -> Path:
-    """livebridge's functions, as an instance has loaded them into a Redis."""
-    server = Server(folder / "dump")
-    try:
-        instance = servers.Instance(binary, folder, "loader", ["--redis-url", f"redis://127.0.0.1:{server.port}"])
-        done = subprocess.run(["redis-cli", "-p", str(server.port), "FUNCTION", "DUMP"], capture_output=True, check=True)
-        instance.kill()
-        target = folder / "library"
-        # redis-cli ends its output with a newline.
-        target.write_bytes(done.stdout[:-1])
-        return target
-    finally:
-        server.stop()
 
 
 def _word(found: dict) -> str:
@@ -269,9 +259,7 @@ def main(options) -> int:
     entries = [entry for entry in read() if not options.names[1:] or entry["id"] in options.names[1:]]
     programs = Programs(options.cache)
     programs.install(entries)
-    with tempfile.TemporaryDirectory(prefix="livebridge-publishers-") as folder:
-        library = dump_library(options.binary.resolve(), Path(folder))
-        results = asyncio.run(measure(programs, entries, library))
+    results = asyncio.run(measure(programs, entries, options.binary.resolve()))
     kept = options.cache / "publishers.json"
     known = json.loads(kept.read_text()) if kept.exists() else {}
     known.update(results)

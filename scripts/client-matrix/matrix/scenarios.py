@@ -1,7 +1,8 @@
 """What happens to the clients, and what each did about it.
 
-In every scenario all clients are connected at once, each through a proxy of its own. They see messages m1 to m3, the
-connection breaks, m4 to m6 are published while they are away, and m7 to m9 once they are back."""
+In every scenario all clients are connected at once, each through a proxy of its own. They see
+messages m1 to m3, the connection breaks, m4 to m6 are published while they are away, and m7 to m9
+once they are back."""
 
 import asyncio
 import json

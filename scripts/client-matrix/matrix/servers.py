@@ -1,4 +1,5 @@
-"""A real Redis and real livebridge instances on free ports, and the tokens that an instance takes."""
+"""A real Redis and real livebridge instances on free ports, and the tokens that an instance
+takes."""
 
 import base64
 import hashlib

@@ -1,4 +1,5 @@
-"""The table of docs/clients.md: made from results, written between its markers, read back to be checked."""
+"""The table of docs/clients.md: made from results, written between its markers, read back to be
+checked."""
 
 import hashlib
 import sys
@@ -85,7 +86,8 @@ def _read_page() -> dict[str, dict[str, str]]:
 
 
 def _exceptions(cell: str) -> dict[str, str]:
-    """The scenarios in which the page's lines do not do what they should, of a cell such as `503: late; reset: late`."""
+    """The scenarios in which the page's lines do not do what they should, of a cell such as `503:
+    late; reset: late`."""
     return dict(part.split(": ", 1) for part in cell.split("; ") if ": " in part)
 
 

@@ -1,5 +1,5 @@
-"""What is checked of each proxy. Every check returns a word that says what was seen, and raises where the page's promise
-does not hold."""
+"""What is checked of each proxy. Every check returns a word that says what was seen, and raises
+where the page's promise does not hold."""
 
 import re
 import socket
@@ -167,7 +167,8 @@ class Resuming(threading.Thread):
         stream.close()
 
     def _take(self, stream: wire.Stream, taken: int) -> int:
-        """Takes whole messages out of what has come; the last byte of each is known by both forms."""
+        """Takes whole messages out of what has come; the last byte of each is known by both
+        forms."""
         # Latin-1 keeps the count of bytes; what is looked for is ASCII.
         text = stream.body[taken:].decode("latin-1")
         if self.kind == "ws":
@@ -186,7 +187,8 @@ class Resuming(threading.Thread):
 
 
 def resume(port: int, stage, count: int = 60) -> str:
-    """Both instances are restarted one after the other while messages are published through the proxy."""
+    """Both instances are restarted one after the other while messages are published through the
+    proxy."""
     clients = [Resuming(port, "sse"), Resuming(port, "ws")]
     for client in clients:
         client.start()

@@ -1,5 +1,6 @@
-"""Which proxies compress an event stream when they are told to compress, which of them pass small events on all the same,
-and which leave it alone for `Cache-Control: no-transform`. The page's table says what was seen."""
+"""Which proxies compress an event stream when they are told to compress, which of them pass small
+events on all the same, and which leave it alone for `Cache-Control: no-transform`. The page's table
+says what was seen."""
 
 import socket
 import tempfile
@@ -22,8 +23,8 @@ TEXTS = {
             gzip on;
             gzip_proxied any;
             gzip_types text/event-stream;
-            location / { proxy_pass http://127.0.0.1:8001; proxy_http_version 1.1; proxy_set_header Host $http_host; proxy_set_header Connection ""; }
-        }""",
+            location / { proxy_pass http://127.0.0.1:8001; proxy_http_version 1.1; proxy_set_header
+            Host $http_host; proxy_set_header Connection ""; } }""",
     "haproxy": """
         defaults
             mode http
@@ -76,8 +77,8 @@ static_resources:
           stat_prefix: all
           route_config:
             virtual_hosts:
-            - { name: all, domains: [ "*" ], routes: [ { match: { prefix: / }, route: { cluster: one, timeout: 0s } } ] }
-          http_filters:
+            - { name: all, domains: [ "*" ], routes: [ { match: { prefix: / }, route: { cluster:
+            one, timeout: 0s } } ] } http_filters:
           - name: envoy.filters.http.compressor
             typed_config:
               "@type": type.googleapis.com/envoy.extensions.filters.http.compressor.v3.Compressor
@@ -94,8 +95,8 @@ static_resources:
   - name: one
     load_assignment:
       cluster_name: one
-      endpoints: [ { lb_endpoints: [ { endpoint: { address: { socket_address: { address: 127.0.0.1, port_value: 8001 } } } } ] } ]
-""",
+      endpoints: [ { lb_endpoints: [ { endpoint: { address: { socket_address: { address: 127.0.0.1,
+      port_value: 8001 } } } } ] } ] """,
 }
 
 

@@ -1,5 +1,6 @@
-"""How each proxy is started with a configuration that stands in docs/load-balancers.md: what the page leaves to the
-system's own configuration (process numbers, logs, users) is added here, and nothing else."""
+"""How each proxy is started with a configuration that stands in docs/load-balancers.md: what the
+page leaves to the system's own configuration (process numbers, logs, users) is added here, and
+nothing else."""
 
 import os
 import re
@@ -28,7 +29,8 @@ class Ports:
 
 @dataclass
 class Program:
-    """A proxy: its executable, where that comes from, and how it is started in a folder with the page's text."""
+    """A proxy: its executable, where that comes from, and how it is started in a folder with the
+    page's text."""
 
     executable: str
     package: str
@@ -38,7 +40,8 @@ class Program:
 
 
 def text_of_page(name: str, ports: Ports) -> tuple[str, dict[str, str]]:
-    """The configuration of a proxy, with the test's ports, and the options that the page's comment names."""
+    """The configuration of a proxy, with the test's ports, and the options that the page's comment
+    names."""
     for found, options, text in _BLOCK.findall(PAGE.read_text()):
         if found == name:
             settings = dict(part.split("=", 1) for part in options.split())

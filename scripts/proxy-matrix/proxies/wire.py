@@ -1,4 +1,5 @@
-"""Bare sockets that speak as much HTTP and WebSocket as the checks need: nothing normalises a path or hides a delay."""
+"""Bare sockets that speak as much HTTP and WebSocket as the checks need: nothing normalises a path
+or hides a delay."""
 
 import base64
 import os

@@ -1,4 +1,5 @@
-// Publishes three messages with net/http: publish URL plain|key. A line for each: a status, or what was raised.
+// Publishes three messages with net/http: publish URL plain|key. A line for each: a status, or what
+// was raised.
 package main
 
 import (
