@@ -1,4 +1,4 @@
-//! eventsource-client (crates.io), with the settings it comes with.
+//! eventsource-client, with the settings it comes with.
 
 use eventsource_client::{Client, ClientBuilder, SSE};
 use futures::StreamExt;
