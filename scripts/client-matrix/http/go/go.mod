@@ -1,0 +1,3 @@
+module livebridge/http
+
+go 1.24

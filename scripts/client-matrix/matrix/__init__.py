@@ -1,0 +1,1 @@
+"""Runs client libraries, unmodified, against real livebridge instances and says what they do."""

@@ -1,0 +1,182 @@
+"""The clients of clients.toml: how each is installed, and how a program that uses it is started."""
+
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from . import processes
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT.parent.parent / "docs" / "clients.md"
+_LINES = re.compile(r"<!-- run: (\S+) -->\s*\n+```\w*\n(.*?)\n```", re.S)
+
+
+@dataclass
+class Client:
+    """A row of the table."""
+
+    id: str
+    label: str
+    runtime: str
+    transport: str
+    packages: list[str] = field(default_factory=list)
+    quick: bool = False
+
+    @property
+    def program(self) -> Path:
+        suffix = {"node": ".mjs", "python": ".py", "browser": ".js", "command": ".py", "rust": ".rs"}[self.runtime]
+        folder = "rust/src/bin" if self.runtime == "rust" else self.runtime
+        return ROOT / folder / (self.id + suffix)
+
+
+def read() -> list[Client]:
+    """All clients, in the order of the table."""
+    return [Client(**entry) for entry in tomllib.loads((ROOT / "clients.toml").read_text())["client"]]
+
+
+def lines_of_page() -> dict[str, str]:
+    """The programs that stand in docs/clients.md, by client."""
+    return dict(_LINES.findall(PAGE.read_text())) if PAGE.exists() else {}
+
+
+class Installation:
+    """Pinned packages in a folder of their own, installed once for each set of pins."""
+
+    def __init__(self, cache: Path):
+        self.cache = cache
+        cache.mkdir(parents=True, exist_ok=True)
+
+    def install(self, clients: list[Client]) -> None:
+        runtimes = {client.runtime for client in clients}
+        if "node" in runtimes:
+            self.install_node("node", [client for client in read() if client.runtime == "node"])
+        for client in clients:
+            if client.packages and client.runtime == "python":
+                self._python(client)
+            if client.packages and client.runtime == "command":
+                self._command(client)
+        if "rust" in runtimes:
+            self._rust()
+
+    def command(self, client: Client, url: str, lines: str | None) -> tuple[list, dict]:
+        """The command that runs a client's program (or the page's lines) against a URL, and its
+        environment."""
+        program = client.program
+        if lines is not None:
+            program = self._page_program(client, url, lines)
+        if client.runtime == "node":
+            # Modules are looked up beside the program.
+            target = self.cache / "node" / (program.stem + "-" + _digest(program.read_text()) + ".mjs")
+            _place(ROOT / "node" / "report.mjs", self.cache / "node" / "report.mjs")
+            _place(program, target)
+            return ["node", "--no-warnings", target, url], processes.environment()
+        if client.runtime == "python":
+            path = f"{self.cache / 'python' / client.id}:{ROOT / 'python'}"
+            return [sys.executable, "-u", program, url], processes.environment(PYTHONPATH=path, PYTHONDONTWRITEBYTECODE="1")
+        if client.runtime == "browser":
+            return [sys.executable, "-u", ROOT / "browser" / "driver.py", program, url], processes.environment()
+        if client.runtime == "rust":
+            name = client.id if lines is None else "page-" + client.id
+            return [self.cache / "rust" / "release" / name, url], processes.environment()
+        if lines is not None:
+            return ["bash", program], processes.environment()
+        path = f"{self.cache / 'bin' / 'bin'}:{processes.os.environ['PATH']}"
+        return [sys.executable, "-u", program, url], processes.environment(PATH=path, PYTHONPATH=str(ROOT / "python"))
+
+    def _page_program(self, client: Client, url: str, lines: str) -> Path:
+        """A file with the page's lines, whose address is that of the test."""
+        address = re.match(r"\w+://([^/]+)/", url)[1]
+        text = lines.replace("127.0.0.1:8000", address)
+        if client.runtime == "rust":
+            return client.program
+        folder = self.cache / "page"
+        folder.mkdir(exist_ok=True)
+        target = folder / f"{client.id}-{_digest(text)}{client.program.suffix}"
+        target.write_text(text)
+        return target
+
+    def install_node(self, name: str, clients: list[Client]) -> None:
+        """Installs the packages of several clients into one folder."""
+        pins = {}
+        for client in clients:
+            for package in client.packages:
+                package, _, pin = package.partition("=")
+                pins[package] = pin
+        text = json.dumps({"private": True, "type": "module", "dependencies": pins}, indent=1)
+        folder = self.cache / name
+        folder.mkdir(exist_ok=True)
+        if self._is_done(folder, text):
+            return
+        (folder / "package.json").write_text(text)
+        options = ["--no-package-lock", "--no-audit", "--no-fund", "--ignore-scripts", "--omit=peer"]
+        _run(["npm", "install", "--loglevel=error", *options], cwd=folder)
+        self._done(folder, text)
+
+    def _python(self, client: Client) -> None:
+        # A folder for each: two of them have a module of the same name.
+        folder = self.cache / "python" / client.id
+        if self._is_done(folder, str(client.packages)):
+            return
+        shutil.rmtree(folder, ignore_errors=True)
+        options = ["--quiet", "--disable-pip-version-check", "--no-warn-script-location", "--root-user-action=ignore"]
+        _run([sys.executable, "-m", "pip", "install", *options, "--target", folder, *client.packages])
+        self._done(folder, str(client.packages))
+
+    def _command(self, client: Client) -> None:
+        folder = self.cache / "bin"
+        folder.mkdir(exist_ok=True)
+        for package in client.packages:
+            name, _, version = package.partition("==")
+            stamp = folder / f"{name}-{version}"
+            if not stamp.exists():
+                _run(["cargo", "install", "--quiet", "--locked", "--root", folder, "--version", version, name])
+                stamp.touch()
+
+    def _rust(self) -> None:
+        """Builds the Rust programs, and those that stand in the page."""
+        folder = self.cache / "rust-source"
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(ROOT / "rust", folder)
+        page = lines_of_page()
+        for client in read():
+            if client.runtime == "rust" and client.id in page:
+                (folder / "src" / "bin" / f"page-{client.id}.rs").write_text(_rust_page(page[client.id]))
+        _run(["cargo", "build", "--quiet", "--locked", "--release", "--target-dir", self.cache / "rust"], cwd=folder)
+
+    def _is_done(self, folder: Path, pins: str) -> bool:
+        stamp = folder / ".pins"
+        return stamp.exists() and stamp.read_text() == pins
+
+    def _done(self, folder: Path, pins: str) -> None:
+        (folder / ".pins").write_text(pins)
+
+
+def _rust_page(text: str) -> str:
+    """The page's program, whose address is that of the test: the first argument has it."""
+    return re.sub(
+        r'"(\w+)://127\.0\.0\.1:8000([^"]*)"',
+        r"""(&*format!("\1://{}\2", std::env::args().nth(1).unwrap().split('/').nth(2).unwrap()))""",
+        text,
+    )
+
+
+def _place(source: Path, target: Path) -> None:
+    """Copies a file in one step: another program may be reading the old one."""
+    partial = target.with_suffix(".partial")
+    shutil.copyfile(source, partial)
+    partial.replace(target)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _run(command: list, **options) -> None:
+    print("installing:", " ".join(str(part) for part in command[:3]), "…", file=sys.stderr)
+    subprocess.run([str(part) for part in command], check=True, stdin=subprocess.DEVNULL, **options)

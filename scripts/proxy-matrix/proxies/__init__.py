@@ -1,0 +1,1 @@
+"""Runs the proxies of docs/load-balancers.md with the text of that page."""
