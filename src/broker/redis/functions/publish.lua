@@ -180,6 +180,9 @@ local function append(it, rows)
     answers[i + 1] = answer
   end
   if offset == last then return answers end
+  -- What would be trimmed at once is not stored at all.
+  local beyond = offset - last - rule.messages
+  if beyond > 0 then command = {'RPUSH', it.history, unpack(command, 3 + 2 * beyond)} end
   local length = redis.call(unpack(command))
   local head = string.format('%s %d %d %d', epoch, offset, stamp, bytes)
   if rule.keyed then head = head .. string.format(' %d %d %d', key_bytes, removed, forgotten) end
