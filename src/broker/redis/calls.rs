@@ -40,15 +40,18 @@ enum Kind {
 pub(super) fn group(batch: &[&Publication], rules: &Rules) -> Vec<Call> {
     let mut calls: Vec<Call> = Vec::new();
     let mut open: HashMap<&ChannelName, usize> = HashMap::new();
-    let mut last: Option<(&ChannelName, usize, Kind)> = None;
+    let mut last: Option<(&ChannelName, usize, bool)> = None;
     for (index, publication) in batch.iter().enumerate() {
         let Publication { channel, payload, .. } = publication;
         // Messages of one channel usually stand together, and then nothing is looked up.
         let known = last.filter(|(last, ..)| *last == channel);
-        let kind = known.map_or_else(|| kind_of(publication, rules), |(.., kind)| kind);
+        let keeps_history = known.map_or_else(|| rules.of(channel).history.is_some(), |(.., keeps)| keeps);
+        let kind = kind_of(publication, keeps_history);
         let current = known.map(|(_, call, _)| call).or_else(|| open.get(channel).copied());
         let has_room = |call: &Call| {
-            kind == Kind::Function && call.messages.len() < CALL_MESSAGES && call.bytes + payload.len() <= CALL_BYTES
+            (kind, call.kind) == (Kind::Function, Kind::Function)
+                && call.messages.len() < CALL_MESSAGES
+                && call.bytes + payload.len() <= CALL_BYTES
         };
         let call = match current.filter(|&call| has_room(&calls[call])) {
             Some(call) => call,
@@ -63,13 +66,13 @@ pub(super) fn group(batch: &[&Publication], rules: &Rules) -> Vec<Call> {
         };
         calls[call].messages.push(index);
         calls[call].bytes += payload.len();
-        last = Some((channel, call, kind));
+        last = Some((channel, call, keeps_history));
     }
     calls
 }
 
-fn kind_of(publication: &Publication, rules: &Rules) -> Kind {
-    let plain = rules.of(&publication.channel).history.is_none() && publication.key.is_none() && !publication.remove;
+fn kind_of(publication: &Publication, keeps_history: bool) -> Kind {
+    let plain = !keeps_history && publication.key.is_none() && !publication.remove;
     if plain { Kind::Plain } else { Kind::Function }
 }
 
@@ -186,6 +189,14 @@ mod tests {
     fn messages_of_one_channel_share_a_call_and_keep_their_order() {
         let batch = ["a", "b", "a", "plain", "a", "plain", "b"].map(|channel| publication(channel, 1));
         assert_eq!(places(&batch), [vec![0, 2, 4], vec![1, 6], vec![3], vec![5]]);
+    }
+
+    #[test]
+    fn a_key_where_there_are_none_shares_no_call_with_plain_messages() {
+        let mut batch = ["plain"; 4].map(|channel| publication(channel, 1));
+        batch[1].key = Some("a".into());
+        batch[2].key = Some("b".into());
+        assert_eq!(places(&batch), [vec![0], vec![1, 2], vec![3]]);
     }
 
     #[test]

@@ -5,6 +5,7 @@ local MOST_ROWS = 1000
 local SMALL, SLACK = 1024, 32
 local VALUE_PREFIX = 30
 local ID_REUSED = {err = 'LIVEBRIDGE_ID_REUSED the id stands for another message'}
+local NOT_KEYED = {err = 'LIVEBRIDGE_NOT_KEYED the channel is not keyed; change its rule'}
 
 local function text_of(failure) return type(failure) == 'table' and failure.err or tostring(failure) end
 
@@ -152,9 +153,9 @@ local function append(it, rows)
   local answers, accepted, offset, ids = {epoch}, {}, last, nil
   local command, size, small, previous = {'RPUSH', it.history}, 2, true, stamp_before
   for i = 1, #rows do
-    local row, answer = rows[i], nil
-    local payload, id = row.payload, row.id
-    if id then
+    local row = rows[i]
+    local payload, id, answer = row.payload, row.id, row.refused
+    if id and not answer then
       local twin = ids and ids[id]
       if not twin then answer = remembered(it, row, epoch, last)
       elseif twin.payload == payload and twin.key == row.key and twin.remove == row.remove then answer = twin.offset
@@ -227,12 +228,11 @@ local function append_plain(it, payload)
   return {epoch, offset}
 end
 
--- Why a row can't be published on a channel, or nil.
-local function row_problem(it, row)
+-- Why a row makes no sense, or nil.
+local function row_problem(row)
   if row.key and not is_key(row.key) then return invalid('a key has 1 to 255 bytes of UTF-8 without control characters') end
   if row.id and not is_key(row.id) then return invalid('an id has 1 to 255 bytes of UTF-8 without control characters') end
   if row.remove and not row.key then return invalid('remove needs the key that is to be removed') end
-  if row.key and not it.rule.keyed then return 'LIVEBRIDGE_NOT_KEYED the channel is not keyed; change its rule' end
 end
 
 -- livebridge_publish 1 CHANNEL PAYLOAD [key KEY] [remove] [id ID]
@@ -254,8 +254,9 @@ local function publish(keys, args)
     else return redis.error_reply(invalid('unknown option ' .. string.sub(args[i], 1, 80) .. '; known: key KEY, remove, id ID')) end
     i = i + 1
   end
-  problem = row_problem(it, row)
+  problem = row_problem(row)
   if problem then return redis.error_reply(problem) end
+  if row.key and not it.rule.keyed then return NOT_KEYED end
   if not it.rule.messages then
     redis.call('PUBLISH', name, payload)
     return {}
@@ -291,8 +292,13 @@ local function rows_of(it, args)
       if columns[c] == 'payload' or value ~= '' then row[columns[c]] = value end
     end
     if row.remove and row.remove ~= '1' then return nil, invalid('remove is 1, or empty') end
-    local problem = width > 1 and row_problem(it, row)
+    local problem = width > 1 and row_problem(row)
     if problem then return nil, problem end
+    if row.key and not it.rule.keyed then
+      if not it.rule.messages then return nil, NOT_KEYED.err end
+      -- The others of the call may be somebody else's.
+      row.refused = NOT_KEYED
+    end
     rows[r + 1] = row
   end
   return rows
