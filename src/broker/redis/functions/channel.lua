@@ -135,10 +135,10 @@ local function head_of(it)
   return epoch, tonumber(offset), tonumber(stamp), tonumber(bytes), counts
 end
 
--- How many messages the history list holds; none if foreign elements stand in it.
+-- How many messages the history list holds; none if it is something else, or foreign elements stand in it.
 local function messages_kept(it)
-  local length = redis.call('LLEN', it.history)
-  return length % 2 == 0 and length / 2 or 0
+  local length = redis.pcall('LLEN', it.history)
+  return type(length) == 'number' and length % 2 == 0 and length / 2 or 0
 end
 
 -- What a keyed channel counts: bytes of its keys and values, removed keys remembered, and up to

@@ -85,6 +85,19 @@ local function plan_empty(now, mode, their_epoch, offset)
   return {epoch, '0', '0', reason, '0', '0', '0', ''}
 end
 
+-- A plan for a channel of which something can't be read. Asked again it is the same, or readers would be told of one gap
+-- after the other.
+local function plan_unreadable(it, now, mode, their_epoch, offset)
+  local fine, epoch, tail, tail_stamp = pcall(head_of, it)
+  if not (fine and epoch) then return plan_empty(now, mode, their_epoch, offset) end
+  local number, stamp = string.format('%d', tail), string.format('%d', tail_stamp)
+  local plan = {epoch, number, stamp, '', number, number, stamp, ''}
+  if mode == 'after' or mode == 'delivered' then
+    if their_epoch ~= epoch then plan[4] = 'epoch_changed' elseif offset ~= tail then plan[4] = 'history_trimmed' end
+  end
+  return plan
+end
+
 local function plan_read(it, args, now)
   local count, bytes, mode = tonumber(args[1]), tonumber(args[2]), args[3]
   local their_epoch, offset, stamp = args[4], tonumber(args[5]), tonumber(args[6] or 0)
@@ -118,7 +131,10 @@ local function plan_read(it, args, now)
     local at = nil
     if from >= math.max(first, tail + 1 - it.rule.messages) then at = stamp_at(it, from, first, tail, tail_stamp) end
     if at and at >= milliseconds - it.rule.age then
-      return plan_list(plan, it, first, tail, tail_stamp, from, count, bytes, total)
+      plan_list(plan, it, first, tail, tail_stamp, from, count, bytes, total)
+      if plan[4] == '' or not it.rule.keyed then return plan end
+      -- Instead of what can't be read, the values of the keys.
+      plan[4] = ''
     end
     reason = 'history_trimmed'
   end
@@ -156,9 +172,7 @@ local function plan(keys, args)
   local why = text_of(answer)
   if not (string.find(why, 'WRONGTYPE', 1, true) or string.find(why, 'UNREADABLE', 1, true)) then error(answer) end
   -- What can't be read is as if it were not there; the next publish begins a new epoch.
-  local mode = args[3]
-  local gap = (mode == 'after' or mode == 'delivered') and 'epoch_changed' or ''
-  return {string.format('%.0f', now), '0', '0', gap, '0', '0', '0', ''}
+  return plan_unreadable(it, now, args[3], args[4], tonumber(args[5]))
 end
 
 -- livebridge_renew 1 CHANNEL EPOCH OFFSET STAMP
