@@ -137,11 +137,13 @@ impl Commands {
     async fn fetch_all_keys(&self, channel: &ChannelName, from: From, first: Fetch) -> RedisResult<Option<Page>> {
         // Of a whole snapshot no key is shown that is not there; who resumes must hear of removals.
         let with_removed = matches!(from, From::After(_) | From::AfterDelivered(_)) && first.page.gap.is_none();
-        let began = first.page.tail;
-        let (mut messages, mut plan, mut later) = (Vec::new(), first, false);
+        let began = first.page.tail.position;
+        // What is removed while the snapshot is read may have been shown before.
+        let removals_after = if with_removed { 0 } else { began.offset };
+        let (mut messages, mut plan) = (Vec::new(), first);
         loop {
             let Elements::Keys(keys) = &plan.elements else { return Ok(None) };
-            if !self.fetch_keys(channel, &plan.page, keys, with_removed || later, &mut messages).await? {
+            if !self.fetch_keys(channel, &plan.page, keys, removals_after, &mut messages).await? {
                 return Ok(None);
             }
             if plan.page.through.position == plan.page.tail.position {
@@ -151,21 +153,20 @@ impl Commands {
             let next = self.plan(channel, From::Keys, PAGE_MESSAGES, Some(through)).await?;
             let Plan::Fetch(next) = next else { return Ok(None) };
             // A removal of a key that this snapshot has shown must still be remembered.
-            if next.page.tail.position.epoch != began.position.epoch || next.forgotten > began.position.offset {
+            if next.page.tail.position.epoch != began.epoch || next.forgotten > began.offset {
                 return Ok(None);
             }
             plan = Fetch { page: Page { gap, ..next.page }, ..next };
-            later = true;
         }
     }
 
-    /// Fetches the values of some keys; `false` if one is gone.
+    /// Fetches the values of some keys, and removals after an offset; `false` if one is gone.
     async fn fetch_keys(
         &self,
         channel: &ChannelName,
         page: &Page,
         keys: &[(u64, Bytes)],
-        with_removed: bool,
+        removals_after: u64,
         messages: &mut Vec<Arc<Message>>,
     ) -> RedisResult<bool> {
         if keys.is_empty() {
@@ -182,7 +183,7 @@ impl Commands {
             // What changed since then follows by itself, at its new offset.
             if let Some(message) = keyed_message(page.tail.position.epoch, key, &value)
                 && message.position == Some(Position::new(page.tail.position.epoch, *offset))
-                && (with_removed || !message.removed)
+                && (!message.removed || *offset > removals_after)
             {
                 messages.push(Arc::new(message));
             }
