@@ -56,7 +56,8 @@ async fn try_messages(app: &App, name: &str, query: &Query, asker: Asker) -> Res
         let message = "the channel keeps no history; give it one in the rules";
         return Err(ApiError::new(StatusCode::NOT_FOUND, "no_history", message));
     };
-    if let Some(gap) = page.gap {
+    // All that there is has no gap: what could not be read before it is as good as trimmed.
+    if let (Some(gap), From::After(_)) = (page.gap, from) {
         return Err(ApiError::new(StatusCode::GONE, "position_gone", gap.reason.explanation()));
     }
     let answer = Answer {
