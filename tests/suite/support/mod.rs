@@ -3,10 +3,12 @@
 pub mod balancer;
 pub mod brokers;
 pub mod browser;
+pub mod format1;
 pub mod instance;
 pub mod proxy;
 pub mod raw;
 pub mod redis;
+pub mod resp;
 pub mod sse;
 pub mod tokens;
 pub mod ws;

@@ -1,11 +1,20 @@
 //! A redis-server of a test's own.
 
+use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 
 use tempfile::TempDir;
 
+use super::resp::Client;
 use super::{soon, until};
+
+/// How often Redis executed a command, by itself or within a function, and how long that took in microseconds.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Usage {
+    pub calls: u64,
+    pub usec: u64,
+}
 
 pub struct Redis {
     pub port: u16,
@@ -47,6 +56,40 @@ impl Redis {
     pub fn cli(&self, arguments: &[&str]) -> String {
         let output = Command::new("redis-cli").arg("-p").arg(self.port.to_string()).args(arguments).output().unwrap();
         String::from_utf8_lossy(&output.stdout).trim_end().to_owned()
+    }
+
+    /// A connection that takes any bytes, unlike [`Self::cli`].
+    pub fn client(&self) -> Client {
+        Client::connect(self.port)
+    }
+
+    /// Counts anew what [`Self::usage`] and `total_*` of [`Self::info`] tell.
+    pub fn reset_counts(&self) {
+        assert_eq!(self.cli(&["CONFIG", "RESETSTAT"]), "OK");
+    }
+
+    /// A number of `INFO`.
+    pub fn info(&self, name: &str) -> u64 {
+        let text = self.cli(&["INFO", "everything"]);
+        let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        value.and_then(|value| value.trim().parse().ok()).unwrap_or_else(|| panic!("no number {name}: {text}"))
+    }
+
+    /// What each command was used for since the last [`Self::reset_counts`].
+    pub fn usage(&self) -> BTreeMap<String, Usage> {
+        let number = |fields: &str, name: &str| {
+            let field = fields.split(',').find_map(|field| field.strip_prefix(name)?.strip_prefix('='));
+            field.and_then(|number| number.parse().ok()).unwrap_or(0)
+        };
+        let text = self.cli(&["INFO", "commandstats"]);
+        let lines = text.lines().filter_map(|line| line.strip_prefix("cmdstat_")?.split_once(':'));
+        let usage = |fields: &str| Usage { calls: number(fields, "calls"), usec: number(fields, "usec") };
+        lines.map(|(name, fields)| (name.to_owned(), usage(fields))).collect()
+    }
+
+    /// How often Redis executed a command since the last [`Self::reset_counts`].
+    pub fn calls(&self, command: &str) -> u64 {
+        self.usage().get(command).copied().unwrap_or_default().calls
     }
 
     /// How many clients listen to a channel in Redis.
