@@ -10,6 +10,12 @@
 //! * `hostile`: clients that mean no good
 //! * `http`: requests, errors, limits, the commands
 //! * `history`: positions, resume, gaps that are told
+//! * `history_cost`: what the history costs Redis, counted
+//! * `before_first`: positions from before a channel's first message
+//! * `patterns`: the patterns of rules, in Rust and in Redis
+//! * `fcall`: what producers call in Redis themselves
+//! * `foreign`: what stands in Redis that livebridge did not write
+//! * `upgrade`: format 1 of what is in Redis, and its instances
 //! * `keyed`: the latest value of each key
 //! * `outages`: Redis and instances go away and come back; clients stop reading or vanish
 //! * `faults`: all of it at once, under load, counted
@@ -21,6 +27,7 @@
 //! * `logs`: what is logged, and what is not
 //! * `cost`: what a delivery and a connection may cost
 //! * `codec`: the WebSocket codec against tungstenite
+//! * `broker_alike`: the embedded broker and Redis answer random programs alike
 //! * `browser`: the demo in a real Chromium
 //! * `support`: starts and stops what the tests need
 
@@ -29,6 +36,8 @@
 
 mod access;
 mod attacks;
+mod before_first;
+mod broker_alike;
 mod browser;
 mod check;
 mod codec;
@@ -37,7 +46,10 @@ mod cost;
 mod documents;
 mod drain;
 mod faults;
+mod fcall;
+mod foreign;
 mod history;
+mod history_cost;
 mod hostile;
 mod http;
 mod insight;
@@ -47,6 +59,8 @@ mod logs;
 mod model;
 mod origins;
 mod outages;
+mod patterns;
 mod readme;
 mod support;
 mod token_keys;
+mod upgrade;
