@@ -8,12 +8,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::FutureExt;
-use socket2::{Domain, SockRef, Socket, Type};
+use socket2::{Domain, SockRef, Type};
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc};
 
 use crate::admission::{Admission, Admitted, Refusal};
-use crate::linger::linger;
+use crate::lingering_close::lingering_close;
+use crate::socket::Socket;
 
 /// How many connections may wait to be accepted; the kernel caps it by `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
@@ -24,11 +25,11 @@ const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
 /// So many of those who were refused are waited for, so that the answer is not lost to a reset; with the descriptors that are
 /// kept in reserve. Others get it as well, unless they are still sending.
 const MOST_LINGERING: usize = 32;
-const LINGER: Duration = Duration::from_secs(1);
+const LINGER_TIME: Duration = Duration::from_secs(1);
 const LINGER_BYTES: usize = 64 << 10;
 
 /// A connection that was let in.
-pub struct Arrival {
+pub struct Accepted {
     /// Not registered with any thread's poll.
     pub stream: TcpStream,
     /// The other end.
@@ -37,11 +38,11 @@ pub struct Arrival {
     pub admitted: Admitted,
 }
 
-/// The open port, and the doors to the threads behind it.
-pub struct Entrance {
+/// The open port, and the senders to the threads behind it.
+pub struct Acceptor {
     listener: TcpListener,
     admission: Arc<Admission>,
-    doors: Vec<mpsc::Sender<Arrival>>,
+    senders: Vec<mpsc::Sender<Accepted>>,
     lingering: Arc<Semaphore>,
 }
 
@@ -50,7 +51,7 @@ pub struct Entrance {
 /// # Errors
 /// Those of the system.
 pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), None)?;
+    let socket = socket2::Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), None)?;
     socket.set_reuse_address(true)?;
     // Accepted sockets inherit these two, which saves two system calls for each.
     socket.set_tcp_nodelay(true)?;
@@ -60,21 +61,21 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     TcpListener::from_std(socket.into())
 }
 
-impl Entrance {
+impl Acceptor {
     /// An entrance to these threads.
-    pub fn new(listener: TcpListener, admission: Arc<Admission>, doors: Vec<mpsc::Sender<Arrival>>) -> Self {
-        Self { listener, admission, doors, lingering: Arc::new(Semaphore::new(MOST_LINGERING)) }
+    pub fn new(listener: TcpListener, admission: Arc<Admission>, senders: Vec<mpsc::Sender<Accepted>>) -> Self {
+        Self { listener, admission, senders, lingering: Arc::new(Semaphore::new(MOST_LINGERING)) }
     }
 
     /// Accepts for as long as the threads live.
     pub async fn accept(&self) {
         // Round robin: each thread gets its share of the subscribers, and so of the work.
-        for door in self.doors.iter().cycle() {
-            let arrival = loop {
+        for sender in self.senders.iter().cycle() {
+            let accepted = loop {
                 match self.listener.accept().await {
                     Ok((stream, peer)) => {
-                        if let Some(arrival) = self.admit(stream, peer) {
-                            break arrival;
+                        if let Some(accepted) = self.admit(stream, peer) {
+                            break accepted;
                         }
                     }
                     // Out of descriptors: those who are here stay, the others wait in the backlog.
@@ -87,7 +88,7 @@ impl Entrance {
                 }
             };
             // A thread's end is the process's: there is nothing left to accept for.
-            if door.send(arrival).await.is_err() {
+            if sender.send(accepted).await.is_err() {
                 return;
             }
         }
@@ -96,24 +97,24 @@ impl Entrance {
     /// Takes in who has connected already: before the port is closed they get an answer, too.
     pub fn accept_pending(&self) {
         while let Some(Ok((stream, peer))) = self.listener.accept().now_or_never() {
-            if let Some(arrival) = self.admit(stream, peer) {
-                let _ = self.doors[0].try_send(arrival);
+            if let Some(accepted) = self.admit(stream, peer) {
+                let _ = self.senders[0].try_send(accepted);
             }
         }
     }
 
-    fn admit(&self, stream: tokio::net::TcpStream, peer: SocketAddr) -> Option<Arrival> {
+    fn admit(&self, stream: tokio::net::TcpStream, peer: SocketAddr) -> Option<Accepted> {
         let descriptor = u64::try_from(stream.as_raw_fd()).unwrap_or(0);
         let admitted = match self.admission.admit(peer.ip(), descriptor) {
             Ok(admitted) => admitted,
             Err(refusal) => {
-                self.turn_away(stream, refusal);
+                self.reject(stream, refusal);
                 return None;
             }
         };
         // Each thread has a poll of its own: the socket moves from this one's to that one's.
         match stream.into_std() {
-            Ok(stream) => Some(Arrival { stream, peer, admitted }),
+            Ok(stream) => Some(Accepted { stream, peer, admitted }),
             Err(error) => {
                 tracing::debug!(%error, "a connection broke before it was served");
                 None
@@ -122,13 +123,13 @@ impl Entrance {
     }
 
     /// Says why, and hangs up. Never waits: a new socket has room for the answer.
-    fn turn_away(&self, stream: tokio::net::TcpStream, refusal: Refusal) {
+    fn reject(&self, stream: tokio::net::TcpStream, refusal: Refusal) {
         let socket = SockRef::from(&stream);
         let _ = socket.send(answer(refusal).as_bytes());
         match self.lingering.clone().try_acquire_owned() {
             Ok(permit) => {
                 tokio::spawn(async move {
-                    linger(&stream, LINGER, LINGER_BYTES).await;
+                    lingering_close(&Socket::Tcp(stream), LINGER_TIME, LINGER_BYTES).await;
                     drop(permit);
                 });
             }

@@ -1,6 +1,6 @@
 //! Who gets in: how many connections there may be, in all and from one address, how fast an address may open more, and that
 //! some descriptors stay free for Redis and files. It counts; what a refused client is answered is written by `accept.rs` and
-//! `http/edge.rs`.
+//! `http/subscribe.rs`.
 //!
 //! A client behind a trusted proxy is counted when its request for a subscription is known, not when the proxy connects: the
 //! proxy's connections carry many clients' requests.
@@ -150,7 +150,7 @@ impl Admission {
     /// The refusal is counted and logged already.
     pub fn admit(self: &Arc<Self>, peer: IpAddr, descriptor: u64) -> Result<Admitted, Refusal> {
         let before = self.metrics.sockets.inc();
-        let mut admitted = Admitted { admission: self.clone(), address: None };
+        let mut admitted = Admitted(AddressClaim { admission: self.clone(), address: None });
         let limit = self.bounds.connections.unwrap_or(usize::MAX);
         if usize::try_from(before).is_ok_and(|before| before >= limit) {
             return Err(self.refuse(Refusal::Connections, peer));
@@ -160,9 +160,24 @@ impl Admission {
         }
         let peer = peer.to_canonical();
         if !self.bounds.proxies.trust(peer) {
-            admitted.claim(ClientAddress { address: peer, proxied: false })?;
+            admitted.hold(self.claim(ClientAddress { address: peer, proxied: false })?);
         }
         Ok(admitted)
+    }
+
+    /// Counts a connection for an address, if that may have one more.
+    ///
+    /// # Errors
+    /// The refusal is counted and logged already.
+    pub fn claim(self: &Arc<Self>, client: ClientAddress) -> Result<AddressClaim, Refusal> {
+        let limits = self.limits(client);
+        if limits.connections.is_none() && limits.handshakes.is_none() {
+            return Ok(AddressClaim { admission: self.clone(), address: None });
+        }
+        let (address, now) = (group(client.address), self.now());
+        let entered = self.addresses().enter(address, limits, now);
+        entered.map_err(|refusal| self.refuse(refusal, client.address))?;
+        Ok(AddressClaim { admission: self.clone(), address: Some(address) })
     }
 
     fn limits(&self, client: ClientAddress) -> AddressLimits {
@@ -192,41 +207,33 @@ impl Admission {
 }
 
 /// A connection that is in, until this is dropped.
-pub struct Admitted {
+pub struct Admitted(AddressClaim);
+
+/// A connection that is counted for an address, until this is dropped.
+pub struct AddressClaim {
     admission: Arc<Admission>,
-    /// Which address it is counted for.
+    /// `None` where no address has a limit.
     address: Option<IpAddr>,
 }
 
 impl Admitted {
-    /// Counts the connection for an address, if that may have one more.
-    ///
-    /// # Errors
-    /// The refusal is counted and logged already.
-    pub fn claim(&mut self, client: ClientAddress) -> Result<(), Refusal> {
-        let limits = self.admission.limits(client);
-        if limits.connections.is_none() && limits.handshakes.is_none() {
-            return Ok(());
-        }
-        let (address, now) = (group(client.address), self.admission.now());
-        let entered = self.admission.addresses().enter(address, limits, now);
-        entered.map_err(|refusal| self.admission.refuse(refusal, client.address))?;
-        self.address = Some(address);
-        Ok(())
-    }
-
-    /// It is counted for no address any more: the request that it was counted for is over.
-    pub fn release(&mut self) {
-        if let Some(address) = self.address.take() {
-            self.admission.addresses().leave(address);
-        }
+    /// Counts the connection for this address and no other, for as long as it is in.
+    pub fn hold(&mut self, claim: AddressClaim) {
+        self.0 = claim;
     }
 }
 
 impl Drop for Admitted {
     fn drop(&mut self) {
-        self.release();
-        self.admission.metrics.sockets.dec();
+        self.0.admission.metrics.sockets.dec();
+    }
+}
+
+impl Drop for AddressClaim {
+    fn drop(&mut self) {
+        if let Some(address) = self.address {
+            self.admission.addresses().leave(address);
+        }
     }
 }
 
@@ -323,10 +330,11 @@ mod tests {
     fn near_addresses_have_limits_of_their_own_and_a_trusted_proxy_none() {
         let admission = admission(None, Some(0), None);
         assert!(admission.admit(address("127.0.0.1"), 9).is_ok());
-        let mut proxied = admission.admit(address("10.0.0.1"), 9).expect("a proxy is let in");
-        assert_eq!(proxied.claim(client("192.0.2.1")), Err(Refusal::AddressConnections));
-        assert_eq!(proxied.claim(client("192.168.0.1")), Ok(()), "a client near by");
-        assert_eq!(proxied.claim(client("10.0.0.1")), Err(Refusal::AddressConnections), "one that is not believed");
+        assert!(admission.admit(address("10.0.0.1"), 9).is_ok(), "a proxy");
+        let claimed = |text| admission.claim(client(text)).map(drop);
+        assert_eq!(claimed("192.0.2.1"), Err(Refusal::AddressConnections));
+        assert_eq!(claimed("192.168.0.1"), Ok(()), "a client near by");
+        assert_eq!(claimed("10.0.0.1"), Err(Refusal::AddressConnections), "one that is not believed");
     }
 
     #[test]

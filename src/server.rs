@@ -8,29 +8,30 @@ use std::thread;
 use std::time::Duration;
 
 use tokio::runtime::Builder;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio::task::{LocalSet, spawn_local};
 
-use crate::accept::{Arrival, Entrance, listen};
+use crate::accept::{Accepted, Acceptor, listen};
 use crate::admission::Admission;
 use crate::allocator;
-use crate::app::{App, Stopping};
+use crate::app::App;
 use crate::broker::memory::MemoryBroker;
 use crate::broker::redis::{RedisBroker, UrlError};
 use crate::broker::{Broker, Health};
 use crate::budget::Budget;
 use crate::config::Settings;
-use crate::config::limits::Drain;
-use crate::drain::close_evenly;
-use crate::http::{edge, fetch, routes};
+use crate::config::limits::Drain as DrainTimes;
+use crate::delivery::drain::close_evenly;
+use crate::delivery::shard::Shard;
+use crate::drain::Drain;
+use crate::http::{connection, fetch, routes};
 use crate::hub::Hub;
 use crate::intake::Intake;
 use crate::metrics::Metrics;
-use crate::shard::Shard;
 use crate::sparing::Sparing;
 
 /// How many accepted connections may wait for a thread.
-const DOOR: usize = 1024;
+const ACCEPTED_QUEUE: usize = 1024;
 /// How long the first connection is put off for a broker that does not answer yet.
 const FIRST_BROKER_ATTEMPT: Duration = Duration::from_secs(2);
 
@@ -59,18 +60,17 @@ pub struct Server {
     pub address: SocketAddr,
     /// What its parts share.
     pub app: Arc<App>,
-    entrance: Entrance,
+    acceptor: Acceptor,
     threads: Vec<thread::JoinHandle<()>>,
-    draining: watch::Sender<bool>,
-    drain: Drain,
+    drain: DrainTimes,
 }
 
 /// What a thread is told at its beginning.
+#[derive(Clone, Copy)]
 struct Thread {
     index: usize,
     /// How many there are.
     threads: usize,
-    draining: watch::Receiver<bool>,
     /// Over how long its subscribers are closed in the end.
     window: Duration,
 }
@@ -114,48 +114,46 @@ impl Server {
             access: settings.access,
             incoming,
             failures: Sparing::default(),
-            stopping: Stopping::default(),
+            drain: Drain::default(),
         });
 
-        let (draining, _) = watch::channel(false);
-        let mut doors = Vec::new();
+        let mut senders = Vec::new();
         let mut threads = Vec::new();
         for index in 0..settings.threads {
-            let (door, entrance) = mpsc::channel(DOOR);
+            let (sender, accepted) = mpsc::channel(ACCEPTED_QUEUE);
             let app = app.clone();
             // What is left of the time is for clients to answer.
             let window = settings.drain.time * 3 / 4;
-            let thread = Thread { index, threads: settings.threads, draining: draining.subscribe(), window };
-            let run = move || run_shard(thread, app, entrance);
+            let thread = Thread { index, threads: settings.threads, window };
+            let run = move || run_shard(thread, app, accepted);
             let name = format!("shard-{index}");
             threads.push(thread::Builder::new().name(name).spawn(run).map_err(StartError::Thread)?);
-            doors.push(door);
+            senders.push(sender);
         }
-        let entrance = Entrance::new(listener, admission, doors);
-        Ok(Self { address, app, entrance, threads, draining, drain: settings.drain })
+        let acceptor = Acceptor::new(listener, admission, senders);
+        Ok(Self { address, app, acceptor, threads, drain: settings.drain })
     }
 
     /// Accepts connections until `stop` resolves; then tells everybody, waits for them within the bound, and returns.
     pub async fn run_until(self, stop: impl Future<Output = ()>) {
         let serve = async {
             self.first_broker_attempt().await;
-            self.entrance.accept().await;
+            self.acceptor.accept().await;
         };
         tokio::select! {
             () = serve => {}
             () = stop => {}
         }
-        self.app.start_leaving();
+        self.app.drain.start_leaving();
         // Not even a tick of the timer may pass where no notice is wanted.
         if !self.drain.notice.is_zero() {
-            let _ = tokio::time::timeout(self.drain.notice, self.entrance.accept()).await;
+            let _ = tokio::time::timeout(self.drain.notice, self.acceptor.accept()).await;
         }
-        self.app.start_draining();
+        self.app.drain.start_draining();
         tracing::info!("draining: nothing new is begun");
-        self.entrance.accept_pending();
-        let Self { entrance, threads, draining, drain, .. } = self;
-        drop(entrance);
-        let _ = draining.send(true);
+        self.acceptor.accept_pending();
+        let Self { acceptor, threads, drain, .. } = self;
+        drop(acceptor);
         let joined = tokio::task::spawn_blocking(move || threads.into_iter().for_each(|thread| drop(thread.join())));
         // Each thread ends by itself when its last connection has; the bound is for those that do not.
         let _ = tokio::time::timeout(drain.time + Duration::from_secs(1), joined).await;
@@ -181,23 +179,23 @@ fn raise_descriptor_limit() -> u64 {
     })
 }
 
-/// One thread: serves the connections that come through the door until the instance drains and the last has gone.
-fn run_shard(thread: Thread, app: Arc<App>, mut entrance: mpsc::Receiver<Arrival>) {
+/// One thread: serves the connections that were accepted for it until the instance drains and the last has gone.
+fn run_shard(thread: Thread, app: Arc<App>, mut accepted: mpsc::Receiver<Accepted>) {
     let runtime = match Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return tracing::error!(%error, "a thread could not start its runtime"),
     };
-    let doorbell = app.hub.doorbell(thread.index);
+    let wake_list = app.hub.wake_list(thread.index);
     let routes = routes::routes(app.clone());
     LocalSet::new().block_on(&runtime, async move {
         let shard = Shard::new(thread.index, app);
-        spawn_local(shard.clone().fan_out(doorbell));
+        spawn_local(shard.clone().fan_out(wake_list));
         spawn_local(shard.clone().sweep());
         spawn_local(allocator::give_back());
         let mut requests = tokio::task::JoinSet::new();
-        while let Some(arrival) = entrance.recv().await {
+        while let Some(accepted) = accepted.recv().await {
             while requests.try_join_next().is_some() {}
-            requests.spawn_local(edge::serve(arrival, routes.clone(), shard.clone(), thread.draining.clone()));
+            requests.spawn_local(connection::serve(accepted, routes.clone(), shard.clone()));
         }
         close_evenly(&shard, thread.window, thread.threads).await;
         // A request that was under way may have become a subscription meanwhile.

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use livebridge::access::Access;
 use livebridge::access::origin::Origins;
 use livebridge::admission::{self, Admission, AddressLimits};
-use livebridge::app::{App, Limits, Rates, Stopping};
+use livebridge::app::{App, Limits, Rates};
 use livebridge::broker::memory::MemoryBroker;
 use livebridge::budget::Budget;
+use livebridge::drain::Drain;
 use livebridge::hub::Hub;
 use livebridge::intake::Intake;
 use livebridge::log;
@@ -47,6 +48,6 @@ pub fn app() -> Arc<App> {
         access: Access::new(Vec::new(), None, Origins::default(), None, rules),
         incoming: Budget::new(1 << 20),
         failures: Sparing::default(),
-        stopping: Stopping::default(),
+        drain: Drain::default(),
     })
 }
