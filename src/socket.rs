@@ -1,14 +1,14 @@
 //! A client's socket: the one type that HTTP and sessions read and write. A TLS stream, or a stream of an HTTP/2
 //! connection, becomes a variant of its own.
 
-use std::io;
+use std::io::{self, Read};
 use std::net::{Shutdown, TcpStream as StdStream};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use socket2::SockRef;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 
 /// A client's socket.
@@ -24,6 +24,26 @@ impl Socket {
     /// Those of the system.
     pub fn from_std(stream: StdStream) -> io::Result<Self> {
         TcpStream::from_std(stream).map(Self::Tcp)
+    }
+
+    /// Takes the connection out of the current thread's poll, for another thread's.
+    ///
+    /// # Errors
+    /// Those of the system.
+    pub fn into_std(self) -> io::Result<StdStream> {
+        match self {
+            Self::Tcp(stream) => stream.into_std(),
+        }
+    }
+
+    /// Writes to a connection that was accepted just now, whose readiness is not known yet, and discards what it has sent
+    /// already. Never waits.
+    pub fn answer_and_discard(&self, answer: &[u8]) {
+        let Self::Tcp(stream) = self;
+        let socket = SockRef::from(stream);
+        // An error means that the connection is gone already.
+        let _ = socket.send(answer);
+        let _ = (&*socket).read(&mut [0; 4096]);
     }
 
     /// Waits until reading may succeed.
@@ -46,7 +66,16 @@ impl Socket {
     /// `WouldBlock` if there is nothing; others of the system.
     pub fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         match self {
-            Self::Tcp(stream) => stream.try_read(buffer),
+            Self::Tcp(stream) => {
+                let length = stream.try_read(buffer)?;
+                if 0 < length && length < buffer.len() {
+                    // A short read has emptied the socket (epoll(7)): the next one waits for an event, without a system
+                    // call that finds nothing. The end of the stream stays known.
+                    let nothing = || Err::<(), _>(io::ErrorKind::WouldBlock.into());
+                    let _ = stream.try_io(Interest::READABLE, nothing);
+                }
+                Ok(length)
+            }
         }
     }
 

@@ -143,7 +143,9 @@ impl ConnectionTask {
         let code = close.as_ref().map_or(Code::Gone, |close| close.code);
         self.shard.context.app.metrics.count_close(code);
         tracing::debug!(reason = code.name(), "a subscriber has gone");
-        if close.is_some() && !self.connection.is_dead() {
+        // A client that closed has said its last: nothing that it still sends could reset the connection.
+        let closed_itself = matches!(code, Code::Client(_));
+        if close.is_some() && !closed_itself && !self.connection.is_dead() {
             // On the heap: every idle connection would carry its size.
             Box::pin(lingering_close(&self.connection.socket, CLOSE_TIMEOUT, MOST_DRAINED)).await;
         }

@@ -72,11 +72,7 @@ struct Subscribed;
 
 /// Serves a connection until it ends, or becomes a subscriber's.
 pub async fn serve(accepted: Accepted, routes: BoxedFilter<(Response,)>, shard: Rc<Shard>) {
-    let Accepted { stream, peer, admitted } = accepted;
-    let socket = match Socket::from_std(stream) {
-        Ok(socket) => socket,
-        Err(error) => return tracing::debug!(%error, "a connection broke before it was served"),
-    };
+    let Accepted { socket, peer, admitted } = accepted;
     let app = shard.context.app.clone();
     let limit = app.limits.request_time;
     let this = Rc::new(HttpConnection {

@@ -37,7 +37,7 @@ pub fn app() -> Arc<App> {
     let nobody = || AddressLimits { connections: None, handshakes: None };
     let bounds =
         admission::Bounds { connections: None, public: nobody(), near: nobody(), proxies: Default::default() };
-    let admission = Admission::new(bounds, 1024, metrics.clone());
+    let admission = Admission::new(bounds, 1024, 1, metrics.clone());
     Arc::new(App {
         instance: "fuzz".into(),
         default_channel: "live".parse().expect("a name"),
