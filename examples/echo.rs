@@ -13,8 +13,8 @@ use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use livebridge::close::Close;
-use livebridge::dialect::frame::{self, Decoder, Incoming, Opcode};
-use livebridge::transport::websocket;
+use livebridge::delivery::framing::websocket::{self as frame, Decoder, Incoming, Opcode};
+use livebridge::http::handshake;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpListener;
 
@@ -37,7 +37,7 @@ async fn main() -> io::Result<()> {
 
 /// Answers a handshake; an ordinary request is refused.
 async fn answer(mut request: Request<Body>) -> Result<Response<Empty<Bytes>>, hyper::http::Error> {
-    let Ok(accept) = websocket::accept(request.headers()) else {
+    let Ok(accept) = handshake::accept(request.headers()) else {
         return Response::builder()
             .status(StatusCode::UPGRADE_REQUIRED)
             .header(UPGRADE, "websocket")

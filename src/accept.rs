@@ -1,19 +1,22 @@
-//! The port: takes connections, asks `admission.rs` who gets in, deals sockets out to the threads, and gives those who do not get
-//! in a short answer without waiting for them.
+//! The port. Each thread listens on it with a socket of its own (`SO_REUSEPORT`), so that a connection is accepted by the
+//! thread that serves it: `admission.rs` says who gets in, and which thread has too many. Those that do not get in receive
+//! a short answer without being waited for.
 
-use std::io::{self, Read};
-use std::net::{SocketAddr, TcpStream};
+use std::io;
+use std::net::{SocketAddr, TcpListener as StdListener, TcpStream as StdStream};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::FutureExt;
-use socket2::{Domain, SockRef, Socket, Type};
-use tokio::net::TcpListener;
+use socket2::{Domain, Type};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
+use tokio::task::spawn_local;
 
 use crate::admission::{Admission, Admitted, Refusal};
-use crate::linger::linger;
+use crate::lingering_close::lingering_close;
+use crate::socket::Socket;
 
 /// How many connections may wait to be accepted; the kernel caps it by `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
@@ -24,120 +27,148 @@ const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
 /// So many of those who were refused are waited for, so that the answer is not lost to a reset; with the descriptors that are
 /// kept in reserve. Others get it as well, unless they are still sending.
 const MOST_LINGERING: usize = 32;
-const LINGER: Duration = Duration::from_secs(1);
+const LINGER_TIME: Duration = Duration::from_secs(1);
 const LINGER_BYTES: usize = 64 << 10;
 
 /// A connection that was let in.
-pub struct Arrival {
-    /// Not registered with any thread's poll.
-    pub stream: TcpStream,
+pub struct Accepted {
+    /// Registered with the current thread's poll.
+    pub socket: Socket,
     /// The other end.
     pub peer: SocketAddr,
     /// To be kept for as long as the connection.
     pub admitted: Admitted,
 }
 
-/// The open port, and the doors to the threads behind it.
-pub struct Entrance {
+/// A connection on its way to another thread.
+pub struct HandedOver {
+    stream: StdStream,
+    peer: SocketAddr,
+    admitted: Admitted,
+}
+
+impl HandedOver {
+    /// Registers it with the current thread's poll; `None` if it broke meanwhile.
+    pub fn take(self) -> Option<Accepted> {
+        let Self { stream, peer, admitted } = self;
+        let socket = Socket::from_std(stream).inspect_err(|error| tracing::debug!(%error, "a connection broke"));
+        socket.ok().map(|socket| Accepted { socket, peer, admitted })
+    }
+}
+
+/// One thread's socket on the port, and the ways to the other threads.
+pub struct Acceptor {
+    thread: usize,
     listener: TcpListener,
     admission: Arc<Admission>,
-    doors: Vec<mpsc::Sender<Arrival>>,
+    /// By thread.
+    others: Vec<mpsc::Sender<HandedOver>>,
     lingering: Arc<Semaphore>,
 }
 
-/// Opens the port.
+/// Opens the port, with a socket for each thread.
 ///
 /// # Errors
-/// Those of the system.
-pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), None)?;
+/// Those of the system; that another process listens there.
+pub fn listen(address: SocketAddr, threads: usize) -> io::Result<Vec<StdListener>> {
+    // Sockets that share a port would let another instance share it as well. This one shares with none that listens.
+    let exclusive = open(address)?;
+    exclusive.bind(&address.into())?;
+    let address = exclusive.local_addr()?;
+    let listener = |_| {
+        let socket = open(address.as_socket().ok_or(io::ErrorKind::Unsupported)?)?;
+        socket.set_reuse_port(true)?;
+        socket.bind(&address)?;
+        socket.listen(BACKLOG)?;
+        Ok(socket.into())
+    };
+    (0..threads).map(listener).collect()
+}
+
+fn open(address: SocketAddr) -> io::Result<socket2::Socket> {
+    let socket = socket2::Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), None)?;
     socket.set_reuse_address(true)?;
     // Accepted sockets inherit these two, which saves two system calls for each.
     socket.set_tcp_nodelay(true)?;
     socket.set_tcp_user_timeout(Some(PEER_TIMEOUT))?;
-    socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
-    TcpListener::from_std(socket.into())
+    Ok(socket)
 }
 
-impl Entrance {
-    /// An entrance to these threads.
-    pub fn new(listener: TcpListener, admission: Arc<Admission>, doors: Vec<mpsc::Sender<Arrival>>) -> Self {
-        Self { listener, admission, doors, lingering: Arc::new(Semaphore::new(MOST_LINGERING)) }
+impl Acceptor {
+    /// Registers a thread's socket with its poll.
+    ///
+    /// # Errors
+    /// Those of the system.
+    pub fn new(
+        thread: usize,
+        listener: StdListener,
+        admission: Arc<Admission>,
+        others: Vec<mpsc::Sender<HandedOver>>,
+    ) -> io::Result<Self> {
+        let listener = TcpListener::from_std(listener)?;
+        Ok(Self { thread, listener, admission, others, lingering: Arc::new(Semaphore::new(MOST_LINGERING)) })
     }
 
-    /// Accepts for as long as the threads live.
-    pub async fn accept(&self) {
-        // Round robin: each thread gets its share of the subscribers, and so of the work.
-        for door in self.doors.iter().cycle() {
-            let arrival = loop {
-                match self.listener.accept().await {
-                    Ok((stream, peer)) => {
-                        if let Some(arrival) = self.admit(stream, peer) {
-                            break arrival;
-                        }
+    /// Waits for the next connection that this thread is to serve. Dropping the future loses none.
+    pub async fn accept(&self) -> Accepted {
+        loop {
+            match self.listener.accept().await {
+                Ok((stream, peer)) => {
+                    if let Some(accepted) = self.admit(stream, peer).and_then(|accepted| self.keep(accepted)) {
+                        return accepted;
                     }
-                    // Out of descriptors: those who are here stay, the others wait in the backlog.
-                    Err(error) if matches!(error.raw_os_error(), Some(EMFILE | ENFILE)) => {
-                        tracing::warn!(%error, "no descriptor for another connection; raise `ulimit -n`");
-                        tokio::time::sleep(EXHAUSTED_PAUSE).await;
-                    }
-                    // The client was gone before it was accepted.
-                    Err(error) => tracing::debug!(%error, "a connection was not accepted"),
                 }
-            };
-            // A thread's end is the process's: there is nothing left to accept for.
-            if door.send(arrival).await.is_err() {
-                return;
+                // Out of descriptors: the connections that are here stay, the others wait in the backlog.
+                Err(error) if matches!(error.raw_os_error(), Some(EMFILE | ENFILE)) => {
+                    tracing::warn!(%error, "no descriptor for another connection; raise `ulimit -n`");
+                    tokio::time::sleep(EXHAUSTED_PAUSE).await;
+                }
+                // The client was gone before it was accepted.
+                Err(error) => tracing::debug!(%error, "a connection was not accepted"),
             }
         }
     }
 
-    /// Takes in who has connected already: before the port is closed they get an answer, too.
-    pub fn accept_pending(&self) {
-        while let Some(Ok((stream, peer))) = self.listener.accept().now_or_never() {
-            if let Some(arrival) = self.admit(stream, peer) {
-                let _ = self.doors[0].try_send(arrival);
-            }
-        }
+    /// The connections that wait already: before the port is closed they get an answer, too.
+    pub fn pending(&self) -> impl Iterator<Item = Accepted> {
+        std::iter::from_fn(|| self.listener.accept().now_or_never()?.ok())
+            .filter_map(|(stream, peer)| self.admit(stream, peer))
     }
 
-    fn admit(&self, stream: tokio::net::TcpStream, peer: SocketAddr) -> Option<Arrival> {
+    fn admit(&self, stream: TcpStream, peer: SocketAddr) -> Option<Accepted> {
         let descriptor = u64::try_from(stream.as_raw_fd()).unwrap_or(0);
-        let admitted = match self.admission.admit(peer.ip(), descriptor) {
-            Ok(admitted) => admitted,
+        let socket = Socket::Tcp(stream);
+        match self.admission.admit(peer.ip(), descriptor, self.thread) {
+            Ok(admitted) => Some(Accepted { socket, peer, admitted }),
             Err(refusal) => {
-                self.turn_away(stream, refusal);
-                return None;
-            }
-        };
-        // Each thread has a poll of its own: the socket moves from this one's to that one's.
-        match stream.into_std() {
-            Ok(stream) => Some(Arrival { stream, peer, admitted }),
-            Err(error) => {
-                tracing::debug!(%error, "a connection broke before it was served");
+                self.reject(socket, refusal);
                 None
             }
         }
     }
 
+    /// Keeps a connection, or hands it to a thread that has fewer: the kernel deals them out by chance.
+    fn keep(&self, accepted: Accepted) -> Option<Accepted> {
+        let thread = accepted.admitted.thread();
+        if thread == self.thread {
+            return Some(accepted);
+        }
+        let Accepted { socket, peer, admitted } = accepted;
+        let stream = socket.into_std().inspect_err(|error| tracing::debug!(%error, "a connection broke")).ok()?;
+        let handed_over = self.others[thread].try_send(HandedOver { stream, peer, admitted });
+        // A thread whose queue is full has more to do than this one.
+        handed_over.err().and_then(|error| error.into_inner().take())
+    }
+
     /// Says why, and hangs up. Never waits: a new socket has room for the answer.
-    fn turn_away(&self, stream: tokio::net::TcpStream, refusal: Refusal) {
-        let socket = SockRef::from(&stream);
-        let _ = socket.send(answer(refusal).as_bytes());
-        match self.lingering.clone().try_acquire_owned() {
-            Ok(permit) => {
-                tokio::spawn(async move {
-                    linger(&stream, LINGER, LINGER_BYTES).await;
-                    drop(permit);
-                });
-            }
-            Err(_) => {
-                // What has been read can't cause a reset.
-                if let Ok(mut stream) = stream.into_std() {
-                    let _ = stream.read(&mut [0; 4096]);
-                }
-            }
+    fn reject(&self, socket: Socket, refusal: Refusal) {
+        // What has been read can't cause a reset.
+        socket.answer_and_discard(answer(refusal).as_bytes());
+        if let Ok(permit) = self.lingering.clone().try_acquire_owned() {
+            spawn_local(async move {
+                lingering_close(&socket, LINGER_TIME, LINGER_BYTES).await;
+                drop(permit);
+            });
         }
     }
 }

@@ -1,12 +1,13 @@
 //! Who gets in: how many connections there may be, in all and from one address, how fast an address may open more, and that
 //! some descriptors stay free for Redis and files. It counts; what a refused client is answered is written by `accept.rs` and
-//! `http/edge.rs`.
+//! `http/subscribe.rs`.
 //!
 //! A client behind a trusted proxy is counted when its request for a subscription is known, not when the proxy connects: the
 //! proxy's connections carry many clients' requests.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -20,6 +21,9 @@ use crate::sparing::Sparing;
 const MOST_REMEMBERED: usize = 1 << 16;
 /// The table is not looked through for what can be forgotten before it has so many entries.
 const FEWEST_SWEPT: usize = 1 << 10;
+
+/// How many connections more than another a thread may serve before it hands one over, which costs a wake of the other.
+const MOST_UNEVEN: usize = 8;
 
 /// What one address may have.
 #[derive(Clone, Copy, Debug, Default)]
@@ -108,6 +112,8 @@ pub struct Admission {
     /// No descriptor at or above this is given to a client.
     descriptors: u64,
     metrics: Arc<Metrics>,
+    /// How many connections each thread serves.
+    threads: Box<[AtomicUsize]>,
     addresses: Mutex<Addresses>,
     /// Which refusals are due for a line in the log.
     told: Sparing,
@@ -126,12 +132,14 @@ struct Address {
 }
 
 impl Admission {
-    /// Nobody is in yet. `descriptors` is the process's limit, part of which is kept back.
-    pub fn new(bounds: Bounds, descriptors: u64, metrics: Arc<Metrics>) -> Arc<Self> {
+    /// Nobody is in yet. `descriptors` is the process's limit, part of which is kept back;
+    /// `threads` is how many serve connections.
+    pub fn new(bounds: Bounds, descriptors: u64, threads: usize, metrics: Arc<Metrics>) -> Arc<Self> {
         Arc::new(Self {
             bounds,
             descriptors: descriptors - reserve(descriptors),
             metrics,
+            threads: (0..threads).map(|_| AtomicUsize::new(0)).collect(),
             addresses: Mutex::default(),
             told: Sparing::default(),
             began: Instant::now(),
@@ -144,13 +152,15 @@ impl Admission {
     }
 
     /// Lets a connection in, or says why not. The system gives the lowest free number for a descriptor, so `descriptor` says
-    /// how many are in use.
+    /// how many are in use. `thread` is the one that accepted it, and serves it unless that has too many.
     ///
     /// # Errors
     /// The refusal is counted and logged already.
-    pub fn admit(self: &Arc<Self>, peer: IpAddr, descriptor: u64) -> Result<Admitted, Refusal> {
+    pub fn admit(self: &Arc<Self>, peer: IpAddr, descriptor: u64, thread: usize) -> Result<Admitted, Refusal> {
         let before = self.metrics.sockets.inc();
-        let mut admitted = Admitted { admission: self.clone(), address: None };
+        let thread = self.least_busy(thread);
+        self.threads[thread].fetch_add(1, Ordering::Relaxed);
+        let mut admitted = Admitted { claim: AddressClaim { admission: self.clone(), address: None }, thread };
         let limit = self.bounds.connections.unwrap_or(usize::MAX);
         if usize::try_from(before).is_ok_and(|before| before >= limit) {
             return Err(self.refuse(Refusal::Connections, peer));
@@ -160,9 +170,31 @@ impl Admission {
         }
         let peer = peer.to_canonical();
         if !self.bounds.proxies.trust(peer) {
-            admitted.claim(ClientAddress { address: peer, proxied: false })?;
+            admitted.hold(self.claim(ClientAddress { address: peer, proxied: false })?);
         }
         Ok(admitted)
+    }
+
+    /// The thread that serves the next connection: the one that accepted it, unless another has many fewer.
+    fn least_busy(&self, accepted_by: usize) -> usize {
+        let connections = |thread: usize| self.threads[thread].load(Ordering::Relaxed);
+        let least = (0..self.threads.len()).min_by_key(|&thread| connections(thread)).unwrap_or(accepted_by);
+        if connections(accepted_by) > connections(least) + MOST_UNEVEN { least } else { accepted_by }
+    }
+
+    /// Counts a connection for an address, if that may have one more.
+    ///
+    /// # Errors
+    /// The refusal is counted and logged already.
+    pub fn claim(self: &Arc<Self>, client: ClientAddress) -> Result<AddressClaim, Refusal> {
+        let limits = self.limits(client);
+        if limits.connections.is_none() && limits.handshakes.is_none() {
+            return Ok(AddressClaim { admission: self.clone(), address: None });
+        }
+        let (address, now) = (group(client.address), self.now());
+        let entered = self.addresses().enter(address, limits, now);
+        entered.map_err(|refusal| self.refuse(refusal, client.address))?;
+        Ok(AddressClaim { admission: self.clone(), address: Some(address) })
     }
 
     fn limits(&self, client: ClientAddress) -> AddressLimits {
@@ -193,40 +225,42 @@ impl Admission {
 
 /// A connection that is in, until this is dropped.
 pub struct Admitted {
+    claim: AddressClaim,
+    thread: usize,
+}
+
+/// A connection that is counted for an address, until this is dropped.
+pub struct AddressClaim {
     admission: Arc<Admission>,
-    /// Which address it is counted for.
+    /// `None` where no address has a limit.
     address: Option<IpAddr>,
 }
 
 impl Admitted {
-    /// Counts the connection for an address, if that may have one more.
-    ///
-    /// # Errors
-    /// The refusal is counted and logged already.
-    pub fn claim(&mut self, client: ClientAddress) -> Result<(), Refusal> {
-        let limits = self.admission.limits(client);
-        if limits.connections.is_none() && limits.handshakes.is_none() {
-            return Ok(());
-        }
-        let (address, now) = (group(client.address), self.admission.now());
-        let entered = self.admission.addresses().enter(address, limits, now);
-        entered.map_err(|refusal| self.admission.refuse(refusal, client.address))?;
-        self.address = Some(address);
-        Ok(())
+    /// Counts the connection for this address and no other, for as long as it is in.
+    pub fn hold(&mut self, claim: AddressClaim) {
+        self.claim = claim;
     }
 
-    /// It is counted for no address any more: the request that it was counted for is over.
-    pub fn release(&mut self) {
-        if let Some(address) = self.address.take() {
-            self.admission.addresses().leave(address);
-        }
+    /// The thread that serves it.
+    pub fn thread(&self) -> usize {
+        self.thread
     }
 }
 
 impl Drop for Admitted {
     fn drop(&mut self) {
-        self.release();
-        self.admission.metrics.sockets.dec();
+        let admission = &self.claim.admission;
+        admission.threads[self.thread].fetch_sub(1, Ordering::Relaxed);
+        admission.metrics.sockets.dec();
+    }
+}
+
+impl Drop for AddressClaim {
+    fn drop(&mut self) {
+        if let Some(address) = self.address {
+            self.admission.addresses().leave(address);
+        }
     }
 }
 
@@ -283,7 +317,7 @@ mod tests {
         let limits = AddressLimits { connections: per_address, handshakes };
         let proxies = TrustedProxies::new(vec![parse_network("10.0.0.0/8").expect("a network")]);
         let bounds = Bounds { connections, public: limits, near: AddressLimits::default(), proxies };
-        Admission::new(bounds, 1000, Arc::new(Metrics::new(1)))
+        Admission::new(bounds, 1000, 2, Arc::new(Metrics::new(1)))
     }
 
     fn address(text: &str) -> IpAddr {
@@ -297,13 +331,13 @@ mod tests {
     #[test]
     fn an_address_has_so_many_connections_and_no_more_until_one_ends() {
         let admission = admission(None, Some(2), None);
-        let one = admission.admit(address("192.0.2.1"), 9).ok();
-        let two = admission.admit(address("::ffff:192.0.2.1"), 9).ok();
+        let one = admission.admit(address("192.0.2.1"), 9, 0).ok();
+        let two = admission.admit(address("::ffff:192.0.2.1"), 9, 0).ok();
         assert!(one.is_some() && two.is_some());
-        assert_eq!(admission.admit(address("192.0.2.1"), 9).err(), Some(Refusal::AddressConnections));
-        assert!(admission.admit(address("192.0.2.2"), 9).is_ok());
+        assert_eq!(admission.admit(address("192.0.2.1"), 9, 0).err(), Some(Refusal::AddressConnections));
+        assert!(admission.admit(address("192.0.2.2"), 9, 0).is_ok());
         drop(one);
-        assert!(admission.admit(address("192.0.2.1"), 9).is_ok());
+        assert!(admission.admit(address("192.0.2.1"), 9, 0).is_ok());
         drop(two);
         assert_eq!((admission.addresses().table.len(), admission.metrics.sockets.get()), (0, 0));
     }
@@ -311,31 +345,44 @@ mod tests {
     #[test]
     fn there_are_so_many_connections_in_all_and_a_reserve_of_descriptors() {
         let admission = admission(Some(1), None, None);
-        let one = admission.admit(address("192.0.2.1"), 9);
-        assert_eq!(admission.admit(address("192.0.2.2"), 9).err(), Some(Refusal::Connections));
+        let one = admission.admit(address("192.0.2.1"), 9, 0);
+        assert_eq!(admission.admit(address("192.0.2.2"), 9, 0).err(), Some(Refusal::Connections));
         drop(one);
-        assert_eq!(admission.admit(address("192.0.2.2"), 950).err(), Some(Refusal::Descriptors));
-        assert!(admission.admit(address("192.0.2.2"), 949).is_ok());
+        assert_eq!(admission.admit(address("192.0.2.2"), 950, 0).err(), Some(Refusal::Descriptors));
+        assert!(admission.admit(address("192.0.2.2"), 949, 0).is_ok());
         assert_eq!([20, 256, 1024, 1 << 20].map(reserve), [8, 12, 51, 64]);
     }
 
     #[test]
     fn near_addresses_have_limits_of_their_own_and_a_trusted_proxy_none() {
         let admission = admission(None, Some(0), None);
-        assert!(admission.admit(address("127.0.0.1"), 9).is_ok());
-        let mut proxied = admission.admit(address("10.0.0.1"), 9).expect("a proxy is let in");
-        assert_eq!(proxied.claim(client("192.0.2.1")), Err(Refusal::AddressConnections));
-        assert_eq!(proxied.claim(client("192.168.0.1")), Ok(()), "a client near by");
-        assert_eq!(proxied.claim(client("10.0.0.1")), Err(Refusal::AddressConnections), "one that is not believed");
+        assert!(admission.admit(address("127.0.0.1"), 9, 0).is_ok());
+        assert!(admission.admit(address("10.0.0.1"), 9, 0).is_ok(), "a proxy");
+        let claimed = |text| admission.claim(client(text)).map(drop);
+        assert_eq!(claimed("192.0.2.1"), Err(Refusal::AddressConnections));
+        assert_eq!(claimed("192.168.0.1"), Ok(()), "a client near by");
+        assert_eq!(claimed("10.0.0.1"), Err(Refusal::AddressConnections), "one that is not believed");
+    }
+
+    #[test]
+    fn a_thread_that_has_many_more_connections_than_another_hands_one_over() {
+        let admission = admission(None, None, None);
+        let mut held: Vec<_> = (0..20).map_while(|_| admission.admit(address("192.0.2.1"), 9, 0).ok()).collect();
+        let counts = || admission.threads.iter().map(|count| count.load(Ordering::Relaxed)).collect::<Vec<_>>();
+        assert_eq!((counts(), held.iter().filter(|admitted| admitted.thread() == 1).count()), (vec![14, 6], 6));
+        held.retain(|admitted| admitted.thread() == 1);
+        assert_eq!(counts(), [0, 6]);
+        drop(held);
+        assert_eq!(counts(), [0, 0]);
     }
 
     #[test]
     fn an_address_opens_connections_at_a_rate() {
         let admission = admission(None, None, Rate::new(1, 3));
-        let open = || admission.admit(address("192.0.2.1"), 9).err();
+        let open = || admission.admit(address("192.0.2.1"), 9, 0).err();
         assert_eq!([open(), open(), open()], [None; 3]);
         assert_eq!(open(), Some(Refusal::AddressHandshakes));
-        assert_eq!(admission.admit(address("192.0.2.2"), 9).err(), None);
+        assert_eq!(admission.admit(address("192.0.2.2"), 9, 0).err(), None);
     }
 
     #[test]

@@ -1,7 +1,6 @@
 //! What all parts of an instance share: its name, its limits, the hub, the metrics, and whether it is draining.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::access::Access;
@@ -9,6 +8,7 @@ use crate::admission::Admission;
 use crate::broker::{BrokerError, Publication};
 use crate::budget::Budget;
 use crate::channel::ChannelName;
+use crate::drain::Drain;
 use crate::hub::Hub;
 use crate::message::Position;
 use crate::metrics::Metrics;
@@ -62,15 +62,8 @@ pub struct App {
     pub incoming: Arc<Budget>,
     /// Which failures are due for a line in the log.
     pub failures: Sparing,
-    /// Whether it is about to stop.
-    pub stopping: Stopping,
-}
-
-/// How far an instance is with stopping; not at all at first.
-#[derive(Default)]
-pub struct Stopping {
-    leaving: AtomicBool,
-    draining: AtomicBool,
+    /// How far it is with stopping.
+    pub drain: Drain,
 }
 
 impl App {
@@ -83,26 +76,5 @@ impl App {
         self.metrics.published.inc_by(accepted);
         self.metrics.publish_failed.inc_by(results.len() as u64 - accepted);
         results
-    }
-
-    /// Whether load balancers should send nobody here any more.
-    pub fn is_leaving(&self) -> bool {
-        self.stopping.leaving.load(Ordering::Acquire)
-    }
-
-    /// From now on load balancers should send nobody here; who comes is still served.
-    pub fn start_leaving(&self) {
-        self.stopping.leaving.store(true, Ordering::Release);
-    }
-
-    /// Whether the instance is about to stop: nothing new is begun.
-    pub fn is_draining(&self) -> bool {
-        self.stopping.draining.load(Ordering::Acquire)
-    }
-
-    /// From now on the instance is about to stop.
-    pub fn start_draining(&self) {
-        self.start_leaving();
-        self.stopping.draining.store(true, Ordering::Release);
     }
 }

@@ -17,7 +17,7 @@ pub struct Close {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Code {
     /// The client closed; its own code is sent back, or none if it gave none.
-    Answer(Option<u16>),
+    Client(Option<u16>),
     /// A frame that RFC 6455 forbids.
     ProtocolError,
     /// A text message that is not UTF-8.
@@ -46,7 +46,7 @@ impl Code {
     /// The number on the wire; `None` for a close frame without one, and where there is nobody to send one to.
     pub fn number(self) -> Option<u16> {
         match self {
-            Self::Answer(code) => code,
+            Self::Client(code) => code,
             Self::ProtocolError => Some(1002),
             Self::InvalidUtf8 => Some(1007),
             Self::PublishRefused => Some(1008),
@@ -64,7 +64,7 @@ impl Code {
     /// The name in reasons and metrics.
     pub fn name(self) -> &'static str {
         match self {
-            Self::Answer(_) => "client",
+            Self::Client(_) => "client",
             Self::ProtocolError => "protocol_error",
             Self::InvalidUtf8 => "invalid_utf8",
             Self::PublishRefused => "publish_refused",
@@ -88,18 +88,33 @@ impl Close {
 
     /// The client's own close, answered.
     pub fn answer(code: Option<u16>) -> Self {
-        Self::new(Code::Answer(code), "")
+        Self::new(Code::Client(code), "")
     }
 
     /// The reason, `name: sentence`, cut to what a close frame holds.
     pub fn reason(&self) -> String {
-        if let Code::Answer(_) = self.code {
+        if let Code::Client(_) = self.code {
             return String::new();
         }
         let mut reason = format!("{}: {}", self.code.name(), self.detail);
-        while reason.len() > MAX_REASON {
-            reason.pop();
-        }
+        reason.truncate(reason.floor_char_boundary(MAX_REASON));
         reason
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reason_names_the_code_and_is_cut_between_characters() {
+        assert_eq!(Close::new(Code::Gap, "gone").reason(), "gap: gone");
+        assert_eq!(Close::answer(Some(1000)).reason(), "");
+        let exact = "x".repeat(MAX_REASON - "gap: ".len());
+        assert_eq!(Close::new(Code::Gap, exact.clone()).reason(), format!("gap: {exact}"));
+        assert_eq!(Close::new(Code::Gap, format!("{exact}y")).reason(), format!("gap: {exact}"));
+        // The last of the 123 bytes would be the first of two: the character goes as a whole.
+        let reason = Close::new(Code::Gap, format!("{}é", &exact[1..])).reason();
+        assert_eq!((reason.len(), reason.chars().last()), (MAX_REASON - 1, Some('x')));
     }
 }

@@ -1,56 +1,71 @@
-//! The end of a thread's subscribers: they are told one after the other, in a random order and evenly over a window, so that
-//! they come back to other instances evenly. What the whole instance does meanwhile is `server.rs`.
+//! How far an instance is with stopping. One signal for all of its parts: readiness, handshakes, connections, threads.
+//! How a thread then closes its subscribers is `delivery/drain.rs`.
 
-use std::time::Duration;
+use tokio::sync::watch;
 
-use rand::seq::SliceRandom;
-use tokio::time::{Instant, sleep};
-
-use crate::close::{Close, Code};
-use crate::shard::Shard;
-
-/// Few subscribers are no storm: the window is no longer than this for each.
-const PACE: Duration = Duration::from_millis(100);
-/// How often those whose turn it is are told.
-const TICK: Duration = Duration::from_millis(10);
-
-/// Closes all subscribers within `window`. `share`: of how many threads this is one.
-pub async fn close_evenly(shard: &Shard, window: Duration, share: usize) {
-    let close = Close::new(Code::Restarting, "this instance is stopping; connect again after a moment");
-    let mut order = shard.keys();
-    order.shuffle(&mut rand::rng());
-    let window = window.min(PACE * u32::try_from(order.len() * share).unwrap_or(u32::MAX));
-    let began = Instant::now();
-    let mut told = 0;
-    while told < order.len() && !shard.is_empty() {
-        let due = due(order.len(), began.elapsed(), window);
-        order[told..due].iter().for_each(|&key| shard.close(key, &close));
-        told = due;
-        sleep(TICK).await;
-    }
-    // Those who came in at the last moment are not in the list.
-    while !shard.is_empty() {
-        shard.close_all(&close);
-        sleep(TICK).await;
-    }
+/// How far an instance is with stopping.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Debug)]
+enum Phase {
+    #[default]
+    Serving,
+    Leaving,
+    Draining,
 }
 
-/// How many of `count` are to be told so long after the beginning; the first at once.
-fn due(count: usize, elapsed: Duration, window: Duration) -> usize {
-    let share = elapsed.as_secs_f64() / window.as_secs_f64().max(f64::MIN_POSITIVE);
-    ((share * count as f64) as usize).saturating_add(1).min(count)
+/// The signal. Phases follow each other and never go back.
+#[derive(Default)]
+pub struct Drain(watch::Sender<Phase>);
+
+impl Drain {
+    /// Whether load balancers should send nobody here any more.
+    pub fn is_leaving(&self) -> bool {
+        *self.0.borrow() >= Phase::Leaving
+    }
+
+    /// Whether the instance is about to stop: nothing new is begun.
+    pub fn is_draining(&self) -> bool {
+        *self.0.borrow() >= Phase::Draining
+    }
+
+    /// From now on load balancers should send nobody here; clients that come are still served.
+    pub fn start_leaving(&self) {
+        self.advance(Phase::Leaving);
+    }
+
+    /// From now on the instance is about to stop.
+    pub fn start_draining(&self) {
+        self.advance(Phase::Draining);
+    }
+
+    /// Waits until the instance is about to stop.
+    pub async fn draining(&self) {
+        // An error would mean that `self` is gone.
+        let _ = self.0.subscribe().wait_for(|phase| *phase >= Phase::Draining).await;
+    }
+
+    fn advance(&self, to: Phase) {
+        self.0.send_if_modified(|phase| {
+            let later = to > *phase;
+            *phase = to.max(*phase);
+            later
+        });
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use futures::FutureExt;
+
     use super::*;
 
     #[test]
-    fn the_closes_are_spread_evenly() {
-        let window = Duration::from_secs(6);
-        let after = |milliseconds| due(600, Duration::from_millis(milliseconds), window);
-        assert_eq!([after(0), after(1000), after(3000), after(5999), after(7000)], [1, 101, 301, 600, 600]);
-        assert_eq!(due(600, Duration::from_millis(1), Duration::ZERO), 600);
-        assert_eq!(due(0, Duration::ZERO, Duration::ZERO), 0);
+    fn an_instance_first_leaves_and_then_drains_and_never_goes_back() {
+        let drain = Drain::default();
+        assert!(!drain.is_leaving() && !drain.is_draining());
+        drain.start_leaving();
+        assert!(drain.is_leaving() && !drain.is_draining() && drain.draining().now_or_never().is_none());
+        drain.start_draining();
+        drain.start_leaving();
+        assert!(drain.is_leaving() && drain.is_draining() && drain.draining().now_or_never().is_some());
     }
 }

@@ -1,17 +1,18 @@
 //! The HTTP surface. `routes.rs` is its table of contents; each other file is one request's story. What becomes of a
-//! request that turns into a subscription is in `edge.rs`.
+//! request that turns into a subscription is in `connection.rs`.
 
 pub mod assets;
+pub mod connection;
 pub mod cors;
 pub mod credentials;
-pub mod edge;
 pub mod error;
 pub mod fetch;
 pub mod forwarded;
+pub mod handshake;
 pub mod history;
 pub mod publish;
 pub mod query;
+mod request_log;
 pub mod routes;
-pub mod strict;
 pub mod subscribe;
-mod visit;
+pub mod validation;

@@ -4,15 +4,17 @@
 
 mod hearing;
 pub(crate) mod history;
+pub mod wake_list;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::Semaphore;
 
 use self::hearing::Turn;
+use self::wake_list::WakeList;
 use crate::backoff::Backoff;
 use crate::broker::{Broker, BrokerError, From, Health, PAGE_MESSAGES, Page};
 use crate::channel::ChannelName;
@@ -24,39 +26,13 @@ use crate::sequence::Next;
 use crate::topic::{Change, Topic};
 
 /// How long a channel without subscribers is kept: a page reload must not cost a round trip to Redis.
-const LINGER: Duration = Duration::from_secs(5);
+const IDLE_TOPIC_TTL: Duration = Duration::from_secs(5);
 /// How often shared pages are looked through for those that are too old.
 const PAGES_SWEPT: u64 = 5;
 /// How many histories are asked at once.
 const CHECKS_AT_ONCE: usize = 64;
 /// How long a log entry stays once all have read it: the time in which most who lost their connection come back.
 const LOG_IDLE: Duration = Duration::from_secs(60);
-
-/// What a shard is woken through: the topics that have something new for it.
-#[derive(Default)]
-pub struct Doorbell {
-    topics: Mutex<Vec<Arc<Topic>>>,
-    ring: Notify,
-}
-
-impl Doorbell {
-    /// Waits until some topic has something new, and takes all that have.
-    pub async fn wait(&self, topics: &mut Vec<Arc<Topic>>) {
-        loop {
-            std::mem::swap(&mut *self.topics.lock().unwrap_or_else(PoisonError::into_inner), topics);
-            if !topics.is_empty() {
-                return;
-            }
-            self.ring.notified().await;
-        }
-    }
-
-    /// Says that a topic has something new. A topic is listed at most once, by the marks in the topic.
-    fn ring(&self, topic: Arc<Topic>) {
-        self.topics.lock().unwrap_or_else(PoisonError::into_inner).push(topic);
-        self.ring.notify_one();
-    }
-}
 
 /// The channels that have subscribers on this instance.
 pub struct Hub {
@@ -69,7 +45,7 @@ pub struct Hub {
     /// What all logs weigh, in bytes, and may weigh.
     log_bytes: Arc<AtomicUsize>,
     most_log_bytes: usize,
-    doorbells: Vec<Arc<Doorbell>>,
+    wake_lists: Vec<Arc<WakeList>>,
     checks: Semaphore,
     metrics: Arc<Metrics>,
 }
@@ -93,7 +69,7 @@ impl Hub {
             bounds,
             log_bytes: Arc::default(),
             most_log_bytes,
-            doorbells: (0..shards).map(|_| Arc::default()).collect(),
+            wake_lists: (0..shards).map(|_| Arc::default()).collect(),
             checks: Semaphore::new(CHECKS_AT_ONCE),
             metrics,
         })
@@ -105,8 +81,8 @@ impl Hub {
     }
 
     /// What wakes a shard.
-    pub fn doorbell(&self, shard: usize) -> Arc<Doorbell> {
-        self.doorbells[shard].clone()
+    pub fn wake_list(&self, shard: usize) -> Arc<WakeList> {
+        self.wake_lists[shard].clone()
     }
 
     /// How many channels have, or had until shortly, subscribers here.
@@ -137,7 +113,7 @@ impl Hub {
 
     fn open(&self, channel: &ChannelName) -> Arc<Topic> {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        let (rule, shards) = (self.rules.of(channel), self.doorbells.len());
+        let (rule, shards) = (self.rules.of(channel), self.wake_lists.len());
         let topic = Topic::new(id, channel.clone(), rule, self.bounds, shards, self.log_bytes.clone());
         self.broker.subscribe(channel);
         Arc::new(topic)
@@ -146,7 +122,7 @@ impl Hub {
     fn apply(self: &Arc<Self>, topic: &Arc<Topic>, change: Change) {
         self.metrics.plain_dropped.inc_by(change.dropped);
         for shard in change.wake {
-            self.doorbells[shard].ring(topic.clone());
+            self.wake_lists[shard].push(topic.clone());
         }
         if change.next == Next::Check {
             tokio::spawn(self.clone().check(topic.clone()));
@@ -216,7 +192,7 @@ impl Hub {
         let mut trimmed = Instant::now();
         for second in 0_u64.. {
             ticks.tick().await;
-            let expired = |topic: &Arc<Topic>| topic.idle_since().is_some_and(|since| since.elapsed() > LINGER);
+            let expired = |topic: &Arc<Topic>| topic.idle_since().is_some_and(|since| since.elapsed() > IDLE_TOPIC_TTL);
             {
                 // Under the lock, as in `join`: a channel that is opened again at this moment must not lose its
                 // new subscription to the end of the old one.

@@ -3,21 +3,21 @@
 //!
 //! # Layout, in the order of a message's way
 //!
-//! * [`http`]: requests. `routes` is the table of contents, `publish` takes messages in, `subscribe` and `edge` turn a
-//!   request into a subscriber.
+//! * [`http`]: requests. `routes` is the table of contents, `publish` takes messages in, `subscribe` and `connection` turn
+//!   a request into a subscriber.
 //! * [`broker`]: the contract with what carries messages between instances; `broker::memory` within one process,
 //!   `broker::redis` between many.
 //! * [`intake`]: the bounded queue from the broker to the hub.
 //! * [`hub`]: the table of channels. Each is a [`topic`]: a [`log`](mod@log) whose order a [`sequence`] proves.
-//! * [`shard`]: one thread's subscribers, and the fan-out. New entries are encoded once into a [`batch`].
-//! * [`session`]: what one subscriber still has to receive, without a socket in sight.
-//! * [`transport`]: sockets. [`dialect`]: bytes.
+//! * [`delivery`]: from the log to the clients' sockets. One thread's `shard` encodes what is new once into a `batch` and
+//!   offers it to each `session`, whose bytes a `connection` writes to its [`socket`].
 //!
-//! At the door: [`accept`] takes connections, [`admission`] says who gets in, [`access`] who may do what, [`drain`] sees them out,
-//! [`linger`] lets each take its last bytes along.
+//! At the door: [`accept`] takes connections, [`admission`] says who gets in, [`access`] who may do what, [`drain`] says when
+//! all must go, [`lingering_close`] lets each take its last bytes along.
 //!
 //! Beside the way: [`channel`] and [`message`] are the nouns, [`rules`] what differs by channel, [`close`] why
-//! subscribers are closed, [`rate`], [`budget`] and [`level`] how fast and how much, [`metrics`], [`logging`] and [`sparing`] what the operator
+//! subscribers are closed, [`json`] the objects that several parts write, [`rate`], [`budget`] and [`level`] how fast and how
+//! much, [`metrics`], [`logging`] and [`sparing`] what the operator
 //! sees, [`config`], [`server`] and [`allocator`] the process, [`client`] the commands that talk to a running instance, [`check`] the
 //! one that looks whether one would work.
 
@@ -28,7 +28,6 @@ pub mod admission;
 pub mod allocator;
 pub mod app;
 pub mod backoff;
-pub mod batch;
 pub mod broker;
 pub mod budget;
 pub mod channel;
@@ -36,13 +35,14 @@ pub mod check;
 pub mod client;
 pub mod close;
 pub mod config;
-pub mod dialect;
+pub mod delivery;
 pub mod drain;
 pub mod http;
 pub mod hub;
 pub mod intake;
+pub mod json;
 pub mod level;
-pub mod linger;
+pub mod lingering_close;
 pub mod log;
 pub mod logging;
 pub mod message;
@@ -51,8 +51,6 @@ pub mod rate;
 pub mod rules;
 pub mod sequence;
 pub mod server;
-pub mod session;
-pub mod shard;
+pub mod socket;
 pub mod sparing;
 pub mod topic;
-pub mod transport;

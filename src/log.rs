@@ -1,5 +1,5 @@
 //! A channel's log: the last entries, bounded, each with a sequence number of this instance. A cursor is such a
-//! number. Pure data: who reads it, when, and in what encoding is `topic.rs`, `fanout.rs` and `session.rs`.
+//! number. Pure data: who reads it, when, and in what encoding is `topic.rs` and `delivery/`.
 
 use std::collections::VecDeque;
 

@@ -2,35 +2,37 @@
 //! environment nor listens to signals: whoever calls it decides when it is over.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
+use std::pin::pin;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
 use tokio::runtime::Builder;
-use tokio::sync::{mpsc, watch};
-use tokio::task::{LocalSet, spawn_local};
+use tokio::sync::mpsc;
+use tokio::task::{JoinSet, LocalSet, spawn_local};
 
-use crate::accept::{Arrival, Entrance, listen};
+use crate::accept::{Acceptor, HandedOver, listen};
 use crate::admission::Admission;
 use crate::allocator;
-use crate::app::{App, Stopping};
+use crate::app::App;
 use crate::broker::memory::MemoryBroker;
 use crate::broker::redis::{RedisBroker, UrlError};
 use crate::broker::{Broker, Health};
 use crate::budget::Budget;
 use crate::config::Settings;
-use crate::config::limits::Drain;
-use crate::drain::close_evenly;
-use crate::http::{edge, fetch, routes};
+use crate::config::limits::Drain as DrainTimes;
+use crate::delivery::drain::close_evenly;
+use crate::delivery::shard::Shard;
+use crate::drain::Drain;
+use crate::http::{connection, fetch, routes};
 use crate::hub::Hub;
 use crate::intake::Intake;
 use crate::metrics::Metrics;
-use crate::shard::Shard;
 use crate::sparing::Sparing;
 
-/// How many accepted connections may wait for a thread.
-const DOOR: usize = 1024;
+/// How many connections that another thread accepted may wait for a thread.
+const ACCEPTED_QUEUE: usize = 1024;
 /// How long the first connection is put off for a broker that does not answer yet.
 const FIRST_BROKER_ATTEMPT: Duration = Duration::from_secs(2);
 
@@ -59,18 +61,20 @@ pub struct Server {
     pub address: SocketAddr,
     /// What its parts share.
     pub app: Arc<App>,
-    entrance: Entrance,
     threads: Vec<thread::JoinHandle<()>>,
-    draining: watch::Sender<bool>,
-    drain: Drain,
+    drain: DrainTimes,
 }
 
-/// What a thread is told at its beginning.
+/// What a thread is given at its beginning.
 struct Thread {
     index: usize,
+    /// Its socket on the port, and the ways of connections to it and to all threads.
+    listener: TcpListener,
+    handed_over: mpsc::Receiver<HandedOver>,
+    senders: Vec<mpsc::Sender<HandedOver>>,
+    app: Arc<App>,
     /// How many there are.
     threads: usize,
-    draining: watch::Receiver<bool>,
     /// Over how long its subscribers are closed in the end.
     window: Duration,
 }
@@ -80,8 +84,8 @@ impl Server {
     pub fn start(settings: Settings) -> Result<Self, StartError> {
         let descriptors = raise_descriptor_limit();
         let listen_error = |source| StartError::Listen { address: settings.listen, source };
-        let listener = listen(settings.listen).map_err(listen_error)?;
-        let address = listener.local_addr().map_err(listen_error)?;
+        let listeners = listen(settings.listen, settings.threads).map_err(listen_error)?;
+        let address = listeners[0].local_addr().map_err(listen_error)?;
 
         let metrics = Arc::new(Metrics::new(settings.threads));
         let rules = settings.rules;
@@ -99,7 +103,7 @@ impl Server {
         tokio::spawn(hub.clone().run(intake));
         tokio::spawn(hub.clone().sweep());
         tokio::spawn(allocator::give_back());
-        let admission = Admission::new(settings.admission, descriptors, metrics.clone());
+        let admission = Admission::new(settings.admission, descriptors, settings.threads, metrics.clone());
         let incoming = Budget::new(settings.incoming_bytes);
         if let Some(jwks) = settings.access.remote_keys() {
             tokio::spawn(fetch::keep_keys(jwks.clone()));
@@ -110,67 +114,53 @@ impl Server {
             limits: settings.limits,
             hub,
             metrics,
-            admission: admission.clone(),
+            admission,
             access: settings.access,
             incoming,
             failures: Sparing::default(),
-            stopping: Stopping::default(),
+            drain: Drain::default(),
         });
 
-        let (draining, _) = watch::channel(false);
-        let mut doors = Vec::new();
+        let ways = (0..settings.threads).map(|_| mpsc::channel(ACCEPTED_QUEUE));
+        let (senders, receivers): (Vec<_>, Vec<_>) = ways.unzip();
         let mut threads = Vec::new();
-        for index in 0..settings.threads {
-            let (door, entrance) = mpsc::channel(DOOR);
-            let app = app.clone();
+        for (index, (listener, handed_over)) in listeners.into_iter().zip(receivers).enumerate() {
             // What is left of the time is for clients to answer.
             let window = settings.drain.time * 3 / 4;
-            let thread = Thread { index, threads: settings.threads, draining: draining.subscribe(), window };
-            let run = move || run_shard(thread, app, entrance);
+            let (app, senders) = (app.clone(), senders.clone());
+            let thread = Thread { index, listener, handed_over, senders, app, threads: settings.threads, window };
             let name = format!("shard-{index}");
-            threads.push(thread::Builder::new().name(name).spawn(run).map_err(StartError::Thread)?);
-            doors.push(door);
+            threads.push(thread::Builder::new().name(name).spawn(|| thread.run()).map_err(StartError::Thread)?);
         }
-        let entrance = Entrance::new(listener, admission, doors);
-        Ok(Self { address, app, entrance, threads, draining, drain: settings.drain })
+        Ok(Self { address, app, threads, drain: settings.drain })
     }
 
-    /// Accepts connections until `stop` resolves; then tells everybody, waits for them within the bound, and returns.
+    /// Serves until `stop` resolves; then tells everybody, waits for them within the bound, and returns.
     pub async fn run_until(self, stop: impl Future<Output = ()>) {
-        let serve = async {
-            self.first_broker_attempt().await;
-            self.entrance.accept().await;
-        };
-        tokio::select! {
-            () = serve => {}
-            () = stop => {}
-        }
-        self.app.start_leaving();
+        stop.await;
+        self.app.drain.start_leaving();
         // Not even a tick of the timer may pass where no notice is wanted.
         if !self.drain.notice.is_zero() {
-            let _ = tokio::time::timeout(self.drain.notice, self.entrance.accept()).await;
+            tokio::time::sleep(self.drain.notice).await;
         }
-        self.app.start_draining();
+        self.app.drain.start_draining();
         tracing::info!("draining: nothing new is begun");
-        self.entrance.accept_pending();
-        let Self { entrance, threads, draining, drain, .. } = self;
-        drop(entrance);
-        let _ = draining.send(true);
+        let Self { threads, drain, .. } = self;
         let joined = tokio::task::spawn_blocking(move || threads.into_iter().for_each(|thread| drop(thread.join())));
         // Each thread ends by itself when its last connection has; the bound is for those that do not.
         let _ = tokio::time::timeout(drain.time + Duration::from_secs(1), joined).await;
     }
+}
 
-    /// A load balancer may send clients as soon as the port accepts them: better when they can be served.
-    async fn first_broker_attempt(&self) {
-        let broker = self.app.hub.broker();
-        let up = async {
-            while broker.health() != Health::Up {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        };
-        let _ = tokio::time::timeout(FIRST_BROKER_ATTEMPT, up).await;
-    }
+/// A load balancer may send clients as soon as the port accepts them: better when they can be served.
+async fn first_broker_attempt(app: &App) {
+    let broker = app.hub.broker();
+    let up = async {
+        while broker.health() != Health::Up {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let _ = tokio::time::timeout(FIRST_BROKER_ATTEMPT, up).await;
 }
 
 /// Raises the soft limit of descriptors to the hard one; returns what it is now.
@@ -181,29 +171,57 @@ fn raise_descriptor_limit() -> u64 {
     })
 }
 
-/// One thread: serves the connections that come through the door until the instance drains and the last has gone.
-fn run_shard(thread: Thread, app: Arc<App>, mut entrance: mpsc::Receiver<Arrival>) {
-    let runtime = match Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => return tracing::error!(%error, "a thread could not start its runtime"),
-    };
-    let doorbell = app.hub.doorbell(thread.index);
-    let routes = routes::routes(app.clone());
-    LocalSet::new().block_on(&runtime, async move {
-        let shard = Shard::new(thread.index, app);
-        spawn_local(shard.clone().fan_out(doorbell));
+impl Thread {
+    /// Serves connections until the instance drains and the last has gone.
+    fn run(self) {
+        let runtime = match Builder::new_current_thread().enable_all().build() {
+            Ok(runtime) => runtime,
+            Err(error) => return tracing::error!(%error, "a thread could not start its runtime"),
+        };
+        LocalSet::new().block_on(&runtime, self.serve());
+    }
+
+    async fn serve(self) {
+        let Self { index, listener, mut handed_over, senders, app, threads, window } = self;
+        let acceptor = match Acceptor::new(index, listener, app.admission.clone(), senders) {
+            Ok(acceptor) => acceptor,
+            Err(error) => return tracing::error!(%error, "a thread could not use its socket on the port"),
+        };
+        let routes = routes::routes(app.clone());
+        let shard = Shard::new(index, app.clone());
+        spawn_local(shard.clone().fan_out(app.hub.wake_list(index)));
         spawn_local(shard.clone().sweep());
         spawn_local(allocator::give_back());
-        let mut requests = tokio::task::JoinSet::new();
-        while let Some(arrival) = entrance.recv().await {
+        let mut requests = JoinSet::new();
+        let mut serve = |accepted| {
             while requests.try_join_next().is_some() {}
-            requests.spawn_local(edge::serve(arrival, routes.clone(), shard.clone(), thread.draining.clone()));
+            requests.spawn_local(connection::serve(accepted, routes.clone(), shard.clone()));
+        };
+        let mut draining = pin!(app.drain.draining());
+        tokio::select! {
+            () = first_broker_attempt(&app) => {}
+            () = &mut draining => {}
         }
-        close_evenly(&shard, thread.window, thread.threads).await;
+        // What can happen: the instance drains, a connection comes, or another thread has too many.
+        loop {
+            tokio::select! {
+                biased;
+                () = &mut draining => break,
+                Some(connection) = handed_over.recv() => connection.take().into_iter().for_each(&mut serve),
+                accepted = acceptor.accept() => serve(accepted),
+            }
+        }
+        acceptor.pending().for_each(&mut serve);
+        drop(acceptor);
+        // The others do the same, so no more follow soon.
+        while let Some(connection) = handed_over.recv().await {
+            connection.take().into_iter().for_each(&mut serve);
+        }
+        close_evenly(&shard, window, threads).await;
         // A request that was under way may have become a subscription meanwhile.
         while requests.join_next().await.is_some() {
-            close_evenly(&shard, Duration::ZERO, thread.threads).await;
+            close_evenly(&shard, Duration::ZERO, threads).await;
         }
-        close_evenly(&shard, Duration::ZERO, thread.threads).await;
-    });
+        close_evenly(&shard, Duration::ZERO, threads).await;
+    }
 }

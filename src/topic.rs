@@ -29,7 +29,7 @@ pub enum Start {
 
 /// Where a reader of the topic goes on.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Place {
+pub enum ReadAt {
     /// In the log, at this sequence number.
     Log(u64),
     /// The history must be asked first.
@@ -38,9 +38,9 @@ pub enum Place {
 
 /// Where a subscriber begins.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Located {
+pub struct StartingPoint {
     /// Where it reads first.
-    pub place: Place,
+    pub read_at: ReadAt,
     /// The position that it starts after; `None` where the channel keeps no history.
     pub position: Option<Position>,
     /// The channel's newest offset.
@@ -201,51 +201,51 @@ impl Topic {
     }
 
     /// Where a subscriber begins that wants `start`.
-    pub fn locate(&self, start: Start) -> Located {
+    pub fn locate(&self, start: Start) -> StartingPoint {
         let state = self.lock();
-        let end = Place::Log(state.log.end());
+        let end = ReadAt::Log(state.log.end());
         let Some(tail) = state.sequencer.delivered().map(|tail| tail.position) else {
             // Nothing to resume in a channel without history; the last few that passed by are in the log.
-            let place = match start {
-                Start::Last(count) => Place::Log(state.log.find_last(count).unwrap_or(state.log.start())),
+            let read_at = match start {
+                Start::Last(count) => ReadAt::Log(state.log.find_last(count).unwrap_or(state.log.start())),
                 _ => end,
             };
-            return Located { place, position: None, head: None };
+            return StartingPoint { read_at, position: None, head: None };
         };
-        let (place, position) = match start {
+        let (read_at, position) = match start {
             // Before a channel's first message there are no values to ask for.
             Start::Live if self.rule.keyed.is_some() && tail.offset > 0 => {
-                (Place::History(From::Keys), Position::new(tail.epoch, 0))
+                (ReadAt::History(From::Keys), Position::new(tail.epoch, 0))
             }
             Start::Live | Start::Last(0) => (end, tail),
             Start::Last(count) => {
                 let before = Position::new(tail.epoch, tail.offset.saturating_sub(count as u64));
-                (state.log.find_last(count).map_or(Place::History(From::Last(count)), Place::Log), before)
+                (state.log.find_last(count).map_or(ReadAt::History(From::Last(count)), ReadAt::Log), before)
             }
             Start::After(position) => {
-                let place = match state.log.find(position) {
-                    Found::At(sequence) => Place::Log(sequence),
+                let read_at = match state.log.find(position) {
+                    Found::At(sequence) => ReadAt::Log(sequence),
                     Found::Older if position == tail => end,
                     // The history says exactly what is gone, if anything is.
-                    Found::Older => Place::History(From::After(position)),
+                    Found::Older => ReadAt::History(From::After(position)),
                 };
-                (place, position)
+                (read_at, position)
             }
         };
-        Located { place, position: Some(position), head: Some(tail.offset) }
+        StartingPoint { read_at, position: Some(position), head: Some(tail.offset) }
     }
 
     /// Where to go on in the log for one who has everything up to `through`.
-    pub fn after_history(&self, through: Position) -> Place {
+    pub fn after_history(&self, through: Position) -> ReadAt {
         {
             // The epoch of a channel without messages is the time at which it was asked for.
             let state = self.lock();
             let is_empty = state.sequencer.delivered().is_some_and(|tail| tail.position.offset == 0);
             if through.offset == 0 && is_empty {
-                return Place::Log(state.log.end());
+                return ReadAt::Log(state.log.end());
             }
         }
-        self.locate(Start::After(through)).place
+        self.locate(Start::After(through)).read_at
     }
 
     /// The end of the log.

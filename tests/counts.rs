@@ -115,3 +115,24 @@ fn a_delivery_allocates_nothing() {
     println!("allocations: {} for a message, {each} for a delivery", few / MESSAGES);
     assert!(each < 0.01, "{each} allocations for a delivery");
 }
+
+#[test]
+fn a_handshake_and_its_close_allocate_little() {
+    const CONNECTIONS: usize = 500;
+    let _turn = TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let address = serve();
+    let come_and_go = || {
+        let mut stream = websocket(address);
+        stream.write_all(b"\x88\x82\0\0\0\0\x03\xE8").unwrap();
+        let mut closed = Vec::with_capacity(64);
+        stream.read_to_end(&mut closed).unwrap();
+        assert_eq!(closed, b"\x88\x02\x03\xE8");
+    };
+    (0..CONNECTIONS).for_each(|_| come_and_go());
+    let region = Region::new(ALLOCATOR);
+    (0..CONNECTIONS).for_each(|_| come_and_go());
+    // One is the test's own.
+    let each = region.change().allocations as f64 / CONNECTIONS as f64 - 1.0;
+    println!("allocations of a handshake and its close: {each}");
+    assert!(each < 70.0, "{each}");
+}

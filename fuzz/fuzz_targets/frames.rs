@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use livebridge::dialect::frame::{Decoder, Incoming};
+use livebridge::delivery::framing::websocket::{Decoder, Incoming};
 
 const LIMIT: usize = 4096;
 

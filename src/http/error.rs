@@ -115,7 +115,7 @@ impl From<BrokerError> for ApiError {
 /// A JSON answer.
 pub fn json_response(status: StatusCode, body: &impl serde::Serialize) -> Response {
     let mut text = Vec::with_capacity(MOST_ANSWERS);
-    crate::dialect::envelope::write(body, &mut text);
+    crate::json::write(body, &mut text);
     text.push(b'\n');
     let mut response = Response::new(text.into());
     *response.status_mut() = status;

@@ -13,7 +13,7 @@ use crate::access::{Action, Asker};
 use crate::app::App;
 use crate::broker::{From, PAGE_MESSAGES};
 use crate::channel::ChannelName;
-use crate::dialect::envelope::Envelope;
+use crate::json::Envelope;
 use crate::message::Position;
 
 const DEFAULT_LIMIT: usize = 100;

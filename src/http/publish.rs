@@ -83,7 +83,7 @@ async fn try_publish(
     } else {
         single(query, channels, &body, id.as_ref())?
     };
-    if app.is_draining() {
+    if app.drain.is_draining() {
         return Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "draining", "this instance is stopping; try again"));
     }
     let channels: Vec<_> = batch.iter().map(|publication| publication.channel.clone()).collect();

@@ -49,6 +49,7 @@ fn others(app: Arc<App>) -> BoxedFilter<(Response,)> {
         .and(query())
         .and(headers)
         .and(asker())
+        .and(warp::ext::get())
         .then(subscribe::websocket);
     let events = warp::path!("events")
         .and(get())
@@ -56,6 +57,7 @@ fn others(app: Arc<App>) -> BoxedFilter<(Response,)> {
         .and(query())
         .and(headers)
         .and(asker())
+        .and(warp::ext::get())
         .then(subscribe::events);
     let history = warp::path!("channels" / String / "messages")
         .and(get())
@@ -90,12 +92,6 @@ fn others(app: Arc<App>) -> BoxedFilter<(Response,)> {
         .boxed()
 }
 
-/// Whether a path is that of a subscription: its connection is the client's own for as long as it lasts.
-pub fn subscribes(path: &str) -> bool {
-    // The filters take a slash at the end of a path for nothing.
-    matches!(path.strip_suffix('/').unwrap_or(path), "/ws" | "/events")
-}
-
 fn with(app: Arc<App>) -> impl Filter<Extract = (Arc<App>,), Error = Infallible> + Clone {
     warp::any().map(move || app.clone())
 }
@@ -104,7 +100,7 @@ fn query() -> impl Filter<Extract = (String,), Error = Infallible> + Copy {
     warp::query::raw().or(warp::any().map(String::new)).unify()
 }
 
-/// Who asks: put there by `edge.rs`, unless the request shows nothing.
+/// Who asks: put there by `connection.rs`, unless the request shows nothing.
 fn asker() -> impl Filter<Extract = (Asker,), Error = Infallible> + Copy {
     warp::ext::optional().map(Option::<Asker>::unwrap_or_default)
 }
@@ -148,7 +144,7 @@ fn healthz(app: &App) -> Response {
 
 /// Whether a load balancer should send clients here.
 fn readyz(app: &App) -> Response {
-    let (status, text) = if app.is_leaving() {
+    let (status, text) = if app.drain.is_leaving() {
         (StatusCode::SERVICE_UNAVAILABLE, "draining".to_owned())
     } else {
         match app.hub.broker().health() {

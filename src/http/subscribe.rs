@@ -1,6 +1,7 @@
-//! `GET /ws` and `GET /events`: checks what is asked, joins the channels, and hands the connection over to a session.
+//! `GET /ws` and `GET /events`: checks what is asked, joins the channels, and sends the handshake to the connection that the
+//! request came on. The response that a route returns then is the head of what the subscriber gets.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures::future::try_join_all;
@@ -10,77 +11,85 @@ use warp::reply::Response;
 
 use super::credentials;
 use super::error::ApiError;
+use super::handshake::{self, HandshakeError};
 use super::query::Query;
 use crate::access::{Action, Asker, Grant};
+use crate::address::ClientAddress;
+use crate::admission::AddressClaim;
 use crate::app::App;
 use crate::broker::BrokerError;
 use crate::channel::ChannelName;
-use crate::dialect::Dialect;
-use crate::dialect::events::{MultiChannelEvents, SingleChannelEvents};
-use crate::dialect::json::Json;
-use crate::dialect::raw::Raw;
+use crate::delivery::encoding::{EVENTS, Encoding, MULTI_CHANNEL_EVENTS, WEBSOCKET_JSON, WEBSOCKET_RAW};
+use crate::delivery::subscription::{NewSubscription, Rights};
+use crate::delivery::task::Handshake;
 use crate::hub::Membership;
 use crate::topic::Start;
-use crate::transport::connection::Permit;
-use crate::transport::websocket;
 
 /// How long joining a channel may take: a round trip or two to Redis, or a Redis that is coming back.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What a session needs to begin. Travels with the response to `edge.rs`, which takes it out once.
+/// The way from a route to the connection that its request came on; among the request's extensions.
 #[derive(Clone)]
-pub struct Takeover(Arc<Mutex<Option<Subscription>>>);
+pub struct HandshakeSender(Arc<Slot>);
 
-/// What was asked for, checked and joined.
-pub struct Subscription {
-    /// What its bytes look like.
-    pub dialect: &'static dyn Dialect,
-    /// Which transport drives it.
-    pub transport: Transport,
-    /// Its channels, and where each begins.
-    pub channels: Vec<(Membership, Start)>,
-    /// What it may do, and for how long.
-    pub permit: Permit,
+struct Slot {
+    client: ClientAddress,
+    sent: OnceLock<Handshake>,
 }
 
-/// What kind of connection follows the response's head.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Transport {
-    /// Frames both ways.
-    WebSocket,
-    /// Events one way.
-    Sse,
-}
-
-impl Takeover {
-    fn new(subscription: Subscription) -> Self {
-        Self(Arc::new(Mutex::new(Some(subscription))))
+impl HandshakeSender {
+    /// For a request of this client.
+    pub fn new(client: ClientAddress) -> Self {
+        Self(Arc::new(Slot { client, sent: OnceLock::new() }))
     }
 
-    /// Takes the subscription out; there is one only the first time.
-    pub fn take(&self) -> Option<Subscription> {
-        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take()
+    /// Counts a client for its address. One that connects directly was counted when it was accepted.
+    fn claim(&self, app: &App) -> Result<Option<AddressClaim>, ApiError> {
+        let client = self.0.client;
+        if client.proxied { Ok(Some(app.admission.claim(client)?)) } else { Ok(None) }
+    }
+
+    /// Sends; called once for a request.
+    fn send(&self, handshake: Handshake) {
+        let _ = self.0.sent.set(handshake);
+    }
+
+    /// What was sent, once the route has answered.
+    pub fn receive(self) -> Option<Handshake> {
+        // The route and its request are gone, so this is the only one.
+        Arc::into_inner(self.0).and_then(|slot| slot.sent.into_inner())
     }
 }
 
 /// Answers `GET /ws`.
-pub async fn websocket(app: Arc<App>, query: String, headers: HeaderMap, asker: Asker) -> Response {
-    match try_websocket(&app, &Query::parse(&query), &headers, asker).await {
+pub async fn websocket(
+    app: Arc<App>,
+    query: String,
+    headers: HeaderMap,
+    asker: Asker,
+    sender: HandshakeSender,
+) -> Response {
+    match try_websocket(&app, &Query::parse(&query), &headers, asker, &sender).await {
         Ok(response) => response,
         Err(error) => error.into_response(),
     }
 }
 
-async fn try_websocket(app: &Arc<App>, query: &Query, headers: &HeaderMap, asker: Asker) -> Result<Response, ApiError> {
+async fn try_websocket(
+    app: &Arc<App>,
+    query: &Query,
+    headers: &HeaderMap,
+    asker: Asker,
+    sender: &HandshakeSender,
+) -> Result<Response, ApiError> {
+    let claim = sender.claim(app)?;
     let channels = query.channels(app)?;
     let grant = credentials::authorize(app, asker, query, &channels, Action::Subscribe).await?;
     let starts = query.starts(&channels, None)?;
-    let dialect: &'static dyn Dialect = if query.wants_json()? { &Json } else { &Raw };
-    let accept = websocket::accept(headers).map_err(|error| {
+    let encoding = if query.wants_json()? { &WEBSOCKET_JSON } else { &WEBSOCKET_RAW };
+    let accept = handshake::accept(headers).map_err(|error| {
         let (status, code) = match error {
-            websocket::HandshakeError::Key | websocket::HandshakeError::Body => {
-                (StatusCode::BAD_REQUEST, "handshake_invalid")
-            }
+            HandshakeError::Key | HandshakeError::Body => (StatusCode::BAD_REQUEST, "handshake_invalid"),
             _ => (StatusCode::UPGRADE_REQUIRED, "upgrade_required"),
         };
         ApiError::new(status, code, error.to_string())
@@ -95,7 +104,8 @@ async fn try_websocket(app: &Arc<App>, query: &Query, headers: &HeaderMap, asker
             return Ok(response);
         }
     };
-    let mut response = takeover(app, dialect, Transport::WebSocket, channels, starts, &grant).await?;
+    sender.send(join(app, encoding, channels, starts, &grant, claim).await?);
+    let mut response = Response::new(Vec::new().into());
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     let headers = response.headers_mut();
     headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
@@ -106,21 +116,35 @@ async fn try_websocket(app: &Arc<App>, query: &Query, headers: &HeaderMap, asker
 }
 
 /// Answers `GET /events`.
-pub async fn events(app: Arc<App>, query: String, headers: HeaderMap, asker: Asker) -> Response {
-    match try_events(&app, &Query::parse(&query), &headers, asker).await {
+pub async fn events(
+    app: Arc<App>,
+    query: String,
+    headers: HeaderMap,
+    asker: Asker,
+    sender: HandshakeSender,
+) -> Response {
+    match try_events(&app, &Query::parse(&query), &headers, asker, &sender).await {
         Ok(response) => response,
         Err(error) => error.into_response(),
     }
 }
 
-async fn try_events(app: &Arc<App>, query: &Query, headers: &HeaderMap, asker: Asker) -> Result<Response, ApiError> {
+async fn try_events(
+    app: &Arc<App>,
+    query: &Query,
+    headers: &HeaderMap,
+    asker: Asker,
+    sender: &HandshakeSender,
+) -> Result<Response, ApiError> {
+    let claim = sender.claim(app)?;
     let channels = query.channels(app)?;
     let grant = credentials::authorize(app, asker, query, &channels, Action::Subscribe).await?;
     let last_event_id = headers.get("last-event-id").map(|id| id.to_str()).transpose();
     let last_event_id = last_event_id.map_err(|_| ApiError::parameter("`Last-Event-ID` is no list of positions"))?;
     let starts = query.starts(&channels, last_event_id)?;
-    let dialect: &'static dyn Dialect = if channels.len() == 1 { &SingleChannelEvents } else { &MultiChannelEvents };
-    let mut response = takeover(app, dialect, Transport::Sse, channels, starts, &grant).await?;
+    let encoding = if channels.len() == 1 { &EVENTS } else { &MULTI_CHANNEL_EVENTS };
+    sender.send(join(app, encoding, channels, starts, &grant, claim).await?);
+    let mut response = Response::new(Vec::new().into());
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
@@ -130,15 +154,16 @@ async fn try_events(app: &Arc<App>, query: &Query, headers: &HeaderMap, asker: A
     Ok(response)
 }
 
-async fn takeover(
+/// Joins the channels.
+async fn join(
     app: &Arc<App>,
-    dialect: &'static dyn Dialect,
-    transport: Transport,
+    encoding: &'static Encoding,
     channels: Vec<ChannelName>,
     starts: Vec<Start>,
     grant: &Grant,
-) -> Result<Response, ApiError> {
-    if app.is_draining() {
+    claim: Option<AddressClaim>,
+) -> Result<Handshake, ApiError> {
+    if app.drain.is_draining() {
         let message = "this instance is stopping; connect again";
         return Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "draining", message));
     }
@@ -146,10 +171,10 @@ async fn takeover(
     let memberships = tokio::time::timeout(JOIN_TIMEOUT, joined)
         .await
         .unwrap_or_else(|_| Err(BrokerError::Unavailable("no subscription in time".into())))?;
-    let may_publish = matches!(&channels[..], [channel] if grant.check(channel, Action::Publish).is_ok());
-    let permit = Permit { holds_for: grant.holds_for(), may_publish };
-    let channels = memberships.into_iter().zip(starts).collect();
-    let mut response = Response::new(Vec::new().into());
-    response.extensions_mut().insert(Takeover::new(Subscription { dialect, transport, channels, permit }));
-    Ok(response)
+    let subscription = |(membership, start): (Membership, Start)| {
+        let rights = Rights { publish: grant.check(&membership.topic().channel, Action::Publish).is_ok() };
+        NewSubscription { membership, start, rights }
+    };
+    let subscriptions = memberships.into_iter().zip(starts).map(subscription).collect();
+    Ok(Handshake { head: Vec::new(), encoding, subscriptions, holds_for: grant.holds_for(), claim })
 }

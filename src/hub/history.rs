@@ -10,7 +10,7 @@ use futures::future::{BoxFuture, Shared, WeakShared};
 use super::Hub;
 use crate::broker::{Broker, BrokerError, From, PAGE_MESSAGES, Page};
 use crate::message::{Gap, GapReason, Position};
-use crate::topic::{Place, Topic};
+use crate::topic::{ReadAt, Topic};
 
 /// How long a page is handed to others. Whatever was published since it was read follows from the log,
 /// so it never is out of date; it only takes memory, and its oldest messages may be a little too old.
@@ -111,7 +111,7 @@ fn read(broker: Arc<dyn Broker>, channel: crate::channel::ChannelName, from: Fro
 fn connects(topic: &Topic, page: &Page) -> bool {
     let through = page.through.position;
     topic.delivered().is_some_and(|tail| tail.position.epoch == through.epoch)
-        && matches!(topic.after_history(through), Place::Log(_))
+        && matches!(topic.after_history(through), ReadAt::Log(_))
 }
 
 /// What to read so that others, who stand at different places, can share the answer.

@@ -18,7 +18,7 @@
 use std::io::{self, Read, Write};
 
 use livebridge::close::{Close, Code};
-use livebridge::dialect::frame::{self, Decoder, Incoming, Opcode};
+use livebridge::delivery::framing::websocket::{self as frame, Decoder, Incoming, Opcode};
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use livebridge::access::Access;
 use livebridge::access::origin::Origins;
 use livebridge::admission::{self, Admission, AddressLimits};
-use livebridge::app::{App, Limits, Rates, Stopping};
+use livebridge::app::{App, Limits, Rates};
 use livebridge::broker::memory::MemoryBroker;
 use livebridge::budget::Budget;
+use livebridge::drain::Drain;
 use livebridge::hub::Hub;
 use livebridge::intake::Intake;
 use livebridge::log;
@@ -36,7 +37,7 @@ pub fn app() -> Arc<App> {
     let nobody = || AddressLimits { connections: None, handshakes: None };
     let bounds =
         admission::Bounds { connections: None, public: nobody(), near: nobody(), proxies: Default::default() };
-    let admission = Admission::new(bounds, 1024, metrics.clone());
+    let admission = Admission::new(bounds, 1024, 1, metrics.clone());
     Arc::new(App {
         instance: "fuzz".into(),
         default_channel: "live".parse().expect("a name"),
@@ -47,6 +48,6 @@ pub fn app() -> Arc<App> {
         access: Access::new(Vec::new(), None, Origins::default(), None, rules),
         incoming: Budget::new(1 << 20),
         failures: Sparing::default(),
-        stopping: Stopping::default(),
+        drain: Drain::default(),
     })
 }

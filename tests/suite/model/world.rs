@@ -23,7 +23,7 @@ pub(super) struct Feed {
 
 pub(super) struct World {
     pub(super) hub: Arc<Hub>,
-    pub(super) doorbell: Arc<Doorbell>,
+    pub(super) wake_list: Arc<WakeList>,
     pub(super) broker: Arc<Script>,
     pub(super) names: Vec<ChannelName>,
     pub(super) clients: Vec<Client>,
@@ -51,8 +51,8 @@ impl World {
         let hub = Hub::new(broker.clone(), rules, LOG, usize::MAX, 1, Arc::new(Metrics::new(1)));
         tokio::spawn(hub.clone().run(intake));
         let clients = (0..CLIENTS).map(|_| Client::default()).collect();
-        let doorbell = hub.doorbell(0);
-        Self { hub, doorbell, broker, names, clients, feeds: HashMap::new(), chunk, published: 0 }
+        let wake_list = hub.wake_list(0);
+        Self { hub, wake_list, broker, names, clients, feeds: HashMap::new(), chunk, published: 0 }
     }
 
     pub(super) async fn apply(&mut self, op: &Op) -> Outcome {
@@ -168,9 +168,9 @@ impl World {
         }
         client.asking = None;
         if let Some(session) = client.session.take() {
-            for topic in session.topics() {
+            for topic in topics(&session) {
                 let read_by = |client: &Client| {
-                    client.session.as_ref().is_some_and(|session| session.topics().any(|held| held.id == topic.id))
+                    client.session.as_ref().is_some_and(|session| topics(session).any(|held| held.id == topic.id))
                 };
                 if !self.clients.iter().any(read_by) {
                     self.feeds.remove(&topic.id);
@@ -193,7 +193,9 @@ impl World {
             if self.clients[index].asking.as_ref().is_some_and(|(_, asking)| asking.is_finished()) {
                 let (slot, asking) = self.clients[index].asking.take().unwrap();
                 let page = asking.await.unwrap();
-                self.clients[index].session.as_mut().unwrap().answered(slot, page);
+                let session = self.clients[index].session.as_mut().unwrap();
+                let topic = session.subscription(slot).unwrap().topic().clone();
+                session.answered(slot, &topic, page);
                 self.pump(index)?;
             }
             if self.clients[index].room > 0 {
@@ -212,22 +214,25 @@ impl World {
             });
         }
         let starts = self.clients[index].starts.iter().map(|(_, _, start)| *start);
-        let session = Session::new(&Json, memberships.into_iter().zip(starts).collect(), Vec::new(), "model");
+        let mut session = Session::new(&WEBSOCKET_JSON, Vec::new(), memberships.len());
+        let new = |(membership, start)| NewSubscription { membership, start, rights: Rights::default() };
+        let made: Vec<_> = memberships.into_iter().zip(starts).map(|pair| session.subscribe(new(pair))).collect();
+        session.write_connected("model", &made);
         self.clients[index].session = Some(session);
         self.pump(index)
     }
 
-    /// What `shard.rs` does when the doorbell rang.
+    /// What `shard.rs` does when it is woken.
     pub(super) fn serve(&mut self) -> Outcome {
         let mut topics = Vec::new();
-        if self.doorbell.wait(&mut topics).now_or_never().is_none() {
+        if self.wake_list.wait(&mut topics).now_or_never().is_none() {
             return Ok(());
         }
-        let mut batch = Batch::default();
+        let mut batch = EncodedBatch::default();
         for topic in topics {
             topic.unmark(0);
             let Some(mut served) = self.feeds.get(&topic.id).map(|feed| feed.served) else { continue };
-            while batch.fill(&topic, served, &Json) {
+            while batch.fill(&topic, served, &WEBSOCKET_JSON) {
                 for index in 0..CLIENTS {
                     self.offer(index, &topic, &batch)?;
                 }
@@ -241,10 +246,10 @@ impl World {
         Ok(())
     }
 
-    pub(super) fn offer(&mut self, index: usize, topic: &Topic, batch: &Batch) -> Outcome {
+    pub(super) fn offer(&mut self, index: usize, topic: &Topic, batch: &EncodedBatch) -> Outcome {
         let chunk = self.chunk;
         let Client { session: Some(session), room, wire, .. } = &mut self.clients[index] else { return Ok(()) };
-        let slot = session.topics().position(|held| held.id == topic.id);
+        let slot = topics(session).position(|held| held.id == topic.id);
         let Some(slot) = slot else { return Ok(()) };
         if session.offer(slot, batch, &mut |bytes| write(bytes, chunk, room, wire)) {
             return self.decode(index);
@@ -256,9 +261,9 @@ impl World {
         let chunk = self.chunk;
         let hub = self.hub.clone();
         let Client { session: Some(session), room, wire, asking, .. } = &mut self.clients[index] else { return Ok(()) };
-        let waits = session.pump(&mut Vec::new(), &mut |bytes| write(bytes, chunk, room, wire));
+        let waits = session.pump(&mut EncodedBatch::default(), &mut |bytes| write(bytes, chunk, room, wire));
         if let (Waits::History(slot, from), None) = (&waits, &*asking) {
-            let (topic, from) = (session.topics().nth(*slot).unwrap().clone(), *from);
+            let (topic, from) = (session.subscription(*slot).unwrap().topic().clone(), *from);
             *asking = Some((*slot, tokio::spawn(async move { hub.history(&topic, from).await.unwrap() })));
         }
         self.decode(index)?;
@@ -427,4 +432,8 @@ pub(super) fn position(place: &Value) -> Position {
 
 pub(super) fn channel(said: &Value) -> usize {
     CHANNELS.iter().position(|name| said["channel"] == *name).unwrap()
+}
+
+fn topics(session: &Session) -> impl Iterator<Item = &Arc<Topic>> {
+    session.subscriptions().map(|(_, subscription)| subscription.topic())
 }

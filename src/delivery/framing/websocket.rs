@@ -1,9 +1,10 @@
 //! The WebSocket frame codec, server side, without any I/O (RFC 6455, section 5). Writes headers in front of ready
-//! payloads; reads a client's frames in place. Own code, since no crate lets one encoded frame be written to many sockets;
-//! tungstenite is its oracle in the tests.
+//! payloads; reads a client's frames in place, without a read buffer of each connection's own, which is why this is not
+//! left to a crate. tungstenite is its oracle in the tests.
 
 use std::ops::Range;
 
+use super::{Framing, Kind, Transport};
 use crate::close::{Close, Code};
 
 /// What a frame is (RFC 6455, 5.2).
@@ -61,6 +62,49 @@ pub fn write_close(close: &Close, out: &mut Vec<u8>) {
     write(Opcode::Close, &payload, out);
 }
 
+/// WebSocket frames without extensions.
+pub struct WebSocket;
+
+impl Framing for WebSocket {
+    fn transport(&self) -> Transport {
+        Transport::WebSocket
+    }
+
+    fn begin(&self, out: &mut Vec<u8>) -> usize {
+        out.extend_from_slice(&[0; MAX_HEADER]);
+        out.len() - MAX_HEADER
+    }
+
+    /// The header's size depends on the length, so the message stands behind the largest header and is moved up.
+    fn end(&self, kind: Kind, start: usize, out: &mut Vec<u8>) {
+        let length = out.len() - start - MAX_HEADER;
+        let mut header = Vec::with_capacity(MAX_HEADER);
+        write_header(opcode_of(kind), length, &mut header);
+        out[start..start + header.len()].copy_from_slice(&header);
+        out.copy_within(start + MAX_HEADER.., start + header.len());
+        out.truncate(start + header.len() + length);
+    }
+
+    fn write(&self, kind: Kind, message: &[u8], out: &mut Vec<u8>) {
+        write(opcode_of(kind), message, out);
+    }
+
+    fn write_keepalive(&self, out: &mut Vec<u8>) {
+        write(Opcode::Ping, b"", out);
+    }
+
+    fn write_close(&self, close: &Close, out: &mut Vec<u8>) {
+        write_close(close, out);
+    }
+}
+
+fn opcode_of(kind: Kind) -> Opcode {
+    match kind {
+        Kind::Text => Opcode::Text,
+        Kind::Binary => Opcode::Binary,
+    }
+}
+
 /// What a client said.
 #[derive(PartialEq, Eq, Debug)]
 pub enum Incoming {
@@ -84,8 +128,8 @@ pub enum Incoming {
 pub struct Decoder {
     /// Bytes of a frame that is not complete yet.
     partial: Vec<u8>,
-    message: Option<Fragments>,
-    /// Each connection holds a decoder: these two are small for its sake.
+    /// Each connection holds a decoder: these are small for its sake.
+    message: Option<Box<Fragments>>,
     limit: u32,
     frames: u32,
 }
@@ -179,7 +223,7 @@ impl Decoder {
             Opcode::Continuation | Opcode::Text | Opcode::Binary => {}
         }
         let text = header.opcode == Opcode::Text;
-        let mut message = self.message.take().unwrap_or(Fragments { text, bytes: Vec::new(), checked: 0 });
+        let mut message = self.message.take().unwrap_or_else(|| Fragments::new(text));
         message.bytes.extend_from_slice(payload);
         if message.text {
             message.check(header.fin)?;
@@ -193,6 +237,10 @@ impl Decoder {
 }
 
 impl Fragments {
+    fn new(text: bool) -> Box<Self> {
+        Box::new(Self { text, bytes: Vec::new(), checked: 0 })
+    }
+
     /// Checks what is new; a character may go on in the next fragment, unless this was the last.
     fn check(&mut self, is_last: bool) -> Result<(), Close> {
         match std::str::from_utf8(&self.bytes[self.checked..]) {

@@ -1,17 +1,10 @@
-//! The WebSocket transport: the handshake (RFC 6455, 4.2) and what a client's frames mean.
-
-use std::collections::VecDeque;
+//! The WebSocket handshake (RFC 6455, 4.2).
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use bytes::Bytes;
 use hyper::header::{
     CONNECTION, CONTENT_LENGTH, HeaderMap, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, TRANSFER_ENCODING, UPGRADE,
 };
-
-use super::connection::{Connection, Inbound};
-use crate::close::Close;
-use crate::dialect::frame::{self, Decoder, Incoming, Opcode};
 
 /// RFC 6455, 1.3.
 const GUID: &str = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
@@ -56,41 +49,4 @@ pub fn accept(headers: &HeaderMap) -> Result<String, HandshakeError> {
     }
     let digest = sha1_smol::Sha1::from(format!("{key}{GUID}")).digest();
     Ok(STANDARD.encode(digest.bytes()))
-}
-
-/// Reads a client's frames.
-pub struct Frames(Decoder);
-
-impl Frames {
-    /// Messages may have `limit` bytes.
-    pub fn new(limit: usize) -> Self {
-        Self(Decoder::new(limit))
-    }
-}
-
-impl Inbound for Frames {
-    fn receive(
-        &mut self,
-        chunk: &mut [u8],
-        connection: &Connection,
-        messages: &mut VecDeque<Bytes>,
-    ) -> Result<(), Close> {
-        let mut closed = None;
-        self.0.decode(chunk, |incoming| match incoming {
-            // Its kind follows from its bytes, for those who receive it.
-            Incoming::Message { bytes, .. } => messages.push_back(bytes.into()),
-            Incoming::Ping(payload) => connection.post(|_, out| frame::write(Opcode::Pong, &payload, out)),
-            Incoming::Pong => {}
-            Incoming::Close(code) => closed = Some(Close::answer(code)),
-        })?;
-        closed.map_or(Ok(()), Err)
-    }
-
-    fn take_frames(&mut self) -> usize {
-        self.0.take_frames()
-    }
-
-    fn held(&self) -> usize {
-        self.0.held()
-    }
 }

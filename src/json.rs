@@ -1,11 +1,10 @@
-//! The JSON objects that `format=json`, Server-Sent Events' own events and the history share.
+//! The JSON objects that `format=json`, Server-Sent Events' own events, the history and the errors over HTTP share.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use super::Standing;
 use crate::channel::ChannelName;
 use crate::message::{Gap, Message, Position};
 
@@ -70,40 +69,43 @@ fn as_json(text: &str) -> Option<&RawValue> {
 
 /// The first thing a subscriber is told.
 #[derive(Serialize)]
-pub struct Welcome<'a> {
+pub struct Connected<'a> {
     event: &'static str,
     instance: &'a str,
-    channels: Vec<WelcomeChannel<'a>>,
+    channels: Vec<ConnectedChannel<'a>>,
 }
 
 #[derive(Serialize)]
-struct WelcomeChannel<'a> {
+struct ConnectedChannel<'a> {
     channel: &'a str,
     #[serde(flatten)]
-    place: Option<Place>,
+    position: Option<WirePosition>,
     #[serde(skip_serializing_if = "Option::is_none")]
     head: Option<u64>,
 }
 
 #[derive(Serialize)]
-struct Place {
+struct WirePosition {
     epoch: String,
     offset: u64,
 }
 
-impl<'a> Welcome<'a> {
-    /// Names the instance and where the subscriber begins in each channel.
-    pub fn new(instance: &'a str, channels: &[Standing<'a>]) -> Self {
-        let welcome = |standing: &Standing<'a>| WelcomeChannel {
-            channel: standing.channel.as_str(),
-            place: standing.position.map(Place::new),
-            head: standing.head,
+impl<'a> Connected<'a> {
+    /// Names the instance and, for each channel, the position that the subscription starts after and the newest offset.
+    pub fn new(
+        instance: &'a str,
+        channels: impl Iterator<Item = (&'a ChannelName, Option<Position>, Option<u64>)>,
+    ) -> Self {
+        let channel = |(channel, position, head): (&'a ChannelName, Option<Position>, _)| ConnectedChannel {
+            channel: channel.as_str(),
+            position: position.map(WirePosition::new),
+            head,
         };
-        Self { event: "welcome", instance, channels: channels.iter().map(welcome).collect() }
+        Self { event: "welcome", instance, channels: channels.map(channel).collect() }
     }
 }
 
-impl Place {
+impl WirePosition {
     fn new(position: Position) -> Self {
         Self { epoch: position.epoch.to_string(), offset: position.offset }
     }
@@ -115,7 +117,7 @@ pub struct GapNotice<'a> {
     event: &'static str,
     channel: &'a str,
     #[serde(flatten)]
-    place: Place,
+    position: WirePosition,
     reason: &'static str,
     message: &'static str,
 }
@@ -126,7 +128,7 @@ impl<'a> GapNotice<'a> {
         Self {
             event: "gap",
             channel: channel.as_str(),
-            place: Place::new(gap.resumes_after),
+            position: WirePosition::new(gap.resumes_after),
             reason: gap.reason.code(),
             message: gap.reason.explanation(),
         }

@@ -6,10 +6,12 @@ use std::io::Write;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
-use super::envelope::{self, GapNotice, Welcome};
-use super::{Dialect, Standing};
+use super::json::connected;
+use super::{Dialect, Personal, SubscriptionStart};
 use crate::channel::ChannelName;
 use crate::close::{Close, Code};
+use crate::delivery::framing::FrameWriter;
+use crate::json::{self, GapNotice};
 use crate::message::{Entry, Message, Position};
 
 /// How long a client is to wait before it comes back from an instance that stops, in milliseconds. `EventSource` keeps to it from
@@ -23,95 +25,71 @@ pub struct SingleChannelEvents;
 pub struct MultiChannelEvents;
 
 impl Dialect for SingleChannelEvents {
-    fn name(&self) -> &'static str {
-        "sse"
+    fn write_connected(&self, instance: &str, starts: &[SubscriptionStart<'_>], out: &mut FrameWriter<'_>) {
+        out.text(|out| {
+            if starts.iter().any(|start| start.position.is_some()) {
+                write_id(starts.iter().map(|start| start.position), out);
+            }
+            out.extend_from_slice(b"event: livebridge:welcome\ndata: ");
+            json::write(&connected(instance, starts), out);
+            out.extend_from_slice(b"\n\n");
+        });
     }
 
-    fn welcome(&self, instance: &str, channels: &[Standing<'_>], out: &mut Vec<u8>) {
-        let positions: Vec<_> = channels.iter().map(|standing| standing.position).collect();
-        write_welcome(instance, channels, &positions, out);
-    }
-
-    fn encode(
-        &self,
-        channel: &ChannelName,
-        entry: &Entry,
-        _: &[Option<Position>],
-        out: &mut Vec<u8>,
-    ) -> Result<(), Close> {
-        if entry.position().is_some() {
-            write_id(&[entry.position()], out);
-        }
-        write_entry(channel, None, entry, out);
+    fn write_entry(&self, channel: &ChannelName, entry: &Entry, out: &mut FrameWriter<'_>) -> Result<(), Close> {
+        out.text(|out| {
+            if entry.position().is_some() {
+                write_id([entry.position()], out);
+            }
+            write_event(channel, None, entry, out);
+        });
         Ok(())
     }
 
-    fn heartbeat(&self, out: &mut Vec<u8>) {
-        out.extend_from_slice(b":\n\n");
-    }
-
-    fn farewell(&self, close: &Close, out: &mut Vec<u8>) {
+    fn write_farewell(&self, close: &Close, out: &mut FrameWriter<'_>) {
         write_farewell(close, out);
-    }
-
-    fn publish_error(&self, _: &str, _: &str, _: &mut Vec<u8>) -> bool {
-        false
     }
 }
 
 impl Dialect for MultiChannelEvents {
-    fn name(&self) -> &'static str {
-        "sse-multi"
-    }
-
-    fn personal(&self) -> bool {
+    fn is_personal(&self) -> bool {
         true
     }
 
-    fn welcome(&self, instance: &str, channels: &[Standing<'_>], out: &mut Vec<u8>) {
-        SingleChannelEvents.welcome(instance, channels, out);
+    fn write_connected(&self, instance: &str, starts: &[SubscriptionStart<'_>], out: &mut FrameWriter<'_>) {
+        SingleChannelEvents.write_connected(instance, starts, out);
     }
 
-    fn encode(
-        &self,
-        channel: &ChannelName,
-        entry: &Entry,
-        positions: &[Option<Position>],
-        out: &mut Vec<u8>,
-    ) -> Result<(), Close> {
-        if entry.position().is_some() {
-            write_id(positions, out);
-        }
-        write_entry(channel, Some(channel), entry, out);
+    fn write_entry(&self, channel: &ChannelName, entry: &Entry, out: &mut FrameWriter<'_>) -> Result<(), Close> {
+        out.text(|out| write_event(channel, Some(channel), entry, out));
         Ok(())
     }
 
-    fn heartbeat(&self, out: &mut Vec<u8>) {
-        SingleChannelEvents.heartbeat(out);
+    fn write_personal_entry(
+        &self,
+        channel: &ChannelName,
+        entry: &Entry,
+        personal: &Personal<'_>,
+        out: &mut FrameWriter<'_>,
+    ) -> Result<(), Close> {
+        out.text(|out| {
+            if entry.position().is_some() {
+                write_id(personal.positions.iter().copied(), out);
+            }
+            write_event(channel, Some(channel), entry, out);
+        });
+        Ok(())
     }
 
-    fn farewell(&self, close: &Close, out: &mut Vec<u8>) {
+    fn write_farewell(&self, close: &Close, out: &mut FrameWriter<'_>) {
         write_farewell(close, out);
     }
-
-    fn publish_error(&self, _: &str, _: &str, _: &mut Vec<u8>) -> bool {
-        false
-    }
-}
-
-fn write_welcome(instance: &str, channels: &[Standing<'_>], positions: &[Option<Position>], out: &mut Vec<u8>) {
-    if positions.iter().any(Option::is_some) {
-        write_id(positions, out);
-    }
-    out.extend_from_slice(b"event: livebridge:welcome\ndata: ");
-    envelope::write(&Welcome::new(instance, channels), out);
-    out.extend_from_slice(b"\n\n");
 }
 
 /// All positions, in the order of the channels, separated by commas; an empty one where a channel has none.
-fn write_id(positions: &[Option<Position>], out: &mut Vec<u8>) {
+fn write_id(positions: impl IntoIterator<Item = Option<Position>>, out: &mut Vec<u8>) {
     out.extend_from_slice(b"id: ");
-    for (index, position) in positions.iter().enumerate() {
+    for (index, position) in positions.into_iter().enumerate() {
         if index > 0 {
             out.push(b',');
         }
@@ -123,7 +101,7 @@ fn write_id(positions: &[Option<Position>], out: &mut Vec<u8>) {
     out.push(b'\n');
 }
 
-fn write_entry(channel: &ChannelName, event: Option<&ChannelName>, entry: &Entry, out: &mut Vec<u8>) {
+fn write_event(channel: &ChannelName, event: Option<&ChannelName>, entry: &Entry, out: &mut Vec<u8>) {
     match entry {
         Entry::Message(message) => {
             if let Some(event) = event {
@@ -135,24 +113,29 @@ fn write_entry(channel: &ChannelName, event: Option<&ChannelName>, entry: &Entry
         }
         Entry::Gap(gap) => {
             out.extend_from_slice(b"event: livebridge:gap\ndata: ");
-            envelope::write(&GapNotice::new(channel, gap), out);
+            json::write(&GapNotice::new(channel, gap), out);
             out.push(b'\n');
         }
     }
     out.push(b'\n');
 }
 
-/// An event stream has no close codes. The hint is for those who reconnect: at a time of their own, not all at once.
-fn write_farewell(close: &Close, out: &mut Vec<u8>) {
+/// An event stream has no close codes. The hint is for clients that reconnect: each at a time of its own, not all at once.
+fn write_farewell(close: &Close, out: &mut FrameWriter<'_>) {
     if close.code == Code::Restarting {
-        // Writing to memory does not fail.
-        let _ = write!(out, ": {}\nretry: {}\n\n", close.reason(), rand::random_range(RESTART_RETRY));
+        let retry = rand::random_range(RESTART_RETRY);
+        out.text(|out| {
+            // Writing to memory does not fail.
+            let _ = write!(out, ": {}\nretry: {retry}\n\n", close.reason());
+        });
     }
     // A page can't see the status of the next attempt, and `EventSource` gives up at a 401: so it is told beforehand.
     if close.code == Code::TokenExpired {
-        out.extend_from_slice(b"event: livebridge:token_expired\ndata: ");
-        envelope::write(&close.reason(), out);
-        out.extend_from_slice(b"\n\n");
+        out.text(|out| {
+            out.extend_from_slice(b"event: livebridge:token_expired\ndata: ");
+            json::write(&close.reason(), out);
+            out.extend_from_slice(b"\n\n");
+        });
     }
 }
 
@@ -179,12 +162,13 @@ fn write_payload(message: &Message, out: &mut Vec<u8>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::delivery::encoding::EVENTS;
 
     fn encoded(payload: &[u8]) -> String {
         let channel: ChannelName = "a".parse().expect("valid");
         let mut out = Vec::new();
         let entry = Message::plain(payload.to_vec()).into();
-        SingleChannelEvents.encode(&channel, &entry, &[], &mut out).expect("no close");
+        SingleChannelEvents.write_entry(&channel, &entry, &mut EVENTS.writer(&mut out)).expect("no close");
         String::from_utf8(out).expect("UTF-8")
     }
 
@@ -202,7 +186,7 @@ mod tests {
     #[test]
     fn an_id_lists_a_position_for_each_channel() {
         let mut out = Vec::new();
-        write_id(&[Some(Position::new(5, 1)), None, Some(Position::new(6, 2))], &mut out);
+        write_id([Some(Position::new(5, 1)), None, Some(Position::new(6, 2))], &mut out);
         assert_eq!(out, b"id: 5:1,,6:2\n");
     }
 }

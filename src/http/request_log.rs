@@ -1,5 +1,5 @@
-//! One request in the log: its id, which the client is told as well, and the line about how it was answered. Neither a query nor
-//! a header line nor a body is ever logged: they may hold what is nobody else's business.
+//! One request in the log: its id, which the client is told as well, and the line about how it was answered. Query strings,
+//! headers and bodies are never logged; they may contain secrets.
 
 use std::cell::Cell;
 use std::net::IpAddr;
@@ -56,14 +56,14 @@ fn is_sane(id: &[u8]) -> bool {
 }
 
 /// A request that is being answered.
-pub(super) struct Visit {
+pub(super) struct RequestLog {
     id: HeaderValue,
     method: Method,
     uri: Uri,
     client: IpAddr,
 }
 
-impl Visit {
+impl RequestLog {
     pub(super) fn begin(ids: &Ids, request: &Request<Incoming>, client: IpAddr) -> Self {
         let (method, uri) = (request.method().clone(), request.uri().clone());
         Self { id: ids.of(request.headers()), method, uri, client }

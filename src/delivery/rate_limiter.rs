@@ -1,0 +1,137 @@
+//! How fast one client may send, in frames and bytes a second, and how many bytes of what it sends may be incomplete.
+//! It says for how long the client must not be read, and when it must go; `task.rs` acts on that.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::app::Rates;
+use crate::budget::{Budget, Held};
+use crate::close::{Close, Code};
+use crate::rate::Bucket;
+
+/// A client that is ahead of its limits by more than so many seconds is closed. Bytes are read in pieces that are paid
+/// off sooner, so it is a client that keeps sending frames that gets here.
+const MOST_DEBT: f32 = 10.0;
+
+/// What one client has sent, against the limits. Times are the thread's, in seconds.
+pub(super) struct RateLimiter {
+    /// Without their rates, which all clients share: each connection has two.
+    frames: Option<Bucket>,
+    bytes: Option<Bucket>,
+    incoming: Held,
+}
+
+/// What one read brought.
+pub(super) struct Received {
+    pub(super) frames: usize,
+    pub(super) bytes: usize,
+    /// Bytes of messages that are not complete, or not published yet.
+    pub(super) held: usize,
+}
+
+/// Why a client that sends must be closed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Excess {
+    /// The budget of all clients together has no room for what is on its way in.
+    IncomingBytes,
+    /// It keeps sending faster than it may.
+    Rate,
+}
+
+impl RateLimiter {
+    /// For a client that has sent nothing yet.
+    pub(super) fn new(rates: Rates, incoming: Arc<Budget>, now: u32) -> Self {
+        let full = |rate| Bucket::full(rate, tenths(now));
+        Self { frames: rates.frames.map(full), bytes: rates.bytes.map(full), incoming: Held::new(incoming) }
+    }
+
+    /// Holds so many bytes of the budget of all clients. `false` if there are not so many.
+    pub(super) fn hold(&mut self, bytes: usize) -> bool {
+        self.incoming.set(bytes)
+    }
+
+    /// Counts what was read. Returns for how long the client must not be read.
+    ///
+    /// # Errors
+    /// Why the client must be closed.
+    pub(super) fn count(&mut self, rates: Rates, now: u32, received: &Received) -> Result<Duration, Excess> {
+        if !self.hold(received.held) {
+            return Err(Excess::IncomingBytes);
+        }
+        if let (Some(bucket), Some(rate)) = (&mut self.frames, rates.frames) {
+            bucket.charge(rate, tenths(now), received.frames);
+        }
+        if let (Some(bucket), Some(rate)) = (&mut self.bytes, rates.bytes) {
+            bucket.charge(rate, tenths(now), received.bytes);
+        }
+        let debt = self.debt(rates, now);
+        if debt > Duration::from_secs_f32(MOST_DEBT) { Err(Excess::Rate) } else { Ok(debt) }
+    }
+
+    /// For how long the client must not be read.
+    pub(super) fn debt(&mut self, rates: Rates, now: u32) -> Duration {
+        let frames =
+            self.frames.as_mut().zip(rates.frames).map_or(0.0, |(bucket, rate)| bucket.debt(rate, tenths(now)));
+        let bytes = self.bytes.as_mut().zip(rates.bytes).map_or(0.0, |(bucket, rate)| bucket.debt(rate, tenths(now)));
+        Duration::try_from_secs_f32(frames.max(bytes)).unwrap_or(Duration::MAX)
+    }
+}
+
+impl Excess {
+    /// What the client is told.
+    pub(super) fn close(self) -> Close {
+        match self {
+            Self::IncomingBytes => Close::new(Code::PublishFailed, "too much is on its way in; try again in a moment"),
+            Self::Rate => Close::new(Code::TooFast, "too many frames; connect again after a moment, and send fewer"),
+        }
+    }
+}
+
+/// The thread's clock as a bucket counts.
+fn tenths(seconds: u32) -> u32 {
+    seconds.saturating_mul(10)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rate::Rate;
+
+    const RATES: Rates =
+        Rates { frames: Some(Rate { per_second: 10, burst: 20 }), bytes: Some(Rate { per_second: 100, burst: 100 }) };
+
+    fn received(frames: usize, bytes: usize) -> Received {
+        Received { frames, bytes, held: 0 }
+    }
+
+    #[test]
+    fn a_burst_is_read_and_what_exceeds_it_pauses_reading_until_it_is_paid_off() {
+        let mut limiter = RateLimiter::new(RATES, Budget::new(0), 5);
+        assert_eq!(limiter.count(RATES, 5, &received(20, 100)), Ok(Duration::ZERO));
+        assert_eq!(limiter.count(RATES, 5, &received(30, 0)), Ok(Duration::from_secs(3)), "frames");
+        assert_eq!(limiter.count(RATES, 5, &received(0, 450)), Ok(Duration::from_millis(4500)), "bytes");
+        assert_eq!(limiter.debt(RATES, 9), Duration::from_millis(500));
+        assert_eq!(limiter.debt(RATES, 10), Duration::ZERO);
+    }
+
+    #[test]
+    fn a_client_that_is_ahead_of_its_limits_by_too_much_is_closed() {
+        let mut limiter = RateLimiter::new(RATES, Budget::new(0), 5);
+        assert_eq!(limiter.count(RATES, 5, &received(120, 0)), Ok(Duration::from_secs(10)));
+        assert_eq!(limiter.count(RATES, 5, &received(1, 0)), Err(Excess::Rate));
+        assert_eq!(Excess::Rate.close().code, Code::TooFast);
+    }
+
+    #[test]
+    fn without_limits_nothing_is_counted_but_incomplete_bytes_have_a_budget() {
+        let budget = Budget::new(100);
+        let mut limiter = RateLimiter::new(Rates::default(), budget.clone(), 0);
+        let held = |held| Received { frames: 1 << 20, bytes: 1 << 30, held };
+        assert_eq!(limiter.count(Rates::default(), 0, &held(100)), Ok(Duration::ZERO));
+        assert_eq!(limiter.count(Rates::default(), 0, &held(101)), Err(Excess::IncomingBytes));
+        assert!(limiter.hold(40));
+        assert_eq!(budget.used(), 40);
+        drop(limiter);
+        assert_eq!(budget.used(), 0);
+    }
+}

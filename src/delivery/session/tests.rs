@@ -1,0 +1,206 @@
+//! A living session on a real hub with the embedded broker: subscriptions come and go, sockets take what they like.
+
+use super::*;
+use crate::broker::Publication;
+use crate::broker::memory::MemoryBroker;
+use crate::channel::ChannelName;
+use crate::delivery::encoding::{EVENTS, MULTI_CHANNEL_EVENTS, WEBSOCKET_JSON, WEBSOCKET_RAW};
+use crate::delivery::framing::websocket::{self, Opcode};
+use crate::delivery::subscription::Rights;
+use crate::hub::Hub;
+use crate::intake::Intake;
+use crate::log::Bounds;
+use crate::metrics::Metrics;
+use crate::rules::Rules;
+use crate::topic::Start;
+
+/// A hub whose channels keep histories, and a session.
+struct World {
+    hub: Arc<Hub>,
+    session: Session,
+    batch: EncodedBatch,
+    /// What the socket takes before it is full.
+    room: usize,
+    taken: Vec<u8>,
+}
+
+impl World {
+    fn new(encoding: &'static Encoding) -> Self {
+        let intake = Arc::new(Intake::default());
+        let rules = Arc::new(Rules::parse("[[channel]]\nmatch = '*'\nhistory = { messages = 100 }\n").expect("rules"));
+        let broker = Arc::new(MemoryBroker::new(intake.clone(), rules.clone()));
+        let bounds = Bounds { entries: 100, bytes: 1 << 20 };
+        let hub = Hub::new(broker, rules, bounds, usize::MAX, 1, Arc::new(Metrics::new(1)));
+        tokio::spawn(hub.clone().run(intake));
+        let session = Session::new(encoding, Vec::new(), 1);
+        Self { hub, session, batch: EncodedBatch::default(), room: usize::MAX, taken: Vec::new() }
+    }
+
+    async fn subscribe(&mut self, channel: &str, start: Start) -> SubscriptionKey {
+        let membership = self.hub.join(&name(channel)).await.expect("a broker");
+        self.session.subscribe(NewSubscription { membership, start, rights: Rights { publish: channel == "a" } }).0
+    }
+
+    /// Publishes, and returns the position's text.
+    async fn publish(&self, channel: &str, payload: &str) -> String {
+        let publication = Publication {
+            channel: name(channel),
+            payload: payload.to_owned().into(),
+            key: None,
+            remove: false,
+            id: None,
+        };
+        let result = self.hub.broker().publish(vec![publication]).await.remove(0).expect("a broker");
+        result.expect("a history").to_string()
+    }
+
+    /// As the fan-out does: offers what a topic holds from `cursor` on.
+    fn offer(&mut self, key: SubscriptionKey, topic: &Topic, cursor: u64) -> bool {
+        assert!(self.batch.fill(topic, cursor, self.session.encoding()));
+        let Self { session, batch, room, taken, .. } = self;
+        session.offer(key, batch, &mut |bytes| take(bytes, room, taken))
+    }
+
+    fn pump(&mut self) -> Waits {
+        let Self { session, batch, room, taken, .. } = self;
+        session.pump(batch, &mut |bytes| take(bytes, room, taken))
+    }
+
+    fn topic(&self, key: SubscriptionKey) -> Arc<Topic> {
+        self.session.subscription(key).expect("a subscription").topic().clone()
+    }
+
+    fn take(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.taken)
+    }
+}
+
+/// Text frames.
+fn frames(payloads: &[&str]) -> Vec<u8> {
+    let mut out = Vec::new();
+    payloads.iter().for_each(|payload| websocket::write(Opcode::Text, payload.as_bytes(), &mut out));
+    out
+}
+
+fn name(channel: &str) -> ChannelName {
+    channel.parse().expect("a name")
+}
+
+fn take(bytes: &[u8], room: &mut usize, taken: &mut Vec<u8>) -> io::Result<usize> {
+    let length = bytes.len().min(*room);
+    if length == 0 {
+        return Err(io::ErrorKind::WouldBlock.into());
+    }
+    *room -= length;
+    taken.extend_from_slice(&bytes[..length]);
+    Ok(length)
+}
+
+#[tokio::test]
+async fn a_living_session_subscribes_and_unsubscribes_at_any_time() {
+    let mut world = World::new(&WEBSOCKET_RAW);
+    let a = world.subscribe("a", Start::Live).await;
+    assert_eq!(world.session.only_subscription().map(Subscription::rights), Some(Rights { publish: true }));
+    world.publish("a", "1").await;
+    world.publish("b", "before it was subscribed to").await;
+    assert_eq!((world.pump(), world.take()), (Waits::News, frames(&["1"])));
+
+    let b = world.subscribe("b", Start::Live).await;
+    assert!(world.session.only_subscription().is_none());
+    world.publish("b", "2").await;
+    world.publish("a", "3").await;
+    assert_eq!((world.pump(), world.take()), (Waits::News, frames(&["3", "2"])));
+
+    let ended = world.session.unsubscribe(a).expect("a subscription");
+    world.publish("a", "4").await;
+    world.publish("b", "5").await;
+    let topic = world.topic(b);
+    assert!(world.offer(b, &topic, topic.end() - 1));
+    assert!(world.offer(a, ended.topic(), 0), "the subscription is gone, so there is nothing to do");
+    assert_eq!(world.take(), frames(&["5"]));
+
+    // The key is used again. An answer of the history to the subscription before is none to this one.
+    let again = world.subscribe("a", Start::After(Position::new(1, 1))).await;
+    assert!(again == a && matches!(world.pump(), Waits::History(key, _) if key == a));
+    world.session.answered(again, &topic, None);
+    assert!(matches!(world.pump(), Waits::History(..)));
+    let topic = world.topic(a);
+    world.session.answered(again, &topic, None);
+    world.publish("a", "6").await;
+    assert_eq!((world.pump(), world.take()), (Waits::News, frames(&["6"])));
+    assert_eq!(world.session.take_delivered(), 5);
+}
+
+#[tokio::test]
+async fn of_a_channel_that_is_left_only_the_rest_of_the_frame_that_is_under_way_follows() {
+    let mut world = World::new(&WEBSOCKET_RAW);
+    let a = world.subscribe("a", Start::Live).await;
+    let b = world.subscribe("b", Start::Live).await;
+    world.publish("a", "first").await;
+    world.publish("a", "second").await;
+    world.publish("b", "third").await;
+    world.room = 4;
+    let topic = world.topic(a);
+    assert!(!world.offer(a, &topic, 0));
+    world.session.unsubscribe(a);
+    world.room = usize::MAX;
+    assert_eq!((world.pump(), world.take()), (Waits::News, frames(&["first", "third"])));
+    world.session.unsubscribe(b);
+    assert_eq!((world.pump(), world.session.subscriptions().count()), (Waits::News, 0));
+}
+
+#[tokio::test]
+async fn delivery_goes_on_from_whatever_byte_the_socket_stopped_at() {
+    for encoding in [&WEBSOCKET_RAW, &WEBSOCKET_JSON, &EVENTS, &MULTI_CHANNEL_EVENTS] {
+        let mut world = World::new(encoding);
+        let key = world.subscribe("a", Start::Live).await;
+        let mut boundaries = vec![0];
+        for payload in ["one", "two", "three"] {
+            world.publish("a", payload).await;
+            world.pump();
+            boundaries.push(world.taken.len());
+        }
+        let (topic, whole) = (world.topic(key), world.take());
+        for (cut, offered) in (0..=whole.len()).flat_map(|cut| [(cut, true), (cut, false)]) {
+            world.session = Session::new(encoding, Vec::new(), 1);
+            let key = world.subscribe("a", Start::Last(3)).await;
+            world.room = cut;
+            if offered {
+                world.offer(key, &topic, 0);
+            } else {
+                world.pump();
+            }
+            // A notice comes after the frame that is under way, and before the others.
+            world.session.post(|out| out.push(b'!'));
+            world.room = usize::MAX;
+            assert_eq!(world.pump(), Waits::News);
+            let mut taken = world.take();
+            let notice = taken.iter().position(|&byte| byte == b'!').expect("the notice");
+            assert!(boundaries.contains(&notice), "{notice} in {boundaries:?}, cut at {cut}");
+            taken.remove(notice);
+            assert_eq!(taken, whole, "cut at {cut}, offered: {offered}");
+            assert_eq!(world.session.take_delivered(), 3);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_is_closed_gets_the_frame_under_way_and_then_the_close() {
+    let mut world = World::new(&WEBSOCKET_RAW);
+    let key = world.subscribe("a", Start::Live).await;
+    let position = world.publish("a", "first").await;
+    world.publish("a", "second").await;
+    let topic = world.topic(key);
+    world.room = 3;
+    world.offer(key, &topic, 0);
+    assert_eq!(world.session.backlog(), Some(1));
+    let held = world.session.subscription(key).and_then(|held| held.position).expect("a position");
+    assert_eq!(held.to_string(), position);
+    world.session.end(too_slow(Some(held)));
+    world.session.end(Close::new(Code::Restarting, "a second reason does not count"));
+    world.room = usize::MAX;
+    assert_eq!(world.pump(), Waits::End);
+    let mut expected = frames(&["first"]);
+    websocket::write_close(&too_slow(Some(held)), &mut expected);
+    assert_eq!(world.take(), expected);
+}

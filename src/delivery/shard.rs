@@ -1,0 +1,252 @@
+//! One thread's share of the clients: which connections there are, which of them subscribe to what, and the fan-out.
+//! Everything in here runs on one thread, so nothing is locked; the hub says through a wake list which topics have
+//! something new.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use slab::Slab;
+
+use super::batch::EncodedBatch;
+use super::connection::Connection;
+use super::context::Context;
+use super::encoding::Encoding;
+use super::session::{Session, SubscriptionKey};
+use super::subscription::NewSubscription;
+use crate::admission::Admitted;
+use crate::app::App;
+use crate::close::Close;
+use crate::hub::wake_list::WakeList;
+use crate::metrics::latency::Moment;
+use crate::metrics::sample::Sample;
+use crate::socket::Socket;
+use crate::topic::Topic;
+
+/// After so many offers the fan-out lets others on its thread run: requests and pings are answered while it is busy, and
+/// what is published meanwhile shares the next write.
+const TURN: usize = 64;
+const STEPS: usize = 3;
+/// How often the connections are checked for those that are silent. One check for all, not a timer for each.
+const SWEEP: Duration = Duration::from_secs(1);
+
+/// A thread's clients.
+pub struct Shard {
+    /// Which thread.
+    pub index: usize,
+    /// What its connections share.
+    pub context: Rc<Context>,
+    connections: RefCell<Slab<Rc<Connection>>>,
+    topics: RefCell<HashMap<u64, LocalTopic>>,
+    /// How many offers there were since others could run.
+    offers: Cell<usize>,
+}
+
+/// A topic's subscribers on this thread.
+struct LocalTopic {
+    topic: Arc<Topic>,
+    feeds: Vec<Rc<Feed>>,
+}
+
+/// The subscribers of a topic that share an encoding, and up to where they have been served.
+struct Feed {
+    encoding: &'static Encoding,
+    subscribers: RefCell<Slab<(Rc<Connection>, SubscriptionKey)>>,
+    served: Cell<u64>,
+}
+
+impl Shard {
+    /// A thread's share, without connections.
+    pub fn new(index: usize, app: Arc<App>) -> Rc<Self> {
+        Rc::new(Self {
+            index,
+            context: Context::new(app),
+            connections: RefCell::default(),
+            topics: RefCell::default(),
+            offers: Cell::default(),
+        })
+    }
+
+    /// Whether there are no connections, not even one that is closing.
+    pub fn is_empty(&self) -> bool {
+        self.context.alive() == 0
+    }
+
+    /// Takes a client in that may stay for `holds_for` seconds.
+    pub(super) fn connect(
+        &self,
+        socket: Socket,
+        session: Session,
+        admitted: Admitted,
+        holds_for: Option<u64>,
+    ) -> Rc<Connection> {
+        let mut connections = self.connections.borrow_mut();
+        let entry = connections.vacant_entry();
+        let connection = Connection::new(socket, session, &self.context, (admitted, entry.key()), holds_for);
+        entry.insert(connection.clone());
+        connection
+    }
+
+    /// Lets a client go, and ends all of its subscriptions.
+    pub(super) fn disconnect(&self, connection: &Connection) {
+        self.connections.borrow_mut().remove(connection.key);
+        let keys: Vec<_> = connection.session().subscriptions().map(|(key, _)| key).collect();
+        keys.into_iter().for_each(|key| self.unsubscribe(connection, key));
+    }
+
+    /// Subscribes a connection to a channel, at any time of its life. Returns the subscription's key, and the channel's
+    /// newest offset.
+    pub fn subscribe(&self, connection: &Rc<Connection>, new: NewSubscription) -> (SubscriptionKey, Option<u64>) {
+        let encoding = connection.session().encoding();
+        connection.subscribe(new, |key, subscription| {
+            let feed = self.feed(subscription.topic(), encoding);
+            feed.subscribers.borrow_mut().insert((connection.clone(), key))
+        })
+    }
+
+    /// Ends a subscription, at any time of the connection's life.
+    pub fn unsubscribe(&self, connection: &Connection, key: SubscriptionKey) {
+        let Some(subscription) = connection.unsubscribe(key) else { return };
+        let encoding = connection.session().encoding();
+        let mut topics = self.topics.borrow_mut();
+        let Some(local) = topics.get_mut(&subscription.topic().id) else { return };
+        local.feeds.retain(|feed| {
+            if !feed.encoding.is(encoding) {
+                return true;
+            }
+            let mut subscribers = feed.subscribers.borrow_mut();
+            subscribers.remove(subscription.fan_out_key);
+            !subscribers.is_empty()
+        });
+        if local.feeds.is_empty() {
+            local.topic.abandoned(self.index);
+            topics.remove(&subscription.topic().id);
+        }
+    }
+
+    fn feed(&self, topic: &Arc<Topic>, encoding: &'static Encoding) -> Rc<Feed> {
+        let mut topics = self.topics.borrow_mut();
+        let local = topics.entry(topic.id).or_insert_with(|| {
+            topic.served(self.index, None);
+            LocalTopic { topic: topic.clone(), feeds: Vec::new() }
+        });
+        if let Some(feed) = local.feeds.iter().find(|feed| feed.encoding.is(encoding)) {
+            return feed.clone();
+        }
+        let feed = Rc::new(Feed { encoding, subscribers: RefCell::default(), served: Cell::new(topic.end()) });
+        local.feeds.push(feed.clone());
+        feed
+    }
+
+    /// Delivers what is new, for as long as the thread lives.
+    pub async fn fan_out(self: Rc<Self>, wake_list: Arc<WakeList>) {
+        let mut topics = Vec::new();
+        let mut batch = EncodedBatch::default();
+        loop {
+            wake_list.wait(&mut topics).await;
+            for topic in topics.drain(..) {
+                let since = topic.unmark(self.index);
+                self.serve(&topic, &mut batch, since).await;
+            }
+            batch.clear();
+            self.let_others_run().await;
+        }
+    }
+
+    /// Brings all subscribers of a topic up to the end of its log. `since` is when the first message came that is new.
+    async fn serve(&self, topic: &Arc<Topic>, batch: &mut EncodedBatch, since: Option<Moment>) {
+        let feeds = match self.topics.borrow().get(&topic.id) {
+            Some(local) => local.feeds.clone(),
+            None => return,
+        };
+        for feed in &feeds {
+            while batch.fill(topic, feed.served.get(), feed.encoding) {
+                self.deliver(feed, batch).await;
+                feed.served.set(batch.next());
+            }
+        }
+        if let Some(since) = since {
+            self.context.app.metrics.latency.delivery.observe(since);
+        }
+        // Those that came meanwhile count as well: the log must keep what any of them has yet to read.
+        let topics = self.topics.borrow();
+        let feeds = topics.get(&topic.id).map_or(&[][..], |local| &local.feeds);
+        if let Some(served) = feeds.iter().map(|feed| feed.served.get()).min() {
+            topic.served(self.index, Some(served));
+        }
+    }
+
+    /// Offers a batch to each subscriber of a feed.
+    async fn deliver(&self, feed: &Feed, batch: &EncodedBatch) {
+        let mut key = 0;
+        // Subscribers come and go while others run: keys stay, and one that comes begins behind this batch.
+        loop {
+            {
+                let subscribers = feed.subscribers.borrow();
+                let turn = key..(key + TURN).min(subscribers.capacity());
+                if turn.is_empty() {
+                    break;
+                }
+                key = turn.end;
+                let mut offers = 0;
+                for (connection, subscription) in turn.filter_map(|key| subscribers.get(key)) {
+                    connection.offer(*subscription, batch);
+                    offers += 1;
+                }
+                self.offers.set(self.offers.get() + offers);
+            }
+            // Over all channels: ten thousand of them with a subscriber each take as long as one with ten thousand.
+            if self.offers.get() >= TURN {
+                self.let_others_run().await;
+            }
+        }
+    }
+
+    /// Ends the turn of the fan-out.
+    async fn let_others_run(&self) {
+        self.offers.set(0);
+        self.context.publish_counts();
+        // What is ready, and what follows from that on this thread: a request is read, its message goes to Redis, an
+        // answer is handed on.
+        for _ in 0..STEPS {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Checks the connections for those that are silent, for as long as the thread lives.
+    pub async fn sweep(self: Rc<Self>) {
+        let mut ticks = tokio::time::interval(SWEEP);
+        loop {
+            ticks.tick().await;
+            self.context.advance_clock(SWEEP.as_secs() as u32);
+            let mut sample = Sample::default();
+            for (_, connection) in self.connections.borrow().iter() {
+                connection.check();
+                connection.count_in(&mut sample);
+            }
+            self.context.app.metrics.set_sample(self.index, sample);
+            self.context.publish_counts();
+        }
+    }
+
+    /// The keys of the connections that there are now.
+    pub fn keys(&self) -> Vec<usize> {
+        self.connections.borrow().iter().map(|(key, _)| key).collect()
+    }
+
+    /// Closes one of the connections, after what its channels have for it now.
+    pub fn close(&self, key: usize, close: &Close) {
+        if let Some(connection) = self.connections.borrow().get(key) {
+            connection.finish(close.clone());
+        }
+    }
+
+    /// Closes all connections, each after what its channels have for it now.
+    pub fn close_all(&self, close: &Close) {
+        for (_, connection) in self.connections.borrow().iter() {
+            connection.finish(close.clone());
+        }
+    }
+}

@@ -1,0 +1,209 @@
+//! One TCP connection from its first byte on: hyper reads requests and warp answers them, until a request turns out to be a
+//! handshake. Then hyper is let go, and the bare socket goes on as a session: an idle subscriber costs a socket and a few
+//! hundred bytes, not an HTTP server.
+
+use std::cell::{Cell, RefCell};
+use std::convert::Infallible;
+use std::future::poll_fn;
+use std::io::Write;
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::task::Poll;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::FutureExt;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::{Service, service_fn};
+use hyper::{Method, Request, Version};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::sync::Notify;
+use tracing::{Instrument, Span};
+use warp::filters::BoxedFilter;
+use warp::reply::Response;
+
+use super::cors;
+use super::credentials;
+use super::request_log::{Ids, RequestLog};
+use super::subscribe::HandshakeSender;
+use super::{forwarded, validation};
+use crate::accept::Accepted;
+use crate::access::Asker;
+use crate::admission::Admitted;
+use crate::delivery::shard::Shard;
+use crate::delivery::task::{self, Handshake};
+use crate::drain::Drain;
+use crate::lingering_close::lingering_close;
+use crate::socket::Socket;
+
+/// The most bytes of a request's head.
+const HEAD_BYTES: usize = 16 << 10;
+/// The most header lines.
+const HEAD_LINES: usize = 64;
+
+/// How long, while draining, a connection that has not asked anything yet is waited for.
+const FIRST_REQUEST_GRACE: Duration = Duration::from_secs(1);
+
+/// A client that was answered before all of its request had come may finish it: as much as two bodies of the largest kind. It is
+/// counted as a connection meanwhile.
+const LINGER_TIME: Duration = Duration::from_secs(2);
+const LINGER_BYTES: usize = 16 << 20;
+
+/// A connection while it speaks HTTP.
+struct HttpConnection {
+    peer: SocketAddr,
+    shard: Rc<Shard>,
+    /// What its last request agreed on, and what names that request in the log.
+    handshake: RefCell<Option<(Handshake, Span)>>,
+    ids: Ids,
+    /// A request came.
+    asked: Notify,
+    /// When the last request was answered, by the shard's clock; `None` before, and while there is another.
+    answered: Cell<Option<u32>>,
+}
+
+/// Instead of a response: the request was a handshake, and hyper must not answer it.
+#[derive(Debug, thiserror::Error)]
+#[error("the connection is a subscriber's")]
+struct Subscribed;
+
+/// Serves a connection until it ends, or becomes a subscriber's.
+pub async fn serve(accepted: Accepted, routes: BoxedFilter<(Response,)>, shard: Rc<Shard>) {
+    let Accepted { socket, peer, admitted } = accepted;
+    let app = shard.context.app.clone();
+    let limit = app.limits.request_time;
+    let this = Rc::new(HttpConnection {
+        peer,
+        shard,
+        handshake: RefCell::default(),
+        ids: Ids::new(),
+        asked: Notify::new(),
+        answered: Cell::new(None),
+    });
+    let answer = TowerToHyperService::new(warp::service(routes));
+    let service = {
+        let this = this.clone();
+        service_fn(move |request| this.clone().answer(request, answer.clone()).boxed_local())
+    };
+    let mut http = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(limit)
+        .max_buf_size(HEAD_BYTES)
+        .max_headers(HEAD_LINES)
+        .serve_connection(TokioIo::new(socket), service);
+    let mut drained = pin!(until_drained(&app.drain, &this.asked).fuse());
+    let mut stalled = pin!(this.until_stalled(limit));
+    // `None`: the client does not take its response.
+    let ended = poll_fn(|context| {
+        if drained.poll_unpin(context).is_ready() {
+            Pin::new(&mut http).graceful_shutdown();
+        }
+        match http.poll_without_shutdown(context) {
+            Poll::Ready(ended) => Poll::Ready(Some(ended)),
+            Poll::Pending => stalled.poll_unpin(context).map(|()| None),
+        }
+    })
+    .await;
+    let parts = http.into_parts();
+    let (socket, read) = (parts.io.into_inner(), parts.read_buf);
+    match (this.handshake.take(), ended) {
+        (Some((handshake, span)), _) => {
+            let _named = span.entered();
+            task::start(handshake, socket, this.shard.clone(), admitted, &read);
+        }
+        (None, ended) => this.finish(ended, socket, read, admitted).await,
+    }
+}
+
+impl HttpConnection {
+    async fn answer<S>(self: Rc<Self>, mut request: Request<Incoming>, routes: S) -> Result<Response, Subscribed>
+    where
+        S: Service<Request<Incoming>, Response = Response, Error = Infallible>,
+    {
+        self.asked.notify_one();
+        self.answered.set(None);
+        let app = &self.shard.context.app;
+        let client = forwarded::client_address(app.admission.proxies(), self.peer.ip(), request.headers());
+        let log = RequestLog::begin(&self.ids, &request, client.address);
+        if let Err(error) = validation::check(&mut request) {
+            return Ok(log.answered(app, error.into_response()));
+        }
+        let asker = credentials::asker(&app.access, request.headers());
+        let reply = cors::Reply::new(app.access.origins(), asker.page, request.headers());
+        let preflight = reply.preflight(app.access.origins(), request.method(), request.headers());
+        // Most show nothing, and the first extension costs several allocations.
+        if asker != Asker::default() {
+            request.extensions_mut().insert(asker);
+        }
+        let sender = (request.method() == Method::GET).then(|| HandshakeSender::new(client));
+        sender.clone().into_iter().for_each(|sender| drop(request.extensions_mut().insert(sender)));
+        let response = match preflight {
+            Some(response) => response,
+            None => {
+                let routed = routes.call(request).instrument(log.span()).await;
+                reply.finish(routed.unwrap_or_else(|never: Infallible| match never {}))
+            }
+        };
+        let response = log.answered(app, response);
+        if let Some(mut handshake) = sender.and_then(HandshakeSender::receive) {
+            handshake.head = write_head(&response);
+            *self.handshake.borrow_mut() = Some((handshake, log.span()));
+            return Err(Subscribed);
+        }
+        self.answered.set(Some(self.shard.context.now()));
+        Ok(response)
+    }
+
+    /// Waits until a response has been there for so long that it must be the client who does not take it: an idle connection is
+    /// ended after `limit` already, counted from when its response was taken.
+    async fn until_stalled(&self, limit: Duration) {
+        loop {
+            tokio::time::sleep(limit).await;
+            let waited = |at: u32| Duration::from_secs(self.shard.context.now().saturating_sub(at).into());
+            if self.answered.get().is_some_and(|at| waited(at) > 2 * limit) {
+                return;
+            }
+        }
+    }
+
+    /// Ends a connection that was no subscriber's. It is counted as one until the end.
+    async fn finish(&self, ended: Option<hyper::Result<()>>, socket: Socket, read: Bytes, _admitted: Admitted) {
+        let metrics = &self.shard.context.app.metrics;
+        match ended {
+            None => {
+                metrics.count_refused("response_time");
+                return socket.discard_on_close();
+            }
+            Some(Err(error)) if error.is_parse_too_large() => metrics.count_refused("head_size"),
+            // Without a byte of a head it was an idle connection, and no attempt at anything.
+            Some(Err(error)) if error.is_timeout() && !read.is_empty() => metrics.count_refused("head_time"),
+            Some(_) => {}
+        }
+        drop(read);
+        lingering_close(&socket, LINGER_TIME, LINGER_BYTES).await;
+    }
+}
+
+/// Waits until the instance drains, and then a little for a first request that is on its way.
+async fn until_drained(drain: &Drain, asked: &Notify) {
+    drain.draining().await;
+    let _ = tokio::time::timeout(FIRST_REQUEST_GRACE, asked.notified()).await;
+}
+
+/// The head of a response as HTTP/1.1 writes it (RFC 9112, 4).
+fn write_head(response: &Response) -> Vec<u8> {
+    debug_assert_eq!(response.version(), Version::HTTP_11);
+    let mut out = Vec::with_capacity(256);
+    // Writing to memory does not fail.
+    let _ = write!(out, "HTTP/1.1 {}\r\n", response.status());
+    for (name, value) in response.headers() {
+        let _ = write!(out, "{name}: ");
+        out.extend_from_slice(value.as_bytes());
+        out.extend_from_slice(b"\r\n");
+    }
+    out.extend_from_slice(b"\r\n");
+    out
+}
