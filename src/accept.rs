@@ -187,3 +187,19 @@ fn answer(refusal: Refusal) -> String {
 
 const EMFILE: i32 = 24;
 const ENFILE: i32 = 23;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_is_shared_by_the_threads_of_an_instance_and_with_no_other() {
+        let listeners = listen(SocketAddr::from(([127, 0, 0, 1], 0)), 3).expect("a free port");
+        let addresses: Vec<_> = listeners.iter().map(|listener| listener.local_addr().expect("an address")).collect();
+        assert!(addresses.iter().all(|address| *address == addresses[0]) && addresses.len() == 3, "{addresses:?}");
+        let refused = listen(addresses[0], 1).map(drop).map_err(|error| error.kind());
+        assert_eq!(refused, Err(io::ErrorKind::AddrInUse));
+        drop(listeners);
+        assert!(listen(addresses[0], 1).is_ok());
+    }
+}
