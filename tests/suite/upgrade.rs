@@ -125,12 +125,17 @@ async fn keyed_values_removals_and_ids_of_format_1_are_taken_over() {
         assert_eq!((&envelope["offset"], &envelope["key"]), (&offset.into(), &key.into()), "{envelope}");
         assert_eq!(envelope["removed"] == true, removed, "{envelope}");
     }
+    // Nothing has been published since, which would have set it.
     let path = format!("/publish?channel={channel}&key=A%201");
     let headers = [("idempotency-key", "order-5")];
     let (status, answer) = instance.post_with(&path, &headers, "5").await;
     assert_eq!((status.as_u16(), &answer["messages"][0]["offset"]), (200, &5.into()), "{answer}");
     assert!(position(&answer["messages"][0]).unwrap().starts_with(first.split(':').next().unwrap()));
     assert_eq!(keys(&redis, &channel), ["head", "history", "order", "order-5", "removed", "values"]);
+    for key in keys(&redis, &channel).iter().filter(|key| *key != "order-5") {
+        let ttl = redis.cli(&["TTL", &format!("livebridge:{{{channel}}}:{key}")]);
+        assert!(ttl.parse::<i64>().unwrap() > 0, "{key} would stay for ever");
+    }
     // Values and removals count as they did.
     let counts = redis.cli(&["GET", &format!("livebridge:{{{channel}}}:head")]);
     let bytes = "A 15".len() + "gone".len() + "ключ3".len() + "c10".len();

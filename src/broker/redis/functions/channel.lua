@@ -22,6 +22,8 @@
 local RETAIN, REMEMBER = 86400, 600
 local MOST_REMOVED = 1000
 local MOST_CACHED = 4096
+-- The offset, the stamp and whether it is removed, before a key's value.
+local VALUE_PREFIX = 30
 local LIFE = 'livebridge:life'
 -- Defined in format1.lua.
 local adopt

@@ -64,6 +64,7 @@ function adopt(it)
   end
   redis.call('SET', it.head, head, 'EX', RETAIN)
   redis.call('PEXPIRE', it.history, it.rule.age + 1000)
+  for _, key in ipairs({it.values, it.order, it.removed}) do redis.call('EXPIRE', key, RETAIN) end
   redis.call('UNLINK', meta, it.base .. 'log', it.base .. 'keys')
   return true
 end

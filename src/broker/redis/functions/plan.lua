@@ -65,7 +65,9 @@ local function plan_keys(plan, it, tail, after, count, bytes)
   local size, through = 0, nil
   plan[8] = 'keys'
   for i = 1, #found, 2 do
-    size = size + redis.call('HSTRLEN', it.values, found[i])
+    local length = redis.call('HSTRLEN', it.values, found[i])
+    if length < VALUE_PREFIX then error('UNREADABLE values') end
+    size = size + length
     if through and size > bytes then break end
     plan[#plan + 1], plan[#plan + 2] = found[i + 1], found[i]
     through = tonumber(found[i + 1])

@@ -3,7 +3,6 @@
 local MOST_ROWS = 1000
 -- Messages larger than this are trimmed one by one; of smaller ones a few more may stay.
 local SMALL, SLACK = 1024, 32
-local VALUE_PREFIX = 30
 local ID_REUSED = {err = 'LIVEBRIDGE_ID_REUSED the id stands for another message'}
 local NOT_KEYED = {err = 'LIVEBRIDGE_NOT_KEYED the channel is not keyed; change its rule'}
 
@@ -149,7 +148,10 @@ local function append(it, rows)
   if not epoch then epoch, last, stamp_before, bytes, counts = begin(it, time) end
   local stamp = math.max(stamp_before, time[1] * 1000 + math.floor(time[2] / 1000))
   local key_bytes, removed, forgotten
-  if rule.keyed then key_bytes, removed, forgotten = key_counts(counts) end
+  if rule.keyed then
+    if redis.call('HLEN', it.values) ~= redis.call('ZCARD', it.order) then error('UNREADABLE values') end
+    key_bytes, removed, forgotten = key_counts(counts)
+  end
   local answers, accepted, offset, ids = {epoch}, {}, last, nil
   local command, size, small, previous = {'RPUSH', it.history}, 2, true, stamp_before
   for i = 1, #rows do
