@@ -39,12 +39,15 @@ struct Read {
     tail: Place,
 }
 
+/// A message that arrived: where it stands, its key, whether it removes it, and its payload.
+type Arrived = (Option<Place>, Option<String>, bool, Vec<u8>);
+
 /// A broker, and the epochs that it has named so far.
 struct Side {
     broker: Arc<dyn Broker>,
     intake: Arc<Intake>,
     epochs: RefCell<Vec<u64>>,
-    arrived: RefCell<Vec<(Option<Place>, Option<String>, bool, Vec<u8>)>>,
+    arrived: RefCell<Vec<Arrived>>,
     subscribed: RefCell<bool>,
 }
 
