@@ -74,7 +74,7 @@ pub async fn websocket(app: Arc<App>, query: String, headers: HeaderMap, asker: 
 async fn try_websocket(app: &Arc<App>, query: &Query, headers: &HeaderMap, asker: Asker) -> Result<Response, ApiError> {
     let channels = query.channels(app)?;
     let grant = credentials::authorize(app, asker, query, &channels, Action::Subscribe).await?;
-    let starts = query.starts(&channels, None)?;
+    let starts = query.starts(&channels)?;
     let dialect: &'static dyn Dialect = if query.wants_json()? { &Json } else { &Raw };
     let accept = websocket::accept(headers).map_err(|error| {
         let (status, code) = match error {
@@ -116,9 +116,7 @@ pub async fn events(app: Arc<App>, query: String, headers: HeaderMap, asker: Ask
 async fn try_events(app: &Arc<App>, query: &Query, headers: &HeaderMap, asker: Asker) -> Result<Response, ApiError> {
     let channels = query.channels(app)?;
     let grant = credentials::authorize(app, asker, query, &channels, Action::Subscribe).await?;
-    let last_event_id = headers.get("last-event-id").map(|id| id.to_str()).transpose();
-    let last_event_id = last_event_id.map_err(|_| ApiError::parameter("`Last-Event-ID` is no list of positions"))?;
-    let starts = query.starts(&channels, last_event_id)?;
+    let starts = query.event_starts(&channels, headers.get("last-event-id").map(HeaderValue::as_bytes))?;
     let dialect: &'static dyn Dialect = if channels.len() == 1 { &SingleChannelEvents } else { &MultiChannelEvents };
     let mut response = takeover(app, dialect, Transport::Sse, channels, starts, &grant).await?;
     let headers = response.headers_mut();
