@@ -92,8 +92,7 @@ fn others(app: Arc<App>) -> BoxedFilter<(Response,)> {
 
 /// Whether a path is that of a subscription: its connection is the client's own for as long as it lasts.
 pub fn subscribes(path: &str) -> bool {
-    // The filters take a slash at the end of a path for nothing.
-    matches!(path.strip_suffix('/').unwrap_or(path), "/ws" | "/events")
+    matches!(path, "/ws" | "/events")
 }
 
 fn with(app: Arc<App>) -> impl Filter<Extract = (Arc<App>,), Error = Infallible> + Clone {
@@ -133,10 +132,12 @@ fn only(
 /// Picks the header lines that publishing needs: cloning all of them costs more than the rest of the routing.
 fn publish_headers() -> impl Filter<Extract = (publish::Headers,), Error = Rejection> + Copy {
     warp::header::optional("content-type")
+        .and(warp::header::optional("content-encoding"))
         .and(warp::header::optional("content-length"))
         .and(warp::header::optional("idempotency-key"))
-        .map(|content_type, content_length, idempotency_key| publish::Headers {
+        .map(|content_type, content_encoding, content_length, idempotency_key| publish::Headers {
             content_type,
+            content_encoding,
             content_length,
             idempotency_key,
         })
