@@ -1,20 +1,23 @@
 //! Who may do what: one check, from what a request shows (a key or a token, and the page it comes from) to what it may do with
 //! which channels. Knows neither HTTP nor sockets: `http/` takes what is shown out of a request, and answers.
 
+pub mod claims;
 pub mod jwks;
 pub mod keys;
 pub mod mint;
 pub mod origin;
 pub mod secret;
 pub mod token;
+pub mod token_key;
 
 use std::sync::Arc;
 
+use self::claims::Claims;
 use self::jwks::Jwks;
 use self::keys::PublishKey;
 use self::origin::{Origins, Page};
 use self::secret::Secret;
-use self::token::{Allowed, Claims, TokenError, Tokens};
+use self::token::{TokenError, Tokens};
 use crate::channel::ChannelName;
 use crate::rules::Rules;
 
@@ -70,6 +73,9 @@ pub enum Denial {
     /// Not with this key or token.
     #[error("{0} the channel {1} is not allowed with this key or token")]
     Forbidden(&'static str, ChannelName),
+    /// Not with this key or token, whatever the channel.
+    #[error("{0} any channel is not allowed with this key or token")]
+    Useless(&'static str),
 }
 
 /// What somebody may do.
@@ -137,7 +143,7 @@ impl Access {
         self.tokens.as_ref()?.remote.as_ref()
     }
 
-    /// The check: whether who asks may do this with each of the channels, and what else they may.
+    /// The check: whether this is allowed with each of the channels; where none are known yet, with any at all.
     pub async fn authorize(
         self: &Arc<Self>,
         asker: &Asker,
@@ -145,6 +151,9 @@ impl Access {
         action: Action,
     ) -> Result<Grant, Denial> {
         let grant = self.identify(asker, action).await?;
+        if channels.is_empty() && !grant.allows_any(action) {
+            return Err(Denial::Useless(action.doing()));
+        }
         channels.iter().try_for_each(|channel| grant.check(channel, action))?;
         Ok(grant)
     }
@@ -192,10 +201,7 @@ impl Grant {
             Holder::Everybody => true,
             Holder::Anonymous | Holder::Stranger => false,
             Holder::Key(index) => action != Action::Subscribe && self.access.keys[*index].allows(channel),
-            Holder::Token(claims) => {
-                let Allowed { subscribe, publish } = &claims.livebridge;
-                Allowed::covers(if action == Action::Publish { publish } else { subscribe }, channel)
-            }
+            Holder::Token(claims) => claims.livebridge.covers(action, channel),
         };
         match &self.holder {
             _ if held || everybody() => Ok(()),
@@ -203,6 +209,25 @@ impl Grant {
             Holder::Stranger => Err(Denial::Cookie),
             _ => Err(Denial::Forbidden(action.doing(), channel.clone())),
         }
+    }
+
+    /// Whether it covers this with some channel.
+    fn allows_any(&self, action: Action) -> bool {
+        let held = match &self.holder {
+            Holder::Everybody => true,
+            Holder::Anonymous | Holder::Stranger => false,
+            Holder::Key(_) => action != Action::Subscribe,
+            Holder::Token(claims) => !claims.livebridge.patterns(action).is_empty(),
+        };
+        held || self.access.rules.allow_anonymous(action)
+    }
+
+    /// Checks again that it has not expired: a request may take longer than its token is valid.
+    ///
+    /// # Errors
+    /// [`TokenError::Expired`].
+    pub fn check_time(&self) -> Result<(), Denial> {
+        if self.holds_for() == Some(0) { Err(Denial::Token(TokenError::Expired)) } else { Ok(()) }
     }
 
     /// For how many seconds it holds; `None` for as long as you like.

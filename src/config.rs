@@ -5,7 +5,7 @@
 pub mod access;
 pub mod limits;
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -90,8 +90,9 @@ pub enum Command {
 /// How to serve.
 #[derive(Args, Debug, Clone)]
 pub struct ServeArgs {
-    /// Address and port to listen on.
-    #[arg(long, env = "LISTEN", default_value = "127.0.0.1:8000", value_name = "ADDRESS:PORT")]
+    /// Address and port to listen on; a host's name is resolved once, at the start.
+    #[arg(long, env = "LISTEN", default_value = "127.0.0.1:8000", value_name = "ADDRESS:PORT",
+          value_parser = address_to_listen_on)]
     pub listen: SocketAddr,
     /// The Redis that instances share, such as redis://user:password@host:6379/0; without it the embedded broker.
     #[arg(long, env = "REDIS_URL", value_name = "URL", hide_env_values = true)]
@@ -307,6 +308,31 @@ impl Settings {
             threads: args.threads.map_or(cores, |threads| threads as usize),
         })
     }
+}
+
+/// Resolves `ADDRESS:PORT` or `NAME:PORT`. Of a name's addresses the first of IPv4 counts, which is there on every machine, else
+/// the first.
+fn address_to_listen_on(text: &str) -> Result<SocketAddr, String> {
+    const FORMS: &str =
+        "127.0.0.1:8000 (this machine alone), 0.0.0.0:8000 or [::]:8000 (every interface), localhost:8000";
+    if let Ok(address) = text.parse() {
+        return Ok(address);
+    }
+    let form = |problem: &str| format!("{problem}; it looks like {FORMS}");
+    let (host, port) = text.rsplit_once(':').ok_or_else(|| form("there is no port, or no address"))?;
+    if host.is_empty() {
+        return Err(form("there is no address before the port"));
+    }
+    let port: u16 = port.parse().map_err(|_| form("the port is no number from 0 to 65535"))?;
+    if host.contains(':') {
+        return Err(form("an IPv6 address stands in brackets"));
+    }
+    let addresses: Vec<_> = (host, port)
+        .to_socket_addrs()
+        .map_err(|error| form(&format!("the name can't be resolved ({error})")))?
+        .collect();
+    let first = addresses.iter().find(|address| address.is_ipv4()).or(addresses.first());
+    first.copied().ok_or_else(|| form("the name has no address"))
 }
 
 /// Reads `.env` where there is one, then flags and environment. An error in `.env` is returned; a wrong flag ends the

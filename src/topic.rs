@@ -25,6 +25,8 @@ pub enum Start {
     After(Position),
     /// With the last so many messages.
     Last(usize),
+    /// With the oldest message that is kept; on a keyed channel, with the value of every key.
+    Oldest,
 }
 
 /// Where a reader of the topic goes on.
@@ -208,16 +210,18 @@ impl Topic {
             // Nothing to resume in a channel without history; the last few that passed by are in the log.
             let read_at = match start {
                 Start::Last(count) => ReadAt::Log(state.log.find_last(count).unwrap_or(state.log.start())),
+                Start::Oldest => ReadAt::Log(state.log.start()),
                 _ => end,
             };
             return StartingPoint { read_at, position: None, head: None };
         };
         let (read_at, position) = match start {
             // Before a channel's first message there are no values to ask for.
-            Start::Live if self.rule.keyed.is_some() && tail.offset > 0 => {
+            Start::Live | Start::Oldest if self.rule.keyed.is_some() && tail.offset > 0 => {
                 (ReadAt::History(From::Keys), Position::new(tail.epoch, 0))
             }
             Start::Live | Start::Last(0) => (end, tail),
+            Start::Oldest => (ReadAt::History(From::Oldest), Position::new(tail.epoch, 0)),
             Start::Last(count) => {
                 let before = Position::new(tail.epoch, tail.offset.saturating_sub(count as u64));
                 (state.log.find_last(count).map_or(ReadAt::History(From::Last(count)), ReadAt::Log), before)

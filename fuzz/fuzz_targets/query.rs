@@ -36,7 +36,7 @@ fuzz_target!(|raw: &str| {
         assert!(channel.as_str().len() <= MAX_LENGTH && !channels[..index].contains(channel));
         assert_eq!(channel.as_str().parse::<ChannelName>().as_ref(), Ok(channel));
     }
-    if let Some(starts) = checked(query.starts(&channels, None)) {
+    if let Some(starts) = checked(query.starts(&channels)) {
         assert_eq!(starts.len(), channels.len());
         assert!(starts.iter().all(|start| !matches!(start, Start::Last(count) if *count > 1000)));
     }

@@ -7,13 +7,13 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use bytes::Bytes;
-use jsonwebtoken::jwk::Jwk;
 use serde::Deserialize;
 use serde_json::Value;
 use tokio::sync::{Notify, watch};
 use tokio::time::{sleep, timeout};
 
-use super::token::Key;
+use super::claims::Object;
+use super::token_key::Key;
 use crate::backoff::Backoff;
 
 /// How often the keys are looked at although nobody asks: a key that was withdrawn is known for no longer.
@@ -119,11 +119,11 @@ impl Jwks {
 
 /// The keys of a set that can be used. What is not understood is left out: sets hold keys for other purposes.
 fn parse(body: &[u8]) -> Result<Arc<[Key]>, String> {
-    let set: Set = serde_json::from_slice(body).map_err(|error| format!("this is not a JWK set: {error}"))?;
-    let read = |key| serde_json::from_value::<Jwk>(key).ok().as_ref().and_then(Key::of_set);
-    let keys: Arc<[Key]> = set.keys.into_iter().take(MOST_KEYS).filter_map(read).collect();
+    let Object(set): Object<Set> =
+        serde_json::from_slice(body).map_err(|error| format!("this is not a JWK set: {error}"))?;
+    let keys: Arc<[Key]> = set.keys.into_iter().take(MOST_KEYS).filter_map(Key::of_set).collect();
     if keys.is_empty() {
-        return Err("the JWK set holds no key for RS256, ES256 or EdDSA".into());
+        return Err("the JWK set holds no RSA, P-256, P-384 or Ed25519 key that verifies signatures".into());
     }
     Ok(keys)
 }

@@ -6,7 +6,8 @@ use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
 use serde::Serialize;
 
 use super::secret::Secret;
-use super::token::{Key, TokenKeyError, now};
+use super::token::now;
+use super::token_key::{Key, TokenKeyError};
 
 /// What a token is to say.
 #[derive(Debug, Serialize)]

@@ -12,7 +12,8 @@ use crate::access::jwks::Jwks;
 use crate::access::keys::{KeyError, PublishKey};
 use crate::access::origin::{OriginError, Origins};
 use crate::access::secret::Secret;
-use crate::access::token::{Key, TokenKeyError, Tokens};
+use crate::access::token::Tokens;
+use crate::access::token_key::{Key, TokenKeyError};
 use crate::http::fetch::{FetchError, Source};
 use crate::rules::Rules;
 
@@ -23,10 +24,11 @@ pub struct AccessArgs {
     /// certain channels stand in the rules file.
     #[arg(long, env = "LIVEBRIDGE_PUBLISH_KEY", value_name = "KEY", value_delimiter = ',', hide_env_values = true)]
     pub publish_key: Vec<Secret>,
-    /// The secret that clients' tokens are signed with by HS256; several, separated by commas, are all valid.
+    /// The secret that clients' tokens are signed with (HS256, HS384, HS512); several, separated by commas, are all valid.
     #[arg(long, env = "LIVEBRIDGE_TOKEN_SECRET", value_name = "SECRET", value_delimiter = ',', hide_env_values = true)]
     pub token_secret: Vec<Secret>,
-    /// A file with the PEM of the public key that clients' tokens are signed for: RSA, P-256 or Ed25519; may repeat.
+    /// A file with the PEM of the public key that clients' tokens are signed for: RSA, P-256, P-384 or Ed25519; may
+    /// repeat.
     #[arg(long, env = "LIVEBRIDGE_TOKEN_PUBLIC_KEY", value_name = "FILE", value_delimiter = ',')]
     pub token_public_key: Vec<PathBuf>,
     /// Where the public keys are as a JWK set: http:// or https://.

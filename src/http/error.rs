@@ -1,7 +1,7 @@
 //! Errors as clients see them: a status, a code for programs, a sentence for people.
 
 use hyper::StatusCode;
-use hyper::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
+use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use serde_json::json;
 use warp::reply::Response;
 
@@ -69,6 +69,10 @@ impl ApiError {
         if self.status == StatusCode::UNAUTHORIZED {
             response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
+        if self.status == StatusCode::NOT_IMPLEMENTED {
+            // The body is in a coding that is not understood.
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
         response.extensions_mut().insert(Problem { code: self.code, message: self.message });
         response
     }
@@ -78,7 +82,7 @@ impl From<Denial> for ApiError {
     fn from(denial: Denial) -> Self {
         let (status, code) = match denial {
             Denial::Origin(_) => (StatusCode::FORBIDDEN, "origin_not_allowed"),
-            Denial::Forbidden(..) => (StatusCode::FORBIDDEN, "forbidden"),
+            Denial::Forbidden(..) | Denial::Useless(_) => (StatusCode::FORBIDDEN, "forbidden"),
             Denial::Token(TokenError::NoKeys) => (StatusCode::SERVICE_UNAVAILABLE, "keys_unavailable"),
             _ => (StatusCode::UNAUTHORIZED, "unauthorized"),
         };

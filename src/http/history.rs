@@ -8,7 +8,7 @@ use warp::reply::Response;
 
 use super::credentials;
 use super::error::{ApiError, json_response};
-use super::query::Query;
+use super::query::{EARLIEST, Query};
 use crate::access::{Action, Asker};
 use crate::app::App;
 use crate::broker::{From, PAGE_MESSAGES};
@@ -49,7 +49,7 @@ async fn try_messages(app: &App, name: &str, query: &Query, asker: Asker) -> Res
             .ok_or_else(|| ApiError::parameter(format!("`limit` must be a number from 1 to {PAGE_MESSAGES}")))?,
     };
     let from = match query.get("since") {
-        None => From::Oldest,
+        None | Some(EARLIEST) => From::Oldest,
         Some(text) => From::After(text.parse::<Position>().map_err(|error| ApiError::parameter(error.to_string()))?),
     };
     let Some(page) = app.hub.broker().read(&channel, from, limit).await? else {

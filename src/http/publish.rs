@@ -10,6 +10,7 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::{Buf, Bytes, BytesMut};
 use futures::{FutureExt, Stream, StreamExt};
 use hyper::StatusCode;
+use hyper::header::{ACCEPT_ENCODING, HeaderValue};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use warp::reply::Response;
@@ -24,7 +25,14 @@ use crate::budget::Held;
 use crate::channel::ChannelName;
 use crate::message::Position;
 
-const NDJSON: &str = "application/x-ndjson";
+/// The names under which lines of JSON are sent; none of them is registered.
+const BATCH_TYPES: [&str; 5] = [
+    "application/x-ndjson",
+    "application/ndjson",
+    "application/jsonl",
+    "application/x-jsonlines",
+    "application/json-lines",
+];
 /// The most characters of an error that may quote what was sent.
 const MOST_QUOTED: usize = 200;
 /// What is set aside for a body before any of it is there.
@@ -34,6 +42,8 @@ const FIRST_PIECE: usize = 16 << 10;
 pub struct Headers {
     /// `Content-Type`.
     pub content_type: Option<String>,
+    /// `Content-Encoding`.
+    pub content_encoding: Option<String>,
     /// `Content-Length`.
     pub content_length: Option<usize>,
     /// `Idempotency-Key`.
@@ -61,23 +71,28 @@ async fn try_publish(
     asker: Asker,
     body: impl Stream<Item = Result<impl Buf, warp::Error>> + Unpin,
 ) -> Result<Response, ApiError> {
-    let kind = headers.content_type.as_deref().and_then(|kind| kind.split(';').next());
-    let is_batch = kind.is_some_and(|kind| kind.trim().eq_ignore_ascii_case(NDJSON));
+    let coding = headers.content_encoding.as_deref().map_or("", str::trim);
+    if !coding.is_empty() && !coding.eq_ignore_ascii_case("identity") {
+        return Ok(refused_coding());
+    }
+    let kind = headers.content_type.as_deref().and_then(|kind| kind.split(';').next()).unwrap_or_default();
+    let is_batch = BATCH_TYPES.iter().any(|name| kind.trim().eq_ignore_ascii_case(name));
     let (limit, what) =
         if is_batch { (app.limits.batch_bytes, "batch") } else { (app.limits.message_bytes, "message") };
     if is_batch && query.get("key").or(query.get("remove")).is_some() {
         return Err(ApiError::parameter("in a batch, `key` and `remove` stand in each line, not in the URL"));
     }
     let channels = query.channels(app)?;
-    // Nobody's body is read who may not publish it. Of a batch the lines tell the channels.
+    // Permissions are checked before the body is read; those of a batch, whose lines name the channels, again with each line.
     let known = if is_batch { &[] } else { channels.as_slice() };
     let grant = credentials::authorize(app, asker, query, known, Action::Publish).await?;
+    let id = headers.idempotency_key.as_deref().map(idempotency_key).transpose()?;
     // Held until the broker has answered.
     let mut held = Held::new(app.incoming.clone());
     let reading = collect(headers.content_length, body, limit, &mut held);
     let body = in_time(app.limits.request_time, reading).await.unwrap_or(Err(Unread::Slow));
     let body = body.map_err(|error| refused(app, error, what, limit))?;
-    let id = headers.idempotency_key.as_deref().map(check_key).transpose()?;
+    grant.check_time().map_err(|denial| denied(app, denial))?;
     let batch = if is_batch {
         parse_batch(app, &channels, &grant, &body, id.as_deref())?
     } else {
@@ -118,6 +133,46 @@ impl<'a> Receipt<'a> {
         let epoch = position.map(|position| position.epoch.to_string());
         Self { channel, epoch, offset: position.map(|position| position.offset) }
     }
+}
+
+/// Refuses a compressed body. Unpacking would let a client spend a thousand times the CPU and memory that it sent.
+fn refused_coding() -> Response {
+    let message =
+        "bodies are published as they are, and not unpacked: send it uncompressed, without `Content-Encoding`";
+    let error = ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "encoding_unsupported", message);
+    let mut response = error.into_response();
+    // RFC 9110, 15.5.16.
+    response.headers_mut().insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+    response
+}
+
+/// The key of an `Idempotency-Key`: a string in quotes, as its draft has it (RFC 8941, 3.3.3), or the bare text.
+fn idempotency_key(value: &str) -> Result<Arc<str>, ApiError> {
+    let value = value.trim();
+    let Some(quoted) = value.strip_prefix('"') else { return check_key(value) };
+    let malformed = || {
+        ApiError::parameter(
+            "the `Idempotency-Key` begins with a quote and is no quoted string: \
+             end it with a quote, and write \\\" and \\\\ for a quote and a backslash within",
+        )
+    };
+    let mut key = String::with_capacity(quoted.len());
+    let mut characters = quoted.chars();
+    loop {
+        match characters.next() {
+            Some('"') => break,
+            Some('\\') => match characters.next() {
+                Some(escaped @ ('"' | '\\')) => key.push(escaped),
+                _ => return Err(malformed()),
+            },
+            Some(character) => key.push(character),
+            None => return Err(malformed()),
+        }
+    }
+    if characters.next().is_some() {
+        return Err(malformed());
+    }
+    check_key(&key)
 }
 
 /// Why a body was not read to its end.
@@ -265,13 +320,18 @@ pub fn parse_batch(
 }
 
 fn parse_line(app: &App, fallback: &ChannelName, likely: &ChannelName, text: &[u8]) -> Result<Publication, ApiError> {
-    let line: Line<'_> = serde_json::from_slice(text).map_err(|error| {
-        // It may quote the line at any length.
-        let error: String = error.to_string().chars().take(MOST_QUOTED).collect();
+    let wrong = |error: String| {
         invalid_line(format!(
             "{error}; a line is an object with `data`, and optionally `channel`, `key`, `remove`, `id`, `encoding`"
         ))
-    })?;
+    };
+    // serde would take an array of the members' values as well.
+    if text.trim_ascii_start().first() == Some(&b'[') {
+        return Err(wrong("this is an array".into()));
+    }
+    // The error may quote the line at any length.
+    let quoted = |error: serde_json::Error| wrong(error.to_string().chars().take(MOST_QUOTED).collect());
+    let line: Line<'_> = serde_json::from_slice(text).map_err(quoted)?;
     let channel = match &line.channel {
         Some(Text(name)) if name == likely.as_str() => likely.clone(),
         Some(Text(name)) => name.parse()?,

@@ -5,13 +5,18 @@ use std::sync::Arc;
 use super::error::ApiError;
 use crate::app::App;
 use crate::channel::ChannelName;
-use crate::message::Position;
+use crate::message::{Position, PositionError};
 use crate::topic::Start;
 
 /// The most messages that `last` may ask for.
 const MOST_LAST: usize = 1000;
 /// The longest key or idempotency id, in bytes.
 pub const MOST_KEY_BYTES: usize = 255;
+
+/// Instead of a position: from the oldest message on, as Mercure has it.
+pub(super) const EARLIEST: &str = "earliest";
+/// A position in no history that there is: no epoch began in 1970.
+const UNKNOWN: Position = Position { epoch: 0, offset: 1 };
 
 /// A query string, taken apart. Unknown parameters are left alone: proxies and tools add their own.
 pub struct Query(Vec<(String, String)>);
@@ -28,7 +33,16 @@ impl Query {
     }
 
     /// The channels that are named, or the default channel; none twice.
+    ///
+    /// # Errors
+    /// An invalid name, too many, or a misspelt parameter: to ignore that would take the default channel for the one that was
+    /// meant.
     pub fn channels(&self, app: &App) -> Result<Vec<ChannelName>, ApiError> {
+        if let Some((name, _)) = self.0.iter().find(|(name, _)| is_misspelt_channel(name)) {
+            return Err(ApiError::parameter(format!(
+                "there is no parameter `{name}`: write `channel=NAME`, and `&channel=OTHER` for each further channel"
+            )));
+        }
         let mut channels: Vec<ChannelName> = Vec::new();
         for (_, name) in self.0.iter().filter(|(key, _)| key == "channel") {
             let channel: ChannelName = name.parse()?;
@@ -49,21 +63,43 @@ impl Query {
         Ok(channels)
     }
 
-    /// Where each of the channels begins. `last_event_id` stands in for `since`, as `EventSource` sends it; a `since` in
-    /// the URL is older than that. What does not count is checked all the same: a mistake is told at once, not at a reconnect.
-    pub fn starts(&self, channels: &[ChannelName], last_event_id: Option<&str>) -> Result<Vec<Start>, ApiError> {
-        let positions = |list: Option<&str>| {
-            list.filter(|list| !list.is_empty()).map(|list| positions(list, channels.len())).transpose()
-        };
-        let last = match self.get("last") {
-            None => Start::Live,
-            Some(last) => match last.parse() {
-                Ok(count) if count <= MOST_LAST => Start::Last(count),
-                _ => return Err(ApiError::parameter(format!("`last` must be a number from 0 to {MOST_LAST}"))),
-            },
-        };
-        let since = positions(self.get("since"))?;
-        Ok(positions(last_event_id)?.or(since).unwrap_or_else(|| vec![last; channels.len()]))
+    /// Where each of the channels begins: by `since`, else by `last`. Both are checked: a mistake is told at once, not at a
+    /// reconnect.
+    ///
+    /// # Errors
+    /// A position, their number or `last` is wrong.
+    pub fn starts(&self, channels: &[ChannelName]) -> Result<Vec<Start>, ApiError> {
+        let last = self.last()?;
+        let since = self.get("since").filter(|since| !since.is_empty());
+        since.map_or_else(|| Ok(vec![last; channels.len()]), |since| positions(since, channels.len()))
+    }
+
+    /// The same for an event stream. `Last-Event-ID`, which `EventSource` sends when it reconnects, counts before what libraries
+    /// send in the URL instead of it, and that before `since`, which is as old as the URL.
+    ///
+    /// Positions that can't be read are taken for those of another server's history, and so told as a gap: `EventSource` would
+    /// give up for ever at an error.
+    ///
+    /// # Errors
+    /// `last` is wrong.
+    pub fn event_starts(&self, channels: &[ChannelName], last_event_id: Option<&[u8]>) -> Result<Vec<Start>, ApiError> {
+        let last = self.last()?;
+        let in_header = last_event_id.map(String::from_utf8_lossy);
+        let in_url = || self.0.iter().rev().find(|(name, _)| is_last_event_id(name)).map(|(_, id)| id.as_str());
+        let in_url = || in_url().filter(|id| !id.is_empty()).or(self.get("since"));
+        let list = in_header.as_deref().filter(|id| !id.is_empty()).or_else(in_url).filter(|list| !list.is_empty());
+        let Some(list) = list else { return Ok(vec![last; channels.len()]) };
+        let starts: Vec<_> =
+            each_position(list, channels.len()).map(|start| start.unwrap_or(Start::After(UNKNOWN))).collect();
+        Ok(if starts.len() == channels.len() { starts } else { vec![Start::After(UNKNOWN); channels.len()] })
+    }
+
+    fn last(&self) -> Result<Start, ApiError> {
+        match self.get("last").map(str::parse) {
+            None => Ok(Start::Live),
+            Some(Ok(count)) if count <= MOST_LAST => Ok(Start::Last(count)),
+            Some(_) => Err(ApiError::parameter(format!("`last` must be a number from 0 to {MOST_LAST}"))),
+        }
     }
 
     /// `format=json`, or not.
@@ -102,14 +138,26 @@ pub fn check_key(key: &str) -> Result<Arc<str>, ApiError> {
     Ok(key.into())
 }
 
+/// Whether somebody must have meant `channel`, as frameworks spell lists, and people.
+fn is_misspelt_channel(name: &str) -> bool {
+    let is_index = |index: &str| index.len() <= 3 && index.bytes().all(|byte| byte.is_ascii_digit());
+    let index = name.split_once('[').and_then(|(stem, rest)| Some((stem, rest.strip_suffix(']')?)));
+    let stem = index.filter(|(_, index)| is_index(index)).map_or(name, |(stem, _)| stem);
+    name != "channel"
+        && ["channel", "channels", "chanel", "chanels"].iter().any(|meant| stem.eq_ignore_ascii_case(meant))
+}
+
+/// Whether it is one of the names under which libraries send a `Last-Event-ID` in the URL: `lastEventId`, `lastEventID`,
+/// `last-event-id`, `evs_last_event_id`.
+fn is_last_event_id(name: &str) -> bool {
+    let letters = name.bytes().filter(|byte| !matches!(byte, b'-' | b'_')).map(|byte| byte.to_ascii_lowercase());
+    let is = |meant: &str| letters.clone().eq(meant.bytes());
+    is("lasteventid") || is("evslasteventid")
+}
+
 /// One position for each channel, separated by commas; an empty one means 'from now on'.
 fn positions(list: &str, channels: usize) -> Result<Vec<Start>, ApiError> {
-    let starts: Vec<_> = list
-        .split(',')
-        .map(|text| match text.trim() {
-            "" => Ok(Start::Live),
-            text => text.parse::<Position>().map(Start::After),
-        })
+    let starts: Vec<_> = each_position(list, channels)
         .collect::<Result<_, _>>()
         .map_err(|error| ApiError::parameter(error.to_string()))?;
     if starts.len() != channels {
@@ -119,4 +167,14 @@ fn positions(list: &str, channels: usize) -> Result<Vec<Start>, ApiError> {
         )));
     }
     Ok(starts)
+}
+
+/// The elements of a list of positions. `earliest` is the oldest message that is kept, alone for all channels.
+fn each_position(list: &str, channels: usize) -> impl Iterator<Item = Result<Start, PositionError>> {
+    let repeated = if list.trim() == EARLIEST { channels } else { 1 };
+    std::iter::repeat_n(list, repeated).flat_map(|list| list.split(',')).map(|text| match text.trim() {
+        "" => Ok(Start::Live),
+        EARLIEST => Ok(Start::Oldest),
+        text => text.parse().map(Start::After),
+    })
 }

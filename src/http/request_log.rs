@@ -18,8 +18,8 @@ use crate::broker::Health;
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// The longest id that is taken over.
 const MOST_ID_BYTES: usize = 64;
-/// Refusals at a limit or in a drain, though their status is that of a failure.
-const REFUSALS: [&str; 4] = ["server_full", "incoming_full", "draining", "keyed_channel_full"];
+/// Refusals at a limit, in a drain or of what is not spoken, though their status is that of a failure.
+const REFUSALS: [&str; 5] = ["server_full", "incoming_full", "draining", "keyed_channel_full", "encoding_unsupported"];
 
 /// The ids of a connection's requests.
 pub(super) struct Ids(Cell<u64>);

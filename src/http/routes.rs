@@ -129,10 +129,12 @@ fn only(
 /// Picks the header lines that publishing needs: cloning all of them costs more than the rest of the routing.
 fn publish_headers() -> impl Filter<Extract = (publish::Headers,), Error = Rejection> + Copy {
     warp::header::optional("content-type")
+        .and(warp::header::optional("content-encoding"))
         .and(warp::header::optional("content-length"))
         .and(warp::header::optional("idempotency-key"))
-        .map(|content_type, content_length, idempotency_key| publish::Headers {
+        .map(|content_type, content_encoding, content_length, idempotency_key| publish::Headers {
             content_type,
+            content_encoding,
             content_length,
             idempotency_key,
         })

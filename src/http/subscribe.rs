@@ -85,7 +85,7 @@ async fn try_websocket(
     let claim = sender.claim(app)?;
     let channels = query.channels(app)?;
     let grant = credentials::authorize(app, asker, query, &channels, Action::Subscribe).await?;
-    let starts = query.starts(&channels, None)?;
+    let starts = query.starts(&channels)?;
     let encoding = if query.wants_json()? { &WEBSOCKET_JSON } else { &WEBSOCKET_RAW };
     let accept = handshake::accept(headers).map_err(|error| {
         let (status, code) = match error {
@@ -139,9 +139,7 @@ async fn try_events(
     let claim = sender.claim(app)?;
     let channels = query.channels(app)?;
     let grant = credentials::authorize(app, asker, query, &channels, Action::Subscribe).await?;
-    let last_event_id = headers.get("last-event-id").map(|id| id.to_str()).transpose();
-    let last_event_id = last_event_id.map_err(|_| ApiError::parameter("`Last-Event-ID` is no list of positions"))?;
-    let starts = query.starts(&channels, last_event_id)?;
+    let starts = query.event_starts(&channels, headers.get("last-event-id").map(HeaderValue::as_bytes))?;
     let encoding = if channels.len() == 1 { &EVENTS } else { &MULTI_CHANNEL_EVENTS };
     sender.send(join(app, encoding, channels, starts, &grant, claim).await?);
     let mut response = Response::new(Vec::new().into());

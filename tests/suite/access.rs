@@ -3,12 +3,13 @@
 
 use jsonwebtoken::Algorithm;
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::support::instance::{Instance, Options, command};
-use crate::support::raw::websocket;
-use crate::support::soon;
+use crate::support::raw::{connect_from, rest, websocket};
 use crate::support::sse::Events;
 use crate::support::tokens::{SECRET, Signer, assemble, at, claims, token};
+use crate::support::{soon, until};
 
 const KEY: &str = "publish-key-of-the-tests";
 const OTHER_KEY: &str = "the-next-publish-key-of-the-tests";
@@ -234,6 +235,92 @@ async fn no_forged_or_stale_token_gets_in_while_others_go_on_receiving() {
     // Within the leeway of clocks.
     for claims in [with("exp", at(-10).into()), with("nbf", at(20).into()), with("exp", json!(at(60) as f64 + 0.5))] {
         assert_eq!(subscribe(&instance, &format!("channel=a&token={}", shared.sign(&claims)), &[]).await.0, 101);
+    }
+}
+
+#[tokio::test]
+async fn a_claim_of_a_wrong_type_is_refused_and_not_taken_for_none() {
+    // Nothing is configured that the claims would be compared with.
+    let instance = with_tokens().start().await;
+    let shared = Signer::shared(SECRET);
+    let good = claims(&["*"], &["*"]);
+    let with = |name: &str, value: Value| {
+        let mut claims = good.clone();
+        claims[name] = value;
+        claims
+    };
+    let lists = json!([["*"], ["*"]]);
+    let mut wrong = vec![json!([good["exp"]]), json!([good["exp"], lists]), json!("all"), Value::Null];
+    for name in ["sub", "iss", "jti", "aud"] {
+        wrong
+            .extend([json!(7), Value::Null, json!({"a": "b"}), json!([7]), json!(true)].map(|value| with(name, value)));
+    }
+    wrong.extend(["sub", "iss", "jti"].map(|name| with(name, json!(["a"]))));
+    for name in ["exp", "nbf", "iat"] {
+        wrong.extend([json!("1"), Value::Null, json!([1]), json!(true)].map(|value| with(name, value)));
+    }
+    for value in [lists, Value::Null, json!("*"), json!({"subscribe": "*"}), json!({"subscribe": ["*"], "read": ["*"]})]
+    {
+        wrong.push(with("livebridge", value));
+    }
+    for claims in wrong {
+        let (status, code, message) =
+            subscribe(&instance, &format!("channel=a&token={}", shared.sign(&claims)), &[]).await;
+        assert_eq!((status, &*code), (401, "unauthorized"), "{claims}");
+        assert!(message.contains("claim"), "{claims}: {message}");
+    }
+    for (name, value) in
+        [("sub", json!("a")), ("iss", json!("b")), ("iat", json!(1.5)), ("nbf", json!(1)), ("own", json!(null))]
+    {
+        let token = shared.sign(&with(name, value));
+        assert_eq!(subscribe(&instance, &format!("channel=a&token={token}"), &[]).await.0, 101, "{name}");
+    }
+    // The header has one form as well.
+    let header = json!(["HS256", null, null]);
+    let (status, ..) = subscribe(&instance, &format!("channel=a&token={}", assemble(&header, &good, b"x")), &[]).await;
+    assert_eq!(status, 401);
+}
+
+#[tokio::test]
+async fn a_body_that_outlasts_its_token_is_not_published() {
+    let instance = with_tokens().flag("--token-leeway-seconds 0").start().await;
+    let mut claims = claims(&["a"], &["a"]);
+    claims["exp"] = at(2).into();
+    let short = Signer::shared(SECRET).sign(&claims);
+    let mut stream = connect_from("127.0.0.1", &instance).await;
+    let head = format!(
+        "POST /publish?channel=a HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {short}\r\nConnection: close\r\nContent-Length: 4\r\n\r\nha"
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let expired = || async { instance.get(&format!("/channels/a/messages?token={short}")).await.0.as_u16() == 401 };
+    until("the token has expired", expired).await;
+    stream.write_all(b"lf").await.unwrap();
+    let answer = rest(&mut stream).await;
+    assert!(answer.starts_with("HTTP/1.1 401 ") && answer.contains("has expired"), "{answer}");
+    let history = instance.get_json(&format!("/channels/a/messages?token={}", token(&["a"], &[]))).await;
+    assert_eq!(history["offset"], 0);
+}
+
+#[tokio::test]
+async fn a_batch_of_a_client_that_may_publish_nothing_is_refused_before_it_is_read() {
+    let rules = "[[channel]]\nmatch = 'chat'\nanonymous = ['publish']\n";
+    let instance = with_tokens().start().await;
+    let lenient = with_tokens().rules(rules).start().await;
+    let reader = bearer(&token(&["*"], &[]));
+    let mut stream = connect_from("127.0.0.1", &instance).await;
+    let head = format!(
+        "POST /publish HTTP/1.1\r\nHost: x\r\nAuthorization: {reader}\r\nContent-Type: application/x-ndjson\r\nContent-Length: 8000000\r\n\r\n"
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    // Nothing of the body was sent, so nothing of it is waited for.
+    let mut start = [0; 12];
+    soon("an answer", stream.read_exact(&mut start)).await.unwrap();
+    assert_eq!(&start, b"HTTP/1.1 403");
+    // Where everybody may publish somewhere, the lines decide.
+    let headers = [("authorization", &*reader), ("content-type", "application/x-ndjson")];
+    for (channel, expected) in [("chat", 200), ("other", 403)] {
+        let line = format!("{{\"channel\":\"{channel}\",\"data\":1}}");
+        assert_eq!(lenient.post_with("/publish", &headers, line).await.0.as_u16(), expected, "{channel}");
     }
 }
 

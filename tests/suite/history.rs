@@ -52,6 +52,9 @@ promises!(
     the_last_few_messages_come_first,
     an_event_stream_resumes_by_its_last_event_id,
     an_event_stream_of_several_channels_resumes_each,
+    an_event_stream_resumes_by_what_libraries_put_into_the_url,
+    a_position_that_an_event_stream_cannot_read_is_told_as_a_gap,
+    the_earliest_is_the_oldest_message_that_is_kept,
     a_client_far_behind_reads_many_pages_without_a_hole,
     a_thousand_clients_that_resume_share_the_reading,
     an_idempotency_key_makes_a_retry_appear_once,
@@ -228,6 +231,87 @@ async fn an_event_stream_of_several_channels_resumes_each(setup: Setup) {
         let numbers: Vec<_> = seen.iter().filter(|(kind, _)| kind == name).map(|(_, data)| data.clone()).collect();
         assert_eq!(numbers, (1..=count).map(|number| number.to_string()).collect::<Vec<_>>());
     }
+}
+
+async fn an_event_stream_resumes_by_what_libraries_put_into_the_url(setup: Setup) {
+    let channel = channel("url");
+    let last = setup.publish_numbers(&channel, 1, 5).await;
+    let [one, two, three] = [1, 2, 3].map(|offset| after(&last, offset));
+    let begins = async |query: &str, header: Option<&str>| {
+        let url = setup.two().url(&format!("/events?channel={channel}{query}"));
+        Events::connect(&url, header).await.next().await.data
+    };
+    for name in ["lastEventId", "lastEventID", "last-event-id", "Last-Event-ID", "last_event_id", "evs_last_event_id"] {
+        assert_eq!(begins(&format!("&{name}={three}"), None).await, "4", "{name}");
+        assert_eq!(begins(&format!("&since={one}&{name}={three}"), None).await, "4", "{name}");
+        assert_eq!(begins(&format!("&since={one}&{name}={three}"), Some(&two)).await, "3", "{name}");
+        assert_eq!(begins(&format!("&since={one}&{name}="), Some("")).await, "2", "{name}");
+    }
+}
+
+async fn a_position_that_an_event_stream_cannot_read_is_told_as_a_gap(setup: Setup) {
+    let (channel, other) = (channel("other-server"), channel("other-server"));
+    let last = setup.publish_numbers(&channel, 1, 2).await;
+    let beside = setup.publish_numbers(&other, 1, 1).await;
+    let ids =
+        ["0", "abc", "1764355000", "2026-11-28T18:00:00Z", "urn:uuid:5e94c686", "1-0", "\u{fc}", "1:2:3", "5:1,6:2"];
+    let url = setup.two().url(&format!("/events?channel={channel}"));
+    let gap_first = async |url: &str, id: Option<&str>| {
+        let mut events = Events::connect(url, id).await;
+        let gap = events.next().await;
+        assert_eq!(gap.kind, "livebridge:gap", "{url} {id:?}");
+        assert!(gap.data.contains("epoch_changed"), "{}", gap.data);
+        // Where it goes on from has an id to resume from.
+        assert_eq!(events.last_id.as_deref().map(|id| id.ends_with(":0")), Some(true), "{:?}", events.last_id);
+        assert_eq!([events.next().await.data, events.next().await.data], ["1", "2"]);
+    };
+    for id in ids {
+        gap_first(&url, Some(id)).await;
+        if id.is_ascii() {
+            gap_first(&format!("{url}&since={id}"), None).await;
+            gap_first(&format!("{url}&lastEventId={id}&since={last}"), None).await;
+        }
+    }
+    // Of several channels each is told, or the one that is concerned.
+    let url = setup.two().url(&format!("/events?channel={channel}&channel={other}"));
+    for (id, gaps) in [(last.clone(), 2), (format!("{last},abc"), 1), (format!("{last},{beside},{last}"), 2)] {
+        let mut events = Events::connect(&url, Some(&id)).await;
+        let mut seen = Vec::new();
+        for _ in 0..gaps {
+            seen.push(events.next().await.kind);
+            while seen.last().is_some_and(|kind| kind != "livebridge:gap") {
+                seen.pop();
+                seen.push(events.next().await.kind);
+            }
+        }
+        assert_eq!(seen.len(), gaps, "{id}");
+    }
+}
+
+async fn the_earliest_is_the_oldest_message_that_is_kept(setup: Setup) {
+    let (short, long, none) = (channel("short"), channel("long"), channel("none"));
+    setup.publish_numbers(&short, 1, 12).await;
+    setup.publish_numbers(&long, 1, 2500).await;
+    let mut socket = setup.two().ws(&format!("channel={short}&since=earliest&format=json")).await;
+    assert_eq!(socket.json().await["channels"][0]["head"], 12);
+    for expected in 8..=12 {
+        assert_eq!(socket.json().await["offset"], expected);
+    }
+    let mut socket = setup.two().ws(&format!("channel={long}&since=earliest")).await;
+    for expected in 1..=2500 {
+        assert_eq!(socket.text().await, expected.to_string());
+    }
+    setup.publish_numbers(&long, 2501, 2501).await;
+    assert_eq!(socket.text().await, "2501");
+    let mut events = Events::connect(&setup.two().url(&format!("/events?channel={short}")), Some("earliest")).await;
+    assert_eq!(events.next().await.data, "8");
+    // For several channels, or for one of them; a channel without history has nothing but what comes.
+    let url = setup.two().url(&format!("/events?channel={none}&channel={short}&since=earliest"));
+    assert_eq!(Events::connect(&url, None).await.next().await.data, "8");
+    let url = setup.two().url(&format!("/events?channel={none}&channel={short}&since=,earliest"));
+    assert_eq!(Events::connect(&url, None).await.next().await.data, "8");
+    let path = format!("/channels/{short}/messages?since=earliest");
+    assert_eq!(setup.two().get_json(&path).await["messages"][0]["offset"], 8);
 }
 
 async fn a_client_far_behind_reads_many_pages_without_a_hole(setup: Setup) {

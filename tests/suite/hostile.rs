@@ -123,7 +123,7 @@ async fn what_clients_say_writes_no_lines_into_the_log_nor_headers_into_answers(
     for path in [
         "/ws?channel=a%0d%0aINFO%20forged",
         "/events?channel=%1b%5b31mforged",
-        "/events?since=1%0d%0aX-Forged:%20yes",
+        "/ws?since=1%0d%0aX-Forged:%20yes",
         "/channels/a%0aforged%1b/messages",
         "/forged%0d%0aSet-Cookie:%20forged=1",
     ] {
@@ -197,7 +197,7 @@ async fn whatever_is_oversize_has_its_answer() {
         ("/events".into(), format!("X: {long}\r\n").as_str(), ["431", ""]),
         ("/events".into(), &many_lines, ["431", ""]),
         (format!("/ws?{many_channels}"), "", ["400", "parameter_invalid"]),
-        (format!("/events?since={}", "1".repeat(5000)), "", ["400", "parameter_invalid"]),
+        (format!("/ws?since={}", "1".repeat(5000)), "", ["400", "parameter_invalid"]),
         ("/events?last=99999999999999999999".into(), "", ["400", "parameter_invalid"]),
         ("/channels/a/messages?limit=1000000".into(), "", ["400", "parameter_invalid"]),
     ] {

@@ -2,6 +2,8 @@
 
 use std::process::Stdio;
 
+use serde_json::Value;
+
 use crate::support::instance::{Instance, Options, command};
 use crate::support::{channel, until};
 
@@ -21,18 +23,80 @@ async fn a_request_that_cannot_be_understood_is_told_why() {
         ("/ws?channel=livebridge:note:a", 400, "channel_invalid", "reserved"),
         ("/ws?format=xml", 400, "parameter_invalid", "json"),
         ("/events?channel=a%0Ab", 400, "channel_invalid", "control characters"),
-        ("/events?since=soon", 400, "parameter_invalid", "EPOCH:OFFSET"),
-        ("/events?channel=a&channel=b&since=1:2", 400, "parameter_invalid", "2 channels"),
+        ("/ws?since=soon", 400, "parameter_invalid", "EPOCH:OFFSET"),
+        ("/ws?channel=a&channel=b&since=1:2", 400, "parameter_invalid", "2 channels"),
         ("/events?last=-1", 400, "parameter_invalid", "`last`"),
         ("/channels/a%2Fb*/messages", 400, "channel_invalid", "'*'"),
         ("/channels/a/messages?limit=0", 400, "parameter_invalid", "`limit`"),
         ("/nothing/here", 404, "not_found", "path"),
+        ("/metrics/", 404, "not_found", "ask for /metrics"),
+        ("/channels/a/messages//", 404, "not_found", "ask for /channels/a/messages"),
+        ("//", 404, "not_found", "slash"),
         ("/publish", 405, "method_not_allowed", "method"),
     ] {
         let (got_status, got_code, message) = error_of(instance.get(path).await).await;
         assert_eq!((got_status, got_code.as_str()), (status, code), "{path}");
         assert!(message.contains(part), "{path}: {message}");
     }
+}
+
+#[tokio::test]
+async fn a_misspelt_channel_is_not_taken_for_the_default_channel() {
+    let instance = Instance::embedded().await;
+    let names =
+        ["channel[]", "channel%5B%5D", "channel[0]", "channel[12]", "channels", "channels[]", "Channel", "CHANNEL"];
+    for name in names.into_iter().chain(["chanel", "chanels"]) {
+        let (status, answer) = instance.post(&format!("/publish?{name}=a"), "x").await;
+        assert_eq!((status.as_u16(), &answer["error"]["code"]), (400, &"parameter_invalid".into()), "{name}");
+        for path in ["ws", "events"] {
+            let (status, code, message) = error_of(instance.get(&format!("/{path}?channel=b&{name}=a")).await).await;
+            assert_eq!((status, &*code), (400, "parameter_invalid"), "{path} {name}");
+            assert!(message.contains("`channel=NAME`"), "{message}");
+        }
+    }
+    // Others are others' business.
+    let (status, answer) = instance.post("/publish?channel=b&channel_id=7&channel[a]=8&mychannels=9", "x").await;
+    assert_eq!((status.as_u16(), &answer["messages"][0]["channel"]), (200, &"b".into()), "{answer}");
+    assert_eq!(instance.get_json("/channels/live/messages").await["offset"], 0);
+}
+
+#[tokio::test]
+async fn lines_of_json_are_a_batch_by_each_of_their_names() {
+    let instance = Instance::embedded().await;
+    for (number, kind) in
+        ["x-ndjson", "ndjson", "jsonl", "x-jsonlines", "json-lines", "NDJSON; charset=utf-8"].into_iter().enumerate()
+    {
+        let headers = [("content-type", &*format!("application/{kind}"))];
+        let (status, answer) = instance.post_with("/publish?channel=a", &headers, "{\"data\":1}\n{\"data\":2}\n").await;
+        assert_eq!((status.as_u16(), answer["messages"].as_array().map(Vec::len)), (200, Some(2)), "{kind}: {answer}");
+        assert_eq!(answer["messages"][1]["offset"], 2 * (number + 1));
+    }
+    for kind in ["application/json", "text/plain"] {
+        let headers = [("content-type", kind)];
+        let (_, answer) = instance.post_with("/publish?channel=b", &headers, "{\"data\":1}\n{\"data\":2}\n").await;
+        assert_eq!(answer["messages"].as_array().map(Vec::len), Some(1), "{kind}: {answer}");
+    }
+}
+
+#[tokio::test]
+async fn an_idempotency_key_in_quotes_is_the_same_key_as_without() {
+    let instance = Instance::embedded().await;
+    let publish = async |key: &str, body: &'static str| {
+        let (status, answer) = instance.post_with("/publish?channel=a", &[("idempotency-key", key)], body).await;
+        (status.as_u16(), answer["messages"][0]["offset"].clone(), answer["error"]["code"].clone())
+    };
+    let first = publish("8e03-7", "x").await;
+    assert_eq!(first, (200, 1.into(), Value::Null));
+    assert_eq!(publish("\"8e03-7\"", "x").await, first);
+    assert_eq!(publish("\"8e03-7\"", "y").await.0, 422);
+    assert_eq!(publish("a\"b\\c", "x").await.1, 2);
+    assert_eq!(publish("\"a\\\"b\\\\c\"", "x").await.1, 2);
+    assert_eq!(publish("a b", "x").await.1, 3);
+    assert_eq!(publish("\" a b\"", "x").await.1, 4, "a space within the quotes is one of the key's");
+    for malformed in ["\"", "\"a", "\"a\\\"", "\"a\\b\"", "\"a\"b", "\"a\", \"b\"", "\"\"", "\"a\";b=1"] {
+        assert_eq!(publish(malformed, "x").await, (400, Value::Null, "parameter_invalid".into()), "{malformed}");
+    }
+    assert_eq!(instance.get_json("/channels/a/messages").await["offset"], 4);
 }
 
 #[tokio::test]
@@ -75,6 +139,7 @@ async fn a_batch_with_a_wrong_line_publishes_nothing_and_names_the_line() {
         ("{\"channel\":\"a\",\"data\":1,\"extra\":2}", "batch_invalid"),
         ("{\"channel\":\"a\",\"data\":\"?\",\"encoding\":\"base64\"}", "batch_invalid"),
         ("[1]", "batch_invalid"),
+        (" [\"a\",1]", "batch_invalid"),
         ("\u{feff}{}", "batch_invalid"),
     ] {
         let body = format!("{good}{line}\n{good}");
@@ -146,6 +211,14 @@ async fn publish_and_tail_work_from_the_command_line() {
 }
 
 #[tokio::test]
+async fn a_name_to_listen_on_is_resolved() {
+    let instance = Options::default().listen("localhost:0").start().await;
+    assert!(instance.address.starts_with("127.0.0.1:"), "{}", instance.address);
+    let instance = Options::default().listen("[::1]:0").start().await;
+    assert!(instance.address.starts_with("[::1]:"), "{}", instance.address);
+}
+
+#[tokio::test]
 async fn a_mistake_in_the_configuration_is_an_error_that_names_the_place() {
     let folder = tempfile::tempdir().unwrap();
     let fails = |arguments: &[&str], part: &str| {
@@ -153,7 +226,18 @@ async fn a_mistake_in_the_configuration_is_an_error_that_names_the_place() {
         let error = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(!output.status.success() && error.contains(part), "{arguments:?}: {error}");
     };
-    fails(&["--listen", "nowhere"], "--listen");
+    for (listen, part) in [
+        ("nowhere", "127.0.0.1:8000"),
+        (":8000", "no address before the port"),
+        ("8000", "0.0.0.0:8000"),
+        ("localhost:port", "the port is no number"),
+        ("localhost:65536", "the port is no number"),
+        ("::1:8000", "in brackets"),
+        ("nowhere.invalid:8000", "can't be resolved"),
+    ] {
+        fails(&["--listen", listen], "--listen");
+        fails(&["--listen", listen], part);
+    }
     fails(&["--redis-url", "http://x"], "redis://");
     fails(&["--rules", "missing.toml"], "missing.toml");
     std::fs::write(folder.path().join("livebridge.toml"), "[[channel]]\nmatch = 'a'\nhistroy = false\n").unwrap();

@@ -30,7 +30,7 @@ fn request_id(answer: &str) -> String {
 #[tokio::test]
 async fn every_answer_carries_the_requests_own_id_if_it_is_sane_and_else_a_new_one() {
     let instance = Instance::embedded().await;
-    for path in ["/healthz", "/nothing", "/ws", "/events?since=x", "/metrics", "/"] {
+    for path in ["/healthz", "/nothing", "/ws", "/events?last=x", "/metrics", "/"] {
         let answer = raw::get("127.0.0.1", &instance, path, "X-Request-Id: Trace-7.of_9\r\n").await;
         assert_eq!(request_id(&answer), "Trace-7.of_9", "{path}");
     }

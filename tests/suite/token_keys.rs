@@ -18,7 +18,7 @@ async fn status(instance: &Instance, token: &str) -> u16 {
 
 #[tokio::test]
 async fn each_algorithm_is_taken_from_a_file_and_several_files_are_valid_at_once() {
-    let keys = [Algorithm::RS256, Algorithm::ES256, Algorithm::EdDSA].map(Signer::generate);
+    let keys = [Algorithm::RS256, Algorithm::ES256, Algorithm::ES384, Algorithm::EdDSA].map(Signer::generate);
     let folder = tempfile::tempdir().unwrap();
     let mut options = Options::default();
     for key in &keys {
@@ -32,6 +32,82 @@ async fn each_algorithm_is_taken_from_a_file_and_several_files_are_valid_at_once
         assert_eq!(status(&instance, &key.sign(&claims(&["b"], &[]))).await, 403, "{:?}", key.algorithm);
         let stranger = Signer::generate(key.algorithm);
         assert_eq!(status(&instance, &stranger.sign(&claims(&["a"], &[]))).await, 401, "{:?}", key.algorithm);
+    }
+    // The PEM of an RSA key does not say what it is for; RFC 9864 gives EdDSA a second name.
+    for algorithm in RSA {
+        let token = keys[0].sign_by(algorithm, &format!("{algorithm:?}"), &claims(&["a"], &[]));
+        assert_eq!(status(&instance, &token).await, 200, "{algorithm:?}");
+    }
+    let token = keys[3].sign_by(Algorithm::EdDSA, "Ed25519", &claims(&["a"], &[]));
+    assert_eq!(status(&instance, &token).await, 200);
+    for name in ["Ed448", "ES512", "ed25519", "RS1", "ES256K"] {
+        let token = keys[3].sign_by(Algorithm::EdDSA, name, &claims(&["a"], &[]));
+        assert_eq!(status(&instance, &token).await, 401, "{name}");
+    }
+}
+
+const RSA: [Algorithm; 6] =
+    [Algorithm::RS256, Algorithm::RS384, Algorithm::RS512, Algorithm::PS256, Algorithm::PS384, Algorithm::PS512];
+
+#[tokio::test]
+async fn a_key_of_a_set_verifies_what_its_alg_says_and_an_unknown_alg_costs_no_other_key() {
+    let rsa = Signer::generate(Algorithm::RS256);
+    let keys = ["pss", "edwards", "wide", "unknown", "signs"];
+    let [pss, edwards, wide, unknown, signs] = keys.map(|id| {
+        let algorithm = match id {
+            "pss" => Algorithm::RS256,
+            "wide" => Algorithm::ES384,
+            _ => Algorithm::EdDSA,
+        };
+        Signer::generate(algorithm).named(id)
+    });
+    let with = |key: &Signer, name: &str, value: serde_json::Value| {
+        let mut jwk = key.jwk();
+        jwk[name] = value;
+        jwk
+    };
+    let document = json!({"keys": [
+        with(&unknown, "alg", "Ed25519ph".into()),
+        with(&signs, "key_ops", json!(["sign"])),
+        with(&Signer::generate(Algorithm::EdDSA), "alg", 7.into()),
+        with(&pss, "alg", "PS256".into()),
+        with(&edwards, "alg", "Ed25519".into()),
+        with(&wide, "alg", "ES384".into()),
+    ]});
+    let server = KeyServer::start(document.to_string()).await;
+    let instance = with_url(&server).start().await;
+    let says = claims(&["a"], &[]);
+    until("the keys are there", || async { status(&instance, &wide.sign(&says)).await == 200 }).await;
+    for (key, algorithm, name, expected) in [
+        (&edwards, Algorithm::EdDSA, "Ed25519", 200),
+        (&edwards, Algorithm::EdDSA, "EdDSA", 200),
+        (&pss, Algorithm::PS256, "PS256", 200),
+        (&pss, Algorithm::RS256, "RS256", 401),
+        (&pss, Algorithm::PS384, "PS384", 401),
+        // Signed by one algorithm, and named another.
+        (&pss, Algorithm::RS256, "PS256", 401),
+        (&wide, Algorithm::ES384, "ES256", 401),
+        (&unknown, Algorithm::EdDSA, "EdDSA", 401),
+        (&signs, Algorithm::EdDSA, "EdDSA", 401),
+        (&rsa, Algorithm::PS256, "PS256", 401),
+    ] {
+        assert_eq!(status(&instance, &key.sign_by(algorithm, name, &says)).await, expected, "{:?} {name}", key.id);
+    }
+}
+
+#[tokio::test]
+async fn a_secret_verifies_by_the_hashes_that_are_no_longer_than_it_is() {
+    let long = "x".repeat(64);
+    let instance = Options::default().env("LIVEBRIDGE_TOKEN_SECRET", &format!("{SECRET},{long}")).start().await;
+    let says = claims(&["a"], &[]);
+    for (secret, algorithm, expected) in [
+        (SECRET, Algorithm::HS256, 200),
+        (SECRET, Algorithm::HS384, 200),
+        (SECRET, Algorithm::HS512, 401),
+        (&long, Algorithm::HS512, 200),
+    ] {
+        let token = Signer::shared(secret).sign_by(algorithm, &format!("{algorithm:?}"), &says);
+        assert_eq!(status(&instance, &token).await, expected, "{} bytes, {algorithm:?}", secret.len());
     }
 }
 

@@ -12,7 +12,7 @@ PROMPT = 1.0
 CHANNEL = "live"
 # Spellings under which an instance, or some proxy on its way, may take a path for /metrics.
 METRICS = ["/metrics", "/metrics/", "/metrics//", "//metrics", "/metrics?a=b", "/metrics/?a=b", "/%6Detrics", "/./metrics",
-           "/x/../metrics", "/metrics%2F"]
+           "/x/../metrics", "/metrics%2F", "/metrics#x"]
 
 
 class Failure(Exception):

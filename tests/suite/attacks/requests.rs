@@ -151,6 +151,64 @@ async fn a_request_names_its_host_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn only_the_one_expectation_that_there_is_is_met() {
+    let instance = Instance::embedded().await;
+    for (lines, expected) in [
+        ("Expect: 200-ok", "HTTP/1.1 417 "),
+        ("Expect: 100-continue, 200-ok", "HTTP/1.1 417 "),
+        ("Expect: 100-continue\r\nExpect: x", "HTTP/1.1 417 "),
+        ("Expect: \u{fc}", "HTTP/1.1 417 "),
+        ("Expect: 100-Continue", "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 "),
+    ] {
+        let request =
+            format!("POST /publish HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 1\r\n{lines}\r\n\r\nx");
+        let answer = raw::answer(ROGUE, &instance, request.as_bytes()).await;
+        assert!(answer.starts_with(expected), "{lines}: {answer}");
+        assert_eq!(answer.contains("expectation_failed"), expected.contains("417"), "{lines}: {answer}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_other_spelling_of_a_path_leads_to_it() {
+    let instance = Instance::embedded().await;
+    let spellings = [
+        "/metrics/",
+        "/metrics//",
+        "//metrics",
+        "///metrics",
+        "/./metrics",
+        "/x/../metrics",
+        "/%6detrics",
+        "/%6Detrics",
+        "/metrics%2F",
+        "/metrics/?a=b",
+        "/METRICS",
+        "/metrics/.",
+        "/metrics;a",
+        "/readyz/",
+        "/healthz/",
+        "/livebridge.js/",
+        "//",
+        "/openapi.json/",
+    ];
+    beside(&instance, async {
+        for path in spellings {
+            let answer = raw::get(ROGUE, &instance, path, "").await;
+            assert!(answer.starts_with("HTTP/1.1 404 ") && answer.contains("not_found"), "{path}: {answer}");
+        }
+        let long = format!("/{}/", "x".repeat(2000));
+        let answer = raw::get(ROGUE, &instance, &long, "").await;
+        assert!(answer.starts_with("HTTP/1.1 404 ") && answer.len() < 500, "{answer}");
+    })
+    .await;
+    for path in ["/publish/", "/publish//", "//publish"] {
+        let (status, answer) = instance.post(&format!("{path}?channel=a"), "x").await;
+        assert_eq!((status.as_u16(), &answer["error"]["code"]), (404, &"not_found".into()), "{path}");
+    }
+    assert_untouched(&instance, "a").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_not_meant_for_us_is_refused() {
     let instance = Options::default().flag("--request-seconds 2").start().await;
     let attacks: &[(&str, &[&str])] = &[
@@ -210,14 +268,31 @@ async fn lines_that_change_a_request_for_others_change_nothing_here() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_unpacked() {
-    let instance = Instance::embedded().await;
+    let instance = Options::default().flag("--request-seconds 2").start().await;
     // A little gzip that would be a mebibyte.
     let packed: &[u8] = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x02\x03\xed\xc1\x01\x0d\x00\x00\x00\xc2\xa0\xf7Om\x0e7";
-    let (status, _) =
-        instance.post_with("/publish?channel=packed", &[("content-encoding", "gzip")], packed.to_vec()).await;
-    assert_eq!(status, 200);
-    let message = instance.get_json("/channels/packed/messages").await["messages"][0].clone();
-    assert_eq!(message["encoding"], "base64", "it is a message like any other: {message}");
+    for coding in ["gzip", "x-gzip", "deflate", "br", "zstd", "GZIP", "gzip, identity", "unheard-of"] {
+        let request = reqwest::Client::new().post(instance.url("/publish?channel=packed")).body(packed);
+        let answer = request.header("content-encoding", coding).send().await.unwrap();
+        assert_eq!(
+            (answer.status().as_u16(), &answer.headers()["accept-encoding"]),
+            (415, &"identity".parse().unwrap())
+        );
+        assert!(answer.text().await.unwrap().contains("encoding_unsupported"), "{coding}");
+    }
+    for coding in ["gzip, chunked", "deflate, chunked", "compress, chunked", "gzip\r\nTransfer-Encoding: chunked"] {
+        let answer = smuggle(&instance, &format!("Transfer-Encoding: {coding}"), "1\r\nx\r\n0\r\n\r\n").await;
+        assert!(answer.starts_with("HTTP/1.1 501 ") && answer.contains("encoding_unsupported"), "{coding}: {answer}");
+        assert!(answer.contains("connection: close"), "{coding}: {answer}");
+    }
+    assert_untouched(&instance, "packed").await;
+    assert_untouched(&instance, "first").await;
+    // What somebody packed for his own receivers is a message like any other.
+    instance.publish("packed", packed).await;
+    let identity = [("content-encoding", "identity")];
+    assert_eq!(instance.post_with("/publish?channel=packed", &identity, packed).await.0, 200);
+    let history = instance.get_json("/channels/packed/messages").await;
+    assert!(history["messages"][0]["encoding"] == "base64" && history["offset"] == 2, "{history}");
     let answer = raw::get(ROGUE, &instance, "/livebridge.js", "Accept-Encoding: gzip, br, zstd\r\n").await;
     assert!(!answer.split("\r\n\r\n").next().unwrap().to_lowercase().contains("content-encoding"));
 }
@@ -233,11 +308,9 @@ async fn header_lines_with_odd_bytes_are_refused_or_never_repeated() {
         // RFC 9112, 2.2: a bare LF may end a line. What it begins is a line of the request, never of the answer.
         let answer = raw::get(ROGUE, &instance, "/healthz", "Idempotency-Key: a\nSet-Cookie: forged=1\r\n").await;
         assert!(answer.starts_with("HTTP/1.1 200 ") && !answer.contains("forged"), "{answer}");
-        for (path, line) in [("POST /publish", "Idempotency-Key: \u{fc}"), ("GET /events", "Last-Event-ID: \u{fc}")] {
-            let request = format!("{path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 0\r\n{line}\r\n\r\n");
-            let answer = raw::answer(ROGUE, &instance, request.as_bytes()).await;
-            assert!(answer.starts_with("HTTP/1.1 400 ") && answer.contains("parameter_invalid"), "{line}: {answer}");
-        }
+        let request = "POST /publish HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 0\r\nIdempotency-Key: \u{fc}\r\n\r\n";
+        let answer = raw::answer(ROGUE, &instance, request.as_bytes()).await;
+        assert!(answer.starts_with("HTTP/1.1 400 ") && answer.contains("parameter_invalid"), "{answer}");
         let long = format!("POST /publish HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 1\r\nIdempotency-Key: {}\r\n\r\nx", "k".repeat(256));
         let answer = raw::answer(ROGUE, &instance, long.as_bytes()).await;
         assert!(answer.starts_with("HTTP/1.1 400 ") && answer.contains("parameter_invalid"), "{answer}");

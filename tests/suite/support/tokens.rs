@@ -7,7 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::jwk::Jwk;
-use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
+use jsonwebtoken::{Algorithm, EncodingKey};
 use rcgen::KeyPair;
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -62,6 +62,7 @@ impl Signer {
         let kind = match algorithm {
             Algorithm::RS256 => &rcgen::PKCS_RSA_SHA256,
             Algorithm::ES256 => &rcgen::PKCS_ECDSA_P256_SHA256,
+            Algorithm::ES384 => &rcgen::PKCS_ECDSA_P384_SHA384,
             Algorithm::EdDSA => &rcgen::PKCS_ED25519,
             other => panic!("no key pairs for {other:?}"),
         };
@@ -69,7 +70,7 @@ impl Signer {
         let pem = pair.serialize_pem();
         let key = match algorithm {
             Algorithm::RS256 => EncodingKey::from_rsa_pem(pem.as_bytes()),
-            Algorithm::ES256 => EncodingKey::from_ec_pem(pem.as_bytes()),
+            Algorithm::ES256 | Algorithm::ES384 => EncodingKey::from_ec_pem(pem.as_bytes()),
             _ => EncodingKey::from_ed_pem(pem.as_bytes()),
         };
         Self {
@@ -87,9 +88,19 @@ impl Signer {
     }
 
     pub fn sign(&self, claims: &Value) -> String {
-        let mut header = Header::new(self.algorithm);
-        header.kid.clone_from(&self.id);
-        encode(&header, claims, &self.key).unwrap()
+        self.sign_by(self.algorithm, &format!("{:?}", self.algorithm), claims)
+    }
+
+    /// Signs by an algorithm of the key's type, which the header gives any name.
+    pub fn sign_by(&self, algorithm: Algorithm, name: &str, claims: &Value) -> String {
+        let mut header = json!({ "typ": "JWT", "alg": name });
+        if let Some(id) = &self.id {
+            header["kid"] = id.as_str().into();
+        }
+        let unsigned = assemble(&header, claims, b"");
+        let message = unsigned.strip_suffix('.').unwrap();
+        let signature = jsonwebtoken::crypto::sign(message.as_bytes(), &self.key, algorithm).unwrap();
+        format!("{message}.{signature}")
     }
 
     /// Its public half, as it stands in a JWK set.
