@@ -1,5 +1,5 @@
-//! Runs what the README shows, and compares docs/configuration.md with the program: its tables of settings with
-//! `--help`, its rules file with `livebridge check`.
+//! Runs what the README shows, and compares docs/configuration.md with the program: its tables of
+//! settings with `--help`, its rules file with `livebridge check`.
 
 use std::process::{Command, Stdio};
 
