@@ -21,7 +21,7 @@
 //! * `faults`: all of it at once, under load, counted
 //! * `model`: random interleavings against a simple model
 //! * `documents`: what openapi.json and the pages of docs/ name, against what there is
-//! * `readme`: what the README says
+//! * `readme`: what the README and docs/configuration.md say
 //! * `check`: what is wrong with a Redis is found
 //! * `insight`: what the operator sees: metrics, dashboard, alerts
 //! * `logs`: what is logged, and what is not

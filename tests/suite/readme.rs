@@ -1,4 +1,5 @@
-//! What the README says is run: its shell lines, and its table of settings against `--help`.
+//! Runs what the README shows, and compares docs/configuration.md with the program: its tables of
+//! settings with `--help`, its rules file with `livebridge check`.
 
 use std::process::{Command, Stdio};
 
@@ -9,11 +10,16 @@ use crate::support::redis::Redis;
 use crate::support::soon;
 
 const README: &str = include_str!("../../README.md");
+const CONFIGURATION: &str = include_str!("../../docs/configuration.md");
 
-/// The fenced blocks of a language.
+/// The README's fenced blocks of a language.
 pub fn blocks(language: &str) -> Vec<&'static str> {
+    blocks_of(README, language)
+}
+
+fn blocks_of(page: &'static str, language: &str) -> Vec<&'static str> {
     let fence = format!("```{language}\n");
-    README.split(&fence).skip(1).map(|rest| rest.split("```").next().unwrap()).collect()
+    page.split(&fence).skip(1).map(|rest| rest.split("```").next().unwrap()).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -57,11 +63,11 @@ async fn every_shell_line_of_the_readme_works() {
 }
 
 #[test]
-fn the_table_of_settings_is_that_of_the_program() {
+fn the_tables_of_settings_are_those_of_the_program() {
     let folder = tempfile::tempdir().unwrap();
     let output = command(folder.path()).arg("--help").output().unwrap();
     let help = String::from_utf8(output.stdout).unwrap();
-    let table: Vec<&str> = README.lines().filter(|line| line.starts_with("| `--")).collect();
+    let table: Vec<&str> = CONFIGURATION.lines().filter(|line| line.starts_with("| `--")).collect();
     let flags = help
         .lines()
         .filter_map(|line| line.trim_start().strip_prefix("--"))
@@ -69,7 +75,7 @@ fn the_table_of_settings_is_that_of_the_program() {
     let mut count = 0;
     for flag in flags.filter(|flag| !["help", "version"].contains(flag)) {
         let row = table.iter().find(|row| row.starts_with(&format!("| `--{flag}` |")));
-        let row = row.unwrap_or_else(|| panic!("--{flag} is not in the README's table"));
+        let row = row.unwrap_or_else(|| panic!("--{flag} is not in docs/configuration.md"));
         // A switch has no value, so that its line ends there.
         let at = help.find(&format!("--{flag} ")).or_else(|| help.find(&format!("--{flag}\n"))).unwrap();
         let after = &help[at..];
@@ -84,13 +90,15 @@ fn the_table_of_settings_is_that_of_the_program() {
         }
         count += 1;
     }
-    assert_eq!(count, table.len(), "the README has settings that the program has not");
+    assert_eq!(count, table.len(), "docs/configuration.md has settings that the program does not have");
 }
 
 #[test]
-fn the_rules_of_the_readme_are_valid() {
+fn the_rules_file_of_the_documentation_is_valid() {
     let folder = tempfile::tempdir().unwrap();
-    std::fs::write(folder.path().join("livebridge.toml"), blocks("toml").concat()).unwrap();
+    let rules = blocks_of(CONFIGURATION, "toml").concat();
+    assert!(rules.contains("[[channel]]"), "docs/configuration.md has lost its rules file");
+    std::fs::write(folder.path().join("livebridge.toml"), rules).unwrap();
     let check: &mut Command = &mut command(folder.path());
     assert!(check.arg("check").status().unwrap().success());
 }
