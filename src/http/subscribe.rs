@@ -5,8 +5,10 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures::future::try_join_all;
-use hyper::StatusCode;
-use hyper::header::{CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderMap, HeaderValue, SEC_WEBSOCKET_ACCEPT, UPGRADE};
+use hyper::header::{
+    CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderMap, HeaderValue, SEC_WEBSOCKET_ACCEPT, TRANSFER_ENCODING, UPGRADE,
+};
+use hyper::{StatusCode, Version};
 use warp::reply::Response;
 
 use super::credentials;
@@ -19,7 +21,9 @@ use crate::admission::AddressClaim;
 use crate::app::App;
 use crate::broker::BrokerError;
 use crate::channel::ChannelName;
-use crate::delivery::encoding::{EVENTS, Encoding, MULTI_CHANNEL_EVENTS, WEBSOCKET_JSON, WEBSOCKET_RAW};
+use crate::delivery::encoding::{
+    BARE_EVENTS, BARE_MULTI_CHANNEL_EVENTS, EVENTS, Encoding, MULTI_CHANNEL_EVENTS, WEBSOCKET_JSON, WEBSOCKET_RAW,
+};
 use crate::delivery::subscription::{NewSubscription, Rights};
 use crate::delivery::task::Handshake;
 use crate::hub::Membership;
@@ -34,13 +38,19 @@ pub struct HandshakeSender(Arc<Slot>);
 
 struct Slot {
     client: ClientAddress,
+    version: Version,
     sent: OnceLock<Handshake>,
 }
 
 impl HandshakeSender {
-    /// For a request of this client.
-    pub fn new(client: ClientAddress) -> Self {
-        Self(Arc::new(Slot { client, sent: OnceLock::new() }))
+    /// For a request of this client, in this version of HTTP.
+    pub fn new(client: ClientAddress, version: Version) -> Self {
+        Self(Arc::new(Slot { client, version, sent: OnceLock::new() }))
+    }
+
+    /// Whether the client understands chunks: HTTP/1.0 has none.
+    fn takes_chunks(&self) -> bool {
+        self.0.version > Version::HTTP_10
     }
 
     /// Counts a client for its address. One that connects directly was counted when it was accepted.
@@ -142,16 +152,35 @@ async fn try_events(
     let last_event_id = headers.get("last-event-id").map(|id| id.to_str()).transpose();
     let last_event_id = last_event_id.map_err(|_| ApiError::parameter("`Last-Event-ID` is no list of positions"))?;
     let starts = query.starts(&channels, last_event_id)?;
-    let encoding = if channels.len() == 1 { &EVENTS } else { &MULTI_CHANNEL_EVENTS };
+    let encoding = events_encoding(channels.len() > 1, sender.takes_chunks());
     sender.send(join(app, encoding, channels, starts, &grant, claim).await?);
+    Ok(events_head(sender.takes_chunks()))
+}
+
+fn events_encoding(several: bool, chunked: bool) -> &'static Encoding {
+    match (several, chunked) {
+        (false, true) => &EVENTS,
+        (true, true) => &MULTI_CHANNEL_EVENTS,
+        (false, false) => &BARE_EVENTS,
+        (true, false) => &BARE_MULTI_CHANNEL_EVENTS,
+    }
+}
+
+/// The head of an event stream.
+fn events_head(chunked: bool) -> Response {
     let mut response = Response::new(Vec::new().into());
     let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
-    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-    // The stream ends with the connection, so it needs no framing of its own.
-    headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    // Some clients take a stream that does not name it for Latin-1.
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"));
+    // A proxy that compresses would hold events back.
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache, no-transform"));
     headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
-    Ok(response)
+    if chunked {
+        headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    }
+    // The connection is the subscriber's alone: no other request is read on it.
+    headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    response
 }
 
 /// Joins the channels.

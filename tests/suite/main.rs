@@ -8,6 +8,7 @@
 //! * `drain`: how an instance ends
 //! * `attacks`: what attackers try, request by request and frame by frame
 //! * `hostile`: clients that mean no good
+//! * `events`: event streams byte by byte
 //! * `http`: requests, errors, limits, the commands
 //! * `history`: positions, resume, gaps that are told
 //! * `history_cost`: what the history costs Redis, counted
@@ -45,6 +46,7 @@ mod contract;
 mod cost;
 mod documents;
 mod drain;
+mod events;
 mod faults;
 mod fcall;
 mod foreign;

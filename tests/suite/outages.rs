@@ -277,6 +277,7 @@ async fn a_stop_tells_everybody_and_ends_within_its_bound() {
         let (code, reason) = socket.closed().await;
         assert!(code == 1012 && reason.starts_with("restarting"), "{code} {reason}");
         assert_eq!(events.next().await.data, "x");
+        assert_eq!(events.next().await.kind, "livebridge:restarting");
         assert_eq!(soon("the stream ends", events.try_next()).await, None);
         let status = instance.ended().await;
         assert_eq!(status.code(), Some(0), "{signal}");
