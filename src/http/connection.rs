@@ -91,6 +91,8 @@ pub async fn serve(accepted: Accepted, routes: BoxedFilter<(Response,)>, shard: 
     };
     let mut http = http1::Builder::new()
         .timer(TokioTimer::new())
+        // A client that ends its sending side behind a whole request, such as `nc -N`, waits for the answer.
+        .half_close(true)
         .header_read_timeout(limit)
         .max_buf_size(HEAD_BYTES)
         .max_headers(HEAD_LINES)
