@@ -5,7 +5,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::support::instance::{Instance, Options};
-use crate::support::soon;
+use crate::support::redis::Redis;
+use crate::support::{channel, soon, until};
 
 /// A stream that is read by hand.
 struct Stream {
@@ -51,6 +52,22 @@ impl Stream {
         let chunk = String::from_utf8(self.bytes.drain(..size).collect()).unwrap();
         assert_eq!(self.bytes.drain(..2).collect::<Vec<_>>(), b"\r\n");
         chunk
+    }
+
+    async fn chunk_after_head(&mut self) -> String {
+        self.head().await;
+        self.chunk().await
+    }
+
+    /// The next event: comments are skipped.
+    async fn event(&mut self) -> String {
+        loop {
+            let chunk = self.chunk().await;
+            if !chunk.starts_with(':') {
+                assert_event(&chunk);
+                return chunk;
+            }
+        }
     }
 
     /// Whatever comes until the end of the connection.
@@ -168,4 +185,102 @@ async fn a_websocket_handshake_says_the_date() {
     let request = format!("GET /ws HTTP/1.1\r\n{}", crate::support::raw::HANDSHAKE);
     let head = Stream::send(&instance, &request).await.head().await;
     assert!(head.starts_with("http/1.1 101 ") && head.contains("\r\ndate: "), "{head}");
+}
+
+/// Checks that a stream says why it is refused, when to come back, and ends.
+async fn assert_refused(mut stream: Stream, code: &str) {
+    let head = stream.head().await;
+    assert!(head.starts_with("http/1.1 200 ") && head.contains("\r\ncontent-type: text/event-stream"), "{head}");
+    let refused = stream.chunk().await;
+    assert_event(&refused);
+    assert_eq!(field(&refused, "event"), Some("livebridge:refused"));
+    assert!((1000..5000).contains(&retry(&refused)) && field(&refused, "id").is_none(), "{refused:?}");
+    let data: serde_json::Value = serde_json::from_str(field(&refused, "data").unwrap()).unwrap();
+    assert!(data["code"] == code && data["message"].is_string(), "{data}");
+    assert_eq!(stream.rest().await, "0\r\n\r\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_comes_back_while_the_broker_is_away_is_kept_and_misses_nothing() {
+    let mut redis = Redis::persistent().await;
+    let one = Options::redis(&redis).start().await;
+    let (channel, quiet) = (channel("kept"), channel("quiet"));
+    let held = one.publish(&channel, "seen").await.unwrap();
+    one.publish(&channel, "missed").await;
+    redis.stop();
+    drop(one);
+    let other = Options::redis(&redis).flag("--heartbeat-seconds 1").start_unready();
+    let line = format!("Last-Event-ID: {held}\r\n");
+    let mut resumed = Stream::ask(&other, &format!("channel={channel}"), &line).await;
+    let mut several = Stream::ask(&other, &format!("channel={channel}&channel={quiet}"), "").await;
+    for stream in [&mut resumed, &mut several] {
+        assert!(stream.head().await.starts_with("http/1.1 200 "));
+        let comment = stream.chunk().await;
+        assert!(comment.starts_with(": the broker is unavailable") && !comment.contains("\n\n"), "{comment:?}");
+        assert_eq!((stream.chunk().await, stream.chunk().await), (":\n".into(), ":\n".into()));
+    }
+    // One that leaves is counted out.
+    let mut left = Stream::ask(&other, &format!("channel={quiet}"), "").await;
+    left.chunk_after_head().await;
+    until("three wait", || async { other.metric("livebridge_connections").await == 3.0 }).await;
+    drop(left);
+    until("two wait", || async { other.metric("livebridge_connections").await == 2.0 }).await;
+    redis.start_again().await;
+    let mut event = resumed.event().await;
+    assert_eq!(field(&event, "event"), Some("livebridge:welcome"));
+    assert_eq!(field(&event, "id"), Some(held.as_str()));
+    event = resumed.event().await;
+    assert_eq!(field(&event, "data"), Some("missed"));
+    assert_eq!(field(&several.event().await, "event"), Some("livebridge:welcome"));
+    until("ready", || async { other.get("/readyz").await.0 == 200 }).await;
+    other.publish(&quiet, "live").await;
+    assert_eq!(field(&several.event().await, "data"), Some("live"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waits_for_the_broker_is_told_when_the_instance_stops() {
+    let mut redis = Redis::start().await;
+    redis.stop();
+    let mut instance = Options::redis(&redis).start_unready();
+    let mut stream = Stream::ask(&instance, "", "").await;
+    stream.chunk_after_head().await;
+    instance.signal("TERM");
+    assert_eq!(field(&stream.event().await, "event"), Some("livebridge:restarting"));
+    assert_eq!(stream.rest().await, "0\r\n\r\n");
+    assert_eq!(instance.ended().await.code(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_comes_to_an_instance_that_stops_is_told_on_the_stream_when_to_come_back() {
+    let mut instance = Instance::embedded().await;
+    let mut connected = Vec::new();
+    for _ in 0..3 {
+        connected.push(TcpStream::connect(&instance.address).await.unwrap());
+    }
+    instance.signal("TERM");
+    until("draining is logged", || async { instance.log().contains("draining") }).await;
+    for socket in &mut connected {
+        socket.write_all(b"GET /events?channel=a&channel=b HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    }
+    for socket in connected {
+        assert_refused(Stream { socket, bytes: Vec::new() }, "draining").await;
+    }
+    assert_eq!(instance.ended().await.code(), Some(0));
+}
+
+#[tokio::test]
+async fn a_client_behind_a_proxy_that_has_its_share_is_told_on_the_stream_when_to_come_back() {
+    let flags = "--trusted-proxy 127.0.0.1 --max-connections-per-address 1";
+    let instance = Options::default().flag(flags).start().await;
+    let client = "X-Forwarded-For: 192.0.2.1\r\n";
+    let mut first = Stream::ask(&instance, "", client).await;
+    first.chunk_after_head().await;
+    assert_refused(Stream::ask(&instance, "", client).await, "too_many_connections").await;
+    assert_eq!(instance.refused("address_connections").await, 1.0);
+    // What lasts is answered by the status.
+    drop(first);
+    until("it may come again", || async {
+        Stream::ask(&instance, "since=soon", client).await.head().await.starts_with("http/1.1 400 ")
+    })
+    .await;
 }

@@ -5,6 +5,7 @@
 //! * `token_keys`: where the keys of tokens come from
 //! * `origins`: which pages may speak to an instance
 //! * `limits`: each limit's answer, while others notice nothing
+//! * `pages`: what a browser's WebSocket can see and say
 //! * `drain`: how an instance ends
 //! * `attacks`: what attackers try, request by request and frame by frame
 //! * `hostile`: clients that mean no good
@@ -61,6 +62,7 @@ mod logs;
 mod model;
 mod origins;
 mod outages;
+mod pages;
 mod patterns;
 mod readme;
 mod support;
