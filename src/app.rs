@@ -31,6 +31,8 @@ pub struct Limits {
     pub rates: Rates,
     /// How long a client has for the head of a request, and again for its body.
     pub request_time: Duration,
+    /// Silence after which a subscriber is sent a heartbeat, in seconds.
+    pub heartbeat_seconds: u32,
 }
 
 /// How fast a WebSocket client may send; `None` for no limit.

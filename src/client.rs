@@ -267,7 +267,13 @@ impl Events {
     fn dispatch(&mut self, out: &mut Vec<u8>) {
         let (kind, data) = (std::mem::take(&mut self.kind), std::mem::take(&mut self.data));
         self.seen = true;
-        if data.is_empty() || kind == "livebridge:welcome" || kind == "livebridge:token_expired" {
+        let is_notice =
+            matches!(kind.as_str(), "livebridge:welcome" | "livebridge:token_expired" | "livebridge:restarting");
+        if data.is_empty() || is_notice {
+            return;
+        }
+        if kind == "livebridge:refused" {
+            tracing::warn!(answer = %data.join(""), "the instance refuses for now; trying again");
             return;
         }
         if kind == "livebridge:gap" {

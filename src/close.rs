@@ -38,8 +38,21 @@ pub enum Code {
     TokenExpired,
     /// The client keeps sending faster than it may.
     TooFast,
+    /// The client was let in only to be told that it is not: see [`Refused`].
+    Refused(Refused),
     /// The other side is gone: nothing can be sent.
     Gone,
+}
+
+/// A refusal that the client learns from its stream, since it can't see the status of its request or gives up at that.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Refused {
+    /// For now: the error code says why.
+    ForNow(&'static str),
+    /// Until the client shows another token.
+    Unauthorized,
+    /// For good: the same again would be refused again; the error code says why.
+    ForGood(&'static str),
 }
 
 impl Code {
@@ -57,6 +70,9 @@ impl Code {
             Self::Gap => Some(4002),
             Self::TokenExpired => Some(4003),
             Self::TooFast => Some(4029),
+            Self::Refused(Refused::ForNow(_)) => Some(1013),
+            Self::Refused(Refused::Unauthorized) => Some(4003),
+            Self::Refused(Refused::ForGood(_)) => Some(1008),
             Self::Gone => None,
         }
     }
@@ -75,6 +91,8 @@ impl Code {
             Self::Gap => "gap",
             Self::TokenExpired => "token_expired",
             Self::TooFast => "too_fast",
+            Self::Refused(Refused::ForNow(code) | Refused::ForGood(code)) => code,
+            Self::Refused(Refused::Unauthorized) => "unauthorized",
             Self::Gone => "gone",
         }
     }
@@ -89,6 +107,11 @@ impl Close {
     /// The client's own close, answered.
     pub fn answer(code: Option<u16>) -> Self {
         Self::new(Code::Client(code), "")
+    }
+
+    /// The sentence.
+    pub fn detail(&self) -> &str {
+        &self.detail
     }
 
     /// The reason, `name: sentence`, cut to what a close frame holds.

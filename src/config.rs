@@ -299,6 +299,7 @@ impl Settings {
                 batch_bytes: (8 << 20).max(2 * message_bytes),
                 rates: args.limits.rates(),
                 request_time: Duration::from_secs(args.limits.request_seconds.into()),
+                heartbeat_seconds: args.limits.heartbeat_seconds,
             },
             log: Bounds { entries: args.log_messages as usize, bytes: args.log_bytes as usize },
             log_bytes_total: args.limits.log_bytes_total as usize,

@@ -98,17 +98,26 @@ impl Hub {
     /// Joins a channel; resolves when all that is published from now on will reach its subscribers. The caller is
     /// counted in until it drops the [`Membership`].
     pub async fn join(&self, channel: &ChannelName) -> Result<Membership, BrokerError> {
-        let topic = {
-            let mut topics = self.lock();
-            let topic = topics.entry(channel.clone()).or_insert_with(|| self.open(channel));
-            topic.join();
-            Membership(topic.clone())
-        };
+        let membership = self.enter(channel);
         if let Health::Down(why) = self.broker.health() {
             return Err(BrokerError::Unavailable(why));
         }
-        topic.0.ready().await;
-        Ok(topic)
+        membership.0.ready().await;
+        Ok(membership)
+    }
+
+    /// The same, for as long as the broker is away: its coming wakes those who wait.
+    pub async fn join_when_available(&self, channel: &ChannelName) -> Membership {
+        let membership = self.enter(channel);
+        membership.0.ready().await;
+        membership
+    }
+
+    fn enter(&self, channel: &ChannelName) -> Membership {
+        let mut topics = self.lock();
+        let topic = topics.entry(channel.clone()).or_insert_with(|| self.open(channel));
+        topic.join();
+        Membership(topic.clone())
     }
 
     fn open(&self, channel: &ChannelName) -> Arc<Topic> {

@@ -250,7 +250,8 @@ export class Feed extends EventTarget {
     const final = FINAL.has(code) || (code === TOKEN_EXPIRED && typeof this.#token !== "function");
     if (final) return this.#end(reason || `the server closed with code ${code}`);
     if (wasOpen && Date.now() - this.#openedAt > STABLE_AFTER_MS) this.#attempt = 0;
-    const soon = code === RESTARTING || code === TOKEN_EXPIRED;
+    // A token that was not even let in may be the one that is handed out again and again.
+    const soon = code === RESTARTING || (code === TOKEN_EXPIRED && wasOpen);
     const retryInMs = Math.round(soon ? Math.random() * RESTART_SPREAD_MS : backoff(this.#attempt++));
     this.#timer = setTimeout(() => this.#open(), retryInMs);
     this.#enter("waiting", { retryInMs, reason: reason || "the connection was lost" });

@@ -65,7 +65,7 @@ fn websocket(address: SocketAddr) -> TcpStream {
 }
 
 fn events(address: SocketAddr) -> TcpStream {
-    ask(address, "GET /events?channel=counted HTTP/1.1\r\nHost: x\r\n\r\n", b"\n\n")
+    ask(address, "GET /events?channel=counted HTTP/1.1\r\nHost: x\r\n\r\n", b"\n\n\r\n")
 }
 
 /// Bytes that the process holds more after `count` more connections, for each.

@@ -48,6 +48,11 @@ pub struct LimitArgs {
     #[arg(long, env = "LIVEBRIDGE_REQUEST_SECONDS", default_value_t = 30, value_name = "SECONDS",
           value_parser = clap::value_parser!(u32).range(1..=3600))]
     pub request_seconds: u32,
+    /// After how many seconds of silence a subscriber is sent a heartbeat: a ping, or a comment on an event stream. Less than
+    /// any proxy on the way waits. A WebSocket that leaves three unanswered is taken for gone.
+    #[arg(long, env = "LIVEBRIDGE_HEARTBEAT_SECONDS", default_value_t = 15, value_name = "SECONDS",
+          value_parser = clap::value_parser!(u32).range(1..=3600))]
+    pub heartbeat_seconds: u32,
     /// The most bytes of unfinished bodies and WebSocket messages in all; more are answered 503, or closed with 1013.
     #[arg(long, env = "LIVEBRIDGE_INCOMING_BYTES_TOTAL", default_value_t = 256 << 20, value_name = "BYTES",
           value_parser = clap::value_parser!(u64).range(1 << 20..))]

@@ -182,8 +182,7 @@ impl Connection {
     pub(super) fn check(&self) {
         let now = self.context().now();
         let ending = self.session.borrow().ending().is_some();
-        let page_time = self.context().page_time();
-        match self.keepalive.check(now, ending, page_time, || self.session.borrow().reads_page()) {
+        match self.keepalive.check(now, ending, self.context().times(), || self.session.borrow().reads_page()) {
             Due::Nothing => {}
             Due::Ping if self.must_read_first() => {}
             Due::Ping => self.notify(|encoding, out| encoding.dialect.write_keepalive(out)),

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::batch::EncodedBatch;
+use super::keepalive::Times;
 use crate::app::App;
 use crate::socket::Socket;
 
@@ -58,9 +59,13 @@ impl Context {
         self.now.set(self.now.get() + seconds);
     }
 
-    /// How long a client may take for a page of history, in seconds: as long as others for a response.
-    pub(super) fn page_time(&self) -> u32 {
-        u32::try_from(2 * self.app.limits.request_time.as_secs()).unwrap_or(u32::MAX)
+    /// How long clients are waited for: for a page of history as long as others for a response.
+    pub(super) fn times(&self) -> Times {
+        let limits = &self.app.limits;
+        Times {
+            heartbeat: limits.heartbeat_seconds,
+            page: u32::try_from(2 * limits.request_time.as_secs()).unwrap_or(u32::MAX),
+        }
     }
 
     /// Counts a connection for as long as it exists.

@@ -59,6 +59,9 @@ pub trait Dialect: Sync {
     /// What a client is told first: the instance, and where each of its subscriptions starts.
     fn write_connected(&self, instance: &str, starts: &[SubscriptionStart<'_>], out: &mut FrameWriter<'_>);
 
+    /// Writes what a client is told that is kept until its channels can be joined.
+    fn write_waiting(&self, _: &mut FrameWriter<'_>) {}
+
     /// Writes an entry, for all subscribers.
     ///
     /// # Errors

@@ -4,7 +4,7 @@ use super::dialect::Dialect;
 use super::dialect::events::{MultiChannelEvents, SingleChannelEvents};
 use super::dialect::json::Json;
 use super::dialect::raw::Raw;
-use super::framing::event_stream::EventStream;
+use super::framing::event_stream::{Bare, Chunked};
 use super::framing::websocket::WebSocket;
 use super::framing::{FrameWriter, Framing, Transport};
 
@@ -21,9 +21,13 @@ pub static WEBSOCKET_RAW: Encoding = Encoding { dialect: &Raw, framing: &WebSock
 /// `GET /ws?format=json`.
 pub static WEBSOCKET_JSON: Encoding = Encoding { dialect: &Json, framing: &WebSocket };
 /// `GET /events` for one channel.
-pub static EVENTS: Encoding = Encoding { dialect: &SingleChannelEvents, framing: &EventStream };
+pub static EVENTS: Encoding = Encoding { dialect: &SingleChannelEvents, framing: &Chunked };
 /// `GET /events` for several channels.
-pub static MULTI_CHANNEL_EVENTS: Encoding = Encoding { dialect: &MultiChannelEvents, framing: &EventStream };
+pub static MULTI_CHANNEL_EVENTS: Encoding = Encoding { dialect: &MultiChannelEvents, framing: &Chunked };
+/// `GET /events` for one channel, over HTTP/1.0.
+pub static BARE_EVENTS: Encoding = Encoding { dialect: &SingleChannelEvents, framing: &Bare };
+/// `GET /events` for several channels, over HTTP/1.0.
+pub static BARE_MULTI_CHANNEL_EVENTS: Encoding = Encoding { dialect: &MultiChannelEvents, framing: &Bare };
 
 impl Encoding {
     /// A writer of frames that appends to `out`.

@@ -1,8 +1,8 @@
 //! How messages travel on a connection: in WebSocket frames or as an event stream. A framing knows neither what a
 //! message says (that is a dialect's business) nor any socket.
 //!
-//! A framing has no state, so that a frame can be written to many sockets. Compression without a shared context and
-//! chunked event streams are framings of their own; both fit between [`Framing::begin`] and [`Framing::end`].
+//! A framing has no state, so that a frame can be written to many sockets. The chunks of an event stream are such a framing;
+//! compression without a shared context fits between [`Framing::begin`] and [`Framing::end`] as well.
 
 pub mod event_stream;
 pub mod websocket;

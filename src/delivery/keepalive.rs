@@ -3,10 +3,8 @@
 
 use std::cell::Cell;
 
-/// Silence after which the client is asked whether it is there, in seconds.
-const PING_AFTER: u32 = 15;
-/// Silence after which a client that answers pings is taken for gone, in seconds.
-const GONE_AFTER: u32 = 45;
+/// A client that answers pings is taken for gone when it has left so many unanswered.
+const MOST_UNANSWERED: u32 = 3;
 /// How many checks a closing connection has to take its last bytes.
 const CLOSING_CHECKS: u32 = 3;
 
@@ -21,6 +19,15 @@ pub(super) struct Keepalive {
     /// When what allows the client to be here ends.
     expires: u32,
     answers_pings: bool,
+}
+
+/// How long clients are waited for, in seconds.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Times {
+    /// Silence after which a client is asked whether it is there.
+    pub(super) heartbeat: u32,
+    /// How long it may take for a page of history. (A client that acknowledges nothing at all, the kernel gives up.)
+    pub(super) page: u32,
 }
 
 /// What is due for a client.
@@ -65,9 +72,8 @@ impl Keepalive {
         self.page_at.set(now);
     }
 
-    /// Says what is due; called once a second. `closing`: the client was told that it is closed. `page_time`: how long it
-    /// may take for a page, in seconds. (A client that acknowledges nothing at all, the kernel gives up.)
-    pub(super) fn check(&self, now: u32, closing: bool, page_time: u32, reads_page: impl FnOnce() -> bool) -> Due {
+    /// Says what is due; called once a second. `closing`: the client was told that it is closed.
+    pub(super) fn check(&self, now: u32, closing: bool, times: Times, reads_page: impl FnOnce() -> bool) -> Due {
         let since = |at: u32| now.saturating_sub(at);
         if closing {
             self.closing_checks.set(self.closing_checks.get() + 1);
@@ -75,11 +81,11 @@ impl Keepalive {
         }
         if now >= self.expires {
             Due::Expired
-        } else if self.answers_pings && since(self.heard.get()) > GONE_AFTER {
+        } else if self.answers_pings && since(self.heard.get()) > MOST_UNANSWERED * times.heartbeat {
             Due::Gone
-        } else if since(self.page_at.get()) > page_time && reads_page() {
+        } else if since(self.page_at.get()) > times.page && reads_page() {
             Due::TooSlow
-        } else if since(self.heard.get().max(self.asked.get())) >= PING_AFTER {
+        } else if since(self.heard.get().max(self.asked.get())) >= times.heartbeat {
             self.asked.set(now);
             Due::Ping
         } else {
@@ -92,8 +98,10 @@ impl Keepalive {
 mod tests {
     use super::*;
 
+    const TIMES: Times = Times { heartbeat: 15, page: 60 };
+
     fn check(keepalive: &Keepalive, now: u32) -> Due {
-        keepalive.check(now, false, 60, || true)
+        keepalive.check(now, false, TIMES, || true)
     }
 
     #[test]
@@ -120,7 +128,7 @@ mod tests {
         assert_eq!(check(&keepalive, 161), Due::TooSlow);
         keepalive.got_page(161);
         assert_eq!(check(&keepalive, 162), Due::Ping);
-        let closing: Vec<_> = (0..4).map(|_| keepalive.check(163, true, 60, || false)).collect();
+        let closing: Vec<_> = (0..4).map(|_| keepalive.check(163, true, TIMES, || false)).collect();
         assert_eq!(closing, [Due::Nothing, Due::Nothing, Due::Nothing, Due::GiveUp]);
     }
 }

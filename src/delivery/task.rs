@@ -11,7 +11,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures::FutureExt;
-use futures::future::LocalBoxFuture;
+use futures::future::{LocalBoxFuture, join_all};
 use tokio::task::spawn_local;
 use tokio::time::{Sleep, sleep};
 use tracing::{Instrument, Span};
@@ -24,14 +24,15 @@ use super::framing::websocket::{self, Decoder, Incoming, Opcode};
 use super::rate_limiter::{Excess, RateLimiter, Received};
 use super::session::{Session, SubscriptionKey, Waits};
 use super::shard::Shard;
-use super::subscription::{NewSubscription, Subscription};
+use super::subscription::{NewSubscription, Rights, Subscription};
 use crate::admission::{AddressClaim, Admitted};
 use crate::backoff::Backoff;
 use crate::broker::{BrokerError, From, Page, Publication};
+use crate::channel::ChannelName;
 use crate::close::{Close, Code};
 use crate::lingering_close::lingering_close;
 use crate::socket::Socket;
-use crate::topic::Topic;
+use crate::topic::{Start, Topic};
 
 /// How long to wait before the history is asked the same again.
 const REPEAT_PAUSE: Duration = Duration::from_millis(20);
@@ -46,12 +47,33 @@ pub struct Handshake {
     pub head: Vec<u8>,
     /// What all further bytes look like.
     pub encoding: &'static Encoding,
-    /// The channels, joined.
-    pub subscriptions: Vec<NewSubscription>,
+    /// The channels.
+    pub channels: Channels,
     /// For how many seconds the client may stay; `None` for as long as it likes.
     pub holds_for: Option<u64>,
     /// The address that the client is counted for, where that is not the other end of its connection.
     pub claim: Option<AddressClaim>,
+}
+
+/// How far a client's channels were joined.
+pub enum Channels {
+    /// They are.
+    Joined(Vec<NewSubscription>),
+    /// They will be when the broker is available. Such a client is bounded as every other one is, by the limits on
+    /// connections: it holds what it would hold as a subscriber, and sleeps until its channels are there.
+    Awaited(Vec<AwaitedChannel>),
+    /// They won't be: the client is told why, and closed.
+    Refused(Close),
+}
+
+/// A channel that is to be joined, and what [`NewSubscription`] says of it.
+pub struct AwaitedChannel {
+    /// Which channel.
+    pub channel: ChannelName,
+    /// Where to begin.
+    pub start: Start,
+    /// What the client may do there.
+    pub rights: Rights,
 }
 
 /// The task of one connection.
@@ -63,6 +85,8 @@ struct ConnectionTask {
     limiter: RateLimiter,
     /// While the client must not be read.
     pause: Option<Pin<Box<Sleep>>>,
+    /// While the broker is away: the channels are being joined.
+    joining: Option<LocalBoxFuture<'static, Vec<NewSubscription>>>,
     /// What the history was asked last.
     asked: Option<Box<(SubscriptionKey, From)>>,
     history: Option<LocalBoxFuture<'static, Answer>>,
@@ -82,6 +106,7 @@ enum Event {
     Readable,
     Pump,
     Resumed,
+    Joined(Vec<NewSubscription>),
     Answered(Answer),
     Published(Vec<Published>),
 }
@@ -89,17 +114,11 @@ enum Event {
 /// Begins a client's life. `early` is what it sent behind its request. The task names in the log what the request's span
 /// does.
 pub fn start(handshake: Handshake, socket: Socket, shard: Rc<Shard>, mut admitted: Admitted, early: &[u8]) {
-    let Handshake { head, encoding, subscriptions, holds_for, claim } = handshake;
+    let Handshake { head, encoding, channels, holds_for, claim } = handshake;
     claim.into_iter().for_each(|claim| admitted.hold(claim));
-    let session = Session::new(encoding, head, subscriptions.len());
+    let session = Session::new(encoding, head, channels.count());
     let connection = shard.connect(socket, session, admitted, holds_for);
-    let made = subscriptions.into_iter().map(|new| {
-        tracing::debug!(channel = %new.membership.topic().channel, "subscribed");
-        shard.subscribe(&connection, new)
-    });
-    let made: Vec<_> = made.collect();
     let app = shard.context.app.clone();
-    connection.change(|session| session.write_connected(&app.instance, &made));
     let is_websocket = encoding.transport() == Transport::WebSocket;
     let mut task = ConnectionTask {
         decoder: is_websocket.then(|| Decoder::new(app.limits.message_bytes)),
@@ -107,11 +126,17 @@ pub fn start(handshake: Handshake, socket: Socket, shard: Rc<Shard>, mut admitte
         connection,
         shard,
         pause: None,
+        joining: None,
         asked: None,
         history: None,
         publishing: None,
         commands: VecDeque::new(),
     };
+    match channels {
+        Channels::Joined(subscriptions) => task.subscribe(subscriptions),
+        Channels::Awaited(channels) => task.join(channels),
+        Channels::Refused(close) => task.connection.close(close),
+    }
     if !early.is_empty() {
         task.receive(&mut early.to_vec());
         task.publish();
@@ -130,7 +155,40 @@ fn spawn(task: impl Future<Output = ()> + 'static) {
     }
 }
 
+impl Channels {
+    fn count(&self) -> usize {
+        match self {
+            Self::Joined(subscriptions) => subscriptions.len(),
+            Self::Awaited(channels) => channels.len(),
+            Self::Refused(_) => 0,
+        }
+    }
+}
+
 impl ConnectionTask {
+    /// Subscribes to the channels of the handshake, and tells the client where it starts in them.
+    fn subscribe(&self, subscriptions: Vec<NewSubscription>) {
+        let made = subscriptions.into_iter().map(|new| {
+            tracing::debug!(channel = %new.membership.topic().channel, "subscribed");
+            self.shard.subscribe(&self.connection, new)
+        });
+        let made: Vec<_> = made.collect();
+        let instance = &self.shard.context.app.instance;
+        self.connection.change(|session| session.write_connected(instance, &made));
+    }
+
+    /// Joins the channels as soon as the broker is available. The client is told that it waits: to what is on the way
+    /// the stream has begun, and heartbeats keep it.
+    fn join(&mut self, channels: Vec<AwaitedChannel>) {
+        self.connection.notify(|encoding, out| encoding.dialect.write_waiting(out));
+        let hub = self.shard.context.app.hub.clone();
+        let joining = channels.into_iter().map(move |AwaitedChannel { channel, start, rights }| {
+            let hub = hub.clone();
+            async move { NewSubscription { membership: hub.join_when_available(&channel).await, start, rights } }
+        });
+        self.joining = Some(join_all(joining).boxed_local());
+    }
+
     async fn run(&mut self) {
         self.exchange().await;
         // What the client said before it left counts.
@@ -176,6 +234,7 @@ impl ConnectionTask {
                     let debt = self.limiter.debt(self.shard.context.app.limits.rates, self.shard.context.now());
                     self.pause_reading(debt);
                 }
+                Event::Joined(subscriptions) => self.subscribe(subscriptions),
                 Event::Answered((key, topic, page)) => {
                     self.connection.keepalive.got_page(self.shard.context.now());
                     self.connection.change(|session| session.answered(key, &topic, page));
@@ -190,7 +249,8 @@ impl ConnectionTask {
         }
     }
 
-    /// What can happen: the session changed; the socket has room again, if that is waited for; the history has answered,
+    /// What can happen: the session changed; the socket has room again, if that is waited for; the channels are joined; the
+    /// history has answered,
     /// or the broker; the client may be read again; it said something, if nothing of what it said before waits to be
     /// published or answered.
     fn poll(&mut self, context: &mut Context<'_>, waits: Waits) -> Poll<Event> {
@@ -199,6 +259,12 @@ impl ConnectionTask {
         }
         if waits == Waits::Room && self.connection.socket.poll_write_ready(context).is_ready() {
             return Poll::Ready(Event::Pump);
+        }
+        if let Some(joining) = &mut self.joining
+            && let Poll::Ready(subscriptions) = joining.poll_unpin(context)
+        {
+            self.joining = None;
+            return Poll::Ready(Event::Joined(subscriptions));
         }
         if let Some(history) = &mut self.history
             && let Poll::Ready(answer) = history.poll_unpin(context)

@@ -10,10 +10,11 @@ use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::Poll;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use futures::FutureExt;
+use httpdate::HttpDate;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
@@ -90,6 +91,8 @@ pub async fn serve(accepted: Accepted, routes: BoxedFilter<(Response,)>, shard: 
     };
     let mut http = http1::Builder::new()
         .timer(TokioTimer::new())
+        // A client that ends its sending side behind a whole request, such as `nc -N`, waits for the answer.
+        .half_close(true)
         .header_read_timeout(limit)
         .max_buf_size(HEAD_BYTES)
         .max_headers(HEAD_LINES)
@@ -138,7 +141,7 @@ impl HttpConnection {
         if asker != Asker::default() {
             request.extensions_mut().insert(asker);
         }
-        let sender = (request.method() == Method::GET).then(|| HandshakeSender::new(client));
+        let sender = (request.method() == Method::GET).then(|| HandshakeSender::new(client, request.version()));
         sender.clone().into_iter().for_each(|sender| drop(request.extensions_mut().insert(sender)));
         let response = match preflight {
             Some(response) => response,
@@ -199,6 +202,7 @@ fn write_head(response: &Response) -> Vec<u8> {
     let mut out = Vec::with_capacity(256);
     // Writing to memory does not fail.
     let _ = write!(out, "HTTP/1.1 {}\r\n", response.status());
+    let _ = write!(out, "date: {}\r\n", HttpDate::from(SystemTime::now()));
     for (name, value) in response.headers() {
         let _ = write!(out, "{name}: ");
         out.extend_from_slice(value.as_bytes());

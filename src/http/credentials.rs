@@ -3,6 +3,7 @@
 use hyper::header::{AUTHORIZATION, COOKIE, HOST, HeaderMap, HeaderName, HeaderValue, ORIGIN};
 
 use super::error::ApiError;
+use super::handshake;
 use super::query::Query;
 use crate::access::secret::Secret;
 use crate::access::{Access, Action, Asker, Denial, Grant};
@@ -19,7 +20,10 @@ pub fn asker(access: &Access, headers: &HeaderMap) -> Asker {
         return Asker { page, ..Asker::default() };
     }
     Asker {
-        bearer: headers.get(AUTHORIZATION).and_then(bearer),
+        bearer: headers
+            .get(AUTHORIZATION)
+            .and_then(bearer)
+            .or_else(|| handshake::offered_token(headers).map(Secret::new)),
         query: None,
         cookie: access.cookie().and_then(|name| cookie(headers, name)),
         page,

@@ -10,6 +10,7 @@ use crate::access::token::TokenError;
 use crate::admission::Refusal;
 use crate::broker::BrokerError;
 use crate::channel::ChannelError;
+use crate::close::{Close, Code, Refused};
 
 /// Why a request was not done.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,6 +30,8 @@ pub struct ApiError {
 /// What was wrong, beside the answer that says so: for the log.
 #[derive(Clone, Debug)]
 pub(super) struct Problem {
+    /// The status of the error, also where the answer is a stream that tells it.
+    pub(super) status: StatusCode,
     pub(super) code: &'static str,
     pub(super) message: String,
 }
@@ -73,8 +76,27 @@ impl ApiError {
             // The body is in a coding that is not understood.
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
-        response.extensions_mut().insert(Problem { code: self.code, message: self.message });
+        response.extensions_mut().insert(self.into_problem());
         response
+    }
+
+    /// Whether the same request may well succeed in a moment.
+    pub fn is_passing(&self) -> bool {
+        matches!(self.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE)
+    }
+
+    /// What a subscriber is told on its stream instead of by the status.
+    pub fn close(&self) -> Close {
+        let refused = match self.status {
+            StatusCode::UNAUTHORIZED => Refused::Unauthorized,
+            _ if self.is_passing() => Refused::ForNow(self.code),
+            _ => Refused::ForGood(self.code),
+        };
+        Close::new(Code::Refused(refused), self.message.clone())
+    }
+
+    pub(super) fn into_problem(self) -> Problem {
+        Problem { status: self.status, code: self.code, message: self.message }
     }
 }
 

@@ -3,8 +3,14 @@
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use hyper::header::{
-    CONNECTION, CONTENT_LENGTH, HeaderMap, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, TRANSFER_ENCODING, UPGRADE,
+    CONNECTION, CONTENT_LENGTH, HeaderMap, HeaderValue, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL,
+    SEC_WEBSOCKET_VERSION, TRANSFER_ENCODING, UPGRADE,
 };
+
+/// Our own subprotocol: what this server speaks on `/ws`.
+const SUBPROTOCOL: &str = "livebridge";
+/// An offered subprotocol that is a token: a page can set no header, and a URL ends in logs.
+const TOKEN_PREFIX: &str = "livebridge.token.";
 
 /// RFC 6455, 1.3.
 const GUID: &str = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
@@ -26,6 +32,24 @@ pub enum HandshakeError {
     /// What follows the head would be a body to those who relay it, and frames to us.
     #[error("a handshake has no body")]
     Body,
+}
+
+/// The subprotocol to answer with, if any is offered: our own, or else the first. Bare frames go with any, and clients such as
+/// browsers fail a handshake that answers none. A token is never said back.
+pub fn subprotocol(headers: &HeaderMap) -> Option<HeaderValue> {
+    let named = |offer: &&str| !offer.is_empty() && !offer.starts_with(TOKEN_PREFIX);
+    let chosen = offers(headers).find(|offer| *offer == SUBPROTOCOL).or_else(|| offers(headers).find(named))?;
+    HeaderValue::from_str(chosen).ok()
+}
+
+/// The token among the offered subprotocols.
+pub fn offered_token(headers: &HeaderMap) -> Option<&str> {
+    offers(headers).find_map(|offer| offer.strip_prefix(TOKEN_PREFIX))
+}
+
+fn offers(headers: &HeaderMap) -> impl Iterator<Item = &str> {
+    let lines = headers.get_all(SEC_WEBSOCKET_PROTOCOL).iter().filter_map(|line| line.to_str().ok());
+    lines.flat_map(|line| line.split(',')).map(str::trim)
 }
 
 /// Checks a handshake; returns the value for `Sec-WebSocket-Accept`.

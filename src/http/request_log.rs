@@ -87,8 +87,8 @@ impl RequestLog {
         let (status, request) = (response.status().as_u16(), self.id());
         let (client, method) = (self.client, &self.method);
         let problem = response.extensions().get::<Problem>();
-        if let Some(Problem { code: reason, message: error }) = problem
-            && status >= 500
+        if let Some(Problem { status: refused, code: reason, message: error }) = problem
+            && refused.is_server_error()
             && is_failure(app, reason)
             && let Some(times) = app.failures.happened(reason)
         {

@@ -5,23 +5,29 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures::future::try_join_all;
-use hyper::StatusCode;
-use hyper::header::{CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderMap, HeaderValue, SEC_WEBSOCKET_ACCEPT, UPGRADE};
+use hyper::header::{
+    CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderMap, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_PROTOCOL,
+    TRANSFER_ENCODING, UPGRADE,
+};
+use hyper::{StatusCode, Version};
 use warp::reply::Response;
 
 use super::credentials;
 use super::error::ApiError;
 use super::handshake::{self, HandshakeError};
 use super::query::Query;
+use crate::access::origin::Page;
 use crate::access::{Action, Asker, Grant};
 use crate::address::ClientAddress;
 use crate::admission::AddressClaim;
 use crate::app::App;
 use crate::broker::BrokerError;
 use crate::channel::ChannelName;
-use crate::delivery::encoding::{EVENTS, Encoding, MULTI_CHANNEL_EVENTS, WEBSOCKET_JSON, WEBSOCKET_RAW};
+use crate::delivery::encoding::{
+    BARE_EVENTS, BARE_MULTI_CHANNEL_EVENTS, EVENTS, Encoding, MULTI_CHANNEL_EVENTS, WEBSOCKET_JSON, WEBSOCKET_RAW,
+};
 use crate::delivery::subscription::{NewSubscription, Rights};
-use crate::delivery::task::Handshake;
+use crate::delivery::task::{AwaitedChannel, Channels, Handshake};
 use crate::hub::Membership;
 use crate::topic::Start;
 
@@ -34,13 +40,19 @@ pub struct HandshakeSender(Arc<Slot>);
 
 struct Slot {
     client: ClientAddress,
+    version: Version,
     sent: OnceLock<Handshake>,
 }
 
 impl HandshakeSender {
-    /// For a request of this client.
-    pub fn new(client: ClientAddress) -> Self {
-        Self(Arc::new(Slot { client, sent: OnceLock::new() }))
+    /// For a request of this client, in this version of HTTP.
+    pub fn new(client: ClientAddress, version: Version) -> Self {
+        Self(Arc::new(Slot { client, version, sent: OnceLock::new() }))
+    }
+
+    /// Whether the client understands chunks: HTTP/1.0 has none.
+    fn takes_chunks(&self) -> bool {
+        self.0.version > Version::HTTP_10
     }
 
     /// Counts a client for its address. One that connects directly was counted when it was accepted.
@@ -52,6 +64,14 @@ impl HandshakeSender {
     /// Sends; called once for a request.
     fn send(&self, handshake: Handshake) {
         let _ = self.0.sent.set(handshake);
+    }
+
+    /// Sends that the client is to be told an error on its stream, behind this head, and closed.
+    fn refuse(&self, encoding: &'static Encoding, error: ApiError, mut head: Response) -> Response {
+        let channels = Channels::Refused(error.close());
+        self.send(Handshake { head: Vec::new(), encoding, channels, holds_for: None, claim: None });
+        head.extensions_mut().insert(error.into_problem());
+        head
     }
 
     /// What was sent, once the route has answered.
@@ -69,9 +89,12 @@ pub async fn websocket(
     asker: Asker,
     sender: HandshakeSender,
 ) -> Response {
-    match try_websocket(&app, &Query::parse(&query), &headers, asker, &sender).await {
-        Ok(response) => response,
-        Err(error) => error.into_response(),
+    let is_page = matches!(asker.page, Page::Trusted | Page::Any);
+    match (try_websocket(&app, &Query::parse(&query), &headers, asker, &sender).await, handshake::accept(&headers)) {
+        (Ok(response), _) => response,
+        // A page can't see the status of a handshake: it is told by the code and the reason of a close.
+        (Err(error), Ok(accept)) if is_page => sender.refuse(&WEBSOCKET_RAW, error, websocket_head(&accept, &headers)),
+        (Err(error), _) => error.into_response(),
     }
 }
 
@@ -104,15 +127,23 @@ async fn try_websocket(
             return Ok(response);
         }
     };
-    sender.send(join(app, encoding, channels, starts, &grant, claim).await?);
+    let wanted = Wanted { channels, starts, grant };
+    let channels = Channels::Joined(wanted.join(app).await?);
+    sender.send(Handshake { head: Vec::new(), encoding, channels, holds_for: wanted.grant.holds_for(), claim });
+    Ok(websocket_head(&accept, headers))
+}
+
+/// The head that ends a WebSocket handshake.
+fn websocket_head(accept: &str, request: &HeaderMap) -> Response {
     let mut response = Response::new(Vec::new().into());
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     let headers = response.headers_mut();
     headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
     headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
     // Base64 is always a valid header value.
-    headers.extend(HeaderValue::from_str(&accept).map(|accept| (SEC_WEBSOCKET_ACCEPT, accept)));
-    Ok(response)
+    headers.extend(HeaderValue::from_str(accept).map(|accept| (SEC_WEBSOCKET_ACCEPT, accept)));
+    headers.extend(handshake::subprotocol(request).map(|chosen| (SEC_WEBSOCKET_PROTOCOL, chosen)));
+    response
 }
 
 /// Answers `GET /events`.
@@ -125,6 +156,12 @@ pub async fn events(
 ) -> Response {
     match try_events(&app, &Query::parse(&query), &headers, asker, &sender).await {
         Ok(response) => response,
+        // At a status other than 200 `EventSource` gives up for good, whatever `Retry-After` says: what passes is told on the
+        // stream, with the time to come back after.
+        Err(error) if error.is_passing() => {
+            let chunked = sender.takes_chunks();
+            sender.refuse(events_encoding(false, chunked), error, events_head(chunked))
+        }
         Err(error) => error.into_response(),
     }
 }
@@ -140,39 +177,99 @@ async fn try_events(
     let channels = query.channels(app)?;
     let grant = credentials::authorize(app, asker, query, &channels, Action::Subscribe).await?;
     let starts = query.event_starts(&channels, headers.get("last-event-id").map(HeaderValue::as_bytes))?;
-    let encoding = if channels.len() == 1 { &EVENTS } else { &MULTI_CHANNEL_EVENTS };
-    sender.send(join(app, encoding, channels, starts, &grant, claim).await?);
-    let mut response = Response::new(Vec::new().into());
-    let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
-    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-    // The stream ends with the connection, so it needs no framing of its own.
-    headers.insert(CONNECTION, HeaderValue::from_static("close"));
-    headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
-    Ok(response)
+    let encoding = events_encoding(channels.len() > 1, sender.takes_chunks());
+    let wanted = Wanted { channels, starts, grant };
+    let holds_for = wanted.grant.holds_for();
+    let channels = match wanted.join(app).await {
+        Ok(joined) => Channels::Joined(joined),
+        Err(JoinError::Broker(BrokerError::Unavailable(why))) => {
+            tracing::debug!(why, "a subscriber waits for the broker");
+            Channels::Awaited(wanted.awaited())
+        }
+        Err(error) => return Err(error.into()),
+    };
+    sender.send(Handshake { head: Vec::new(), encoding, channels, holds_for, claim });
+    Ok(events_head(sender.takes_chunks()))
 }
 
-/// Joins the channels.
-async fn join(
-    app: &Arc<App>,
-    encoding: &'static Encoding,
-    channels: Vec<ChannelName>,
-    starts: Vec<Start>,
-    grant: &Grant,
-    claim: Option<AddressClaim>,
-) -> Result<Handshake, ApiError> {
-    if app.drain.is_draining() {
-        let message = "this instance is stopping; connect again";
-        return Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "draining", message));
+fn events_encoding(several: bool, chunked: bool) -> &'static Encoding {
+    match (several, chunked) {
+        (false, true) => &EVENTS,
+        (true, true) => &MULTI_CHANNEL_EVENTS,
+        (false, false) => &BARE_EVENTS,
+        (true, false) => &BARE_MULTI_CHANNEL_EVENTS,
     }
-    let joined = try_join_all(channels.iter().map(|channel| app.hub.join(channel)));
-    let memberships = tokio::time::timeout(JOIN_TIMEOUT, joined)
-        .await
-        .unwrap_or_else(|_| Err(BrokerError::Unavailable("no subscription in time".into())))?;
-    let subscription = |(membership, start): (Membership, Start)| {
-        let rights = Rights { publish: grant.check(&membership.topic().channel, Action::Publish).is_ok() };
-        NewSubscription { membership, start, rights }
-    };
-    let subscriptions = memberships.into_iter().zip(starts).map(subscription).collect();
-    Ok(Handshake { head: Vec::new(), encoding, subscriptions, holds_for: grant.holds_for(), claim })
+}
+
+/// The head of an event stream.
+fn events_head(chunked: bool) -> Response {
+    let mut response = Response::new(Vec::new().into());
+    let headers = response.headers_mut();
+    // Some clients take a stream that does not name it for Latin-1.
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"));
+    // A proxy that compresses would hold events back.
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache, no-transform"));
+    headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
+    if chunked {
+        headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    }
+    // The connection is the subscriber's alone: no other request is read on it.
+    headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    response
+}
+
+/// What a client asks for and is allowed.
+struct Wanted {
+    channels: Vec<ChannelName>,
+    /// A start for each.
+    starts: Vec<Start>,
+    grant: Grant,
+}
+
+/// Why channels were not joined.
+enum JoinError {
+    Draining,
+    Broker(BrokerError),
+}
+
+impl From<JoinError> for ApiError {
+    fn from(error: JoinError) -> Self {
+        match error {
+            JoinError::Draining => {
+                let message = "this instance is stopping; connect again";
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "draining", message)
+            }
+            JoinError::Broker(error) => error.into(),
+        }
+    }
+}
+
+impl Wanted {
+    fn rights(&self, channel: &ChannelName) -> Rights {
+        Rights { publish: self.grant.check(channel, Action::Publish).is_ok() }
+    }
+
+    /// Joins the channels.
+    async fn join(&self, app: &App) -> Result<Vec<NewSubscription>, JoinError> {
+        if app.drain.is_draining() {
+            return Err(JoinError::Draining);
+        }
+        let joined = try_join_all(self.channels.iter().map(|channel| app.hub.join(channel)));
+        let memberships = tokio::time::timeout(JOIN_TIMEOUT, joined)
+            .await
+            .unwrap_or_else(|_| Err(BrokerError::Unavailable("no subscription in time".into())))
+            .map_err(JoinError::Broker)?;
+        let subscription = |(membership, start): (Membership, &Start)| {
+            let rights = self.rights(&membership.topic().channel);
+            NewSubscription { membership, start: *start, rights }
+        };
+        Ok(memberships.into_iter().zip(&self.starts).map(subscription).collect())
+    }
+
+    /// The channels, to be joined when the broker is there.
+    fn awaited(self) -> Vec<AwaitedChannel> {
+        let rights: Vec<_> = self.channels.iter().map(|channel| self.rights(channel)).collect();
+        let channels = self.channels.into_iter().zip(self.starts).zip(rights);
+        channels.map(|((channel, start), rights)| AwaitedChannel { channel, start, rights }).collect()
+    }
 }

@@ -173,6 +173,32 @@ async fn an_oversized_frame_is_refused_by_its_header_alone() {
 }
 
 #[tokio::test]
+async fn a_client_that_ends_its_sending_side_is_answered_and_a_subscriber_that_does_is_gone() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let instance = Instance::embedded().await;
+    let mut neighbour = instance.ws("channel=half").await;
+    let connect = async |request: &str| {
+        let mut stream = tokio::net::TcpStream::connect(&instance.address).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        stream.shutdown().await.unwrap();
+        let mut answer = String::new();
+        crate::support::soon("the end", stream.read_to_string(&mut answer)).await.unwrap();
+        answer
+    };
+    for _ in 0..20 {
+        let answer = connect("POST /publish?channel=half HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nsent").await;
+        assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("]}\n"), "{answer:?}");
+        assert_eq!(neighbour.text().await, "sent");
+    }
+    let cut = connect("POST /publish?channel=half HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nsent").await;
+    assert!(cut.starts_with("HTTP/1.1 400 ") && cut.contains("body_incomplete"), "{cut:?}");
+    let handshake = crate::support::raw::HANDSHAKE;
+    connect("GET /events HTTP/1.1\r\nHost: x\r\n\r\n").await;
+    connect(&format!("GET /ws HTTP/1.1\r\n{handshake}")).await;
+    until("only the neighbour is there", || async { instance.metric("livebridge_connections").await == 1.0 }).await;
+}
+
+#[tokio::test]
 async fn health_readiness_and_metrics_answer() {
     let instance = Options::default().flag("--instance-name lb-7").start().await;
     assert_eq!(instance.get_json("/healthz").await["instance"], "lb-7");

@@ -5,9 +5,11 @@
 //! * `token_keys`: where the keys of tokens come from
 //! * `origins`: which pages may speak to an instance
 //! * `limits`: each limit's answer, while others notice nothing
+//! * `pages`: what a browser's WebSocket can see and say
 //! * `drain`: how an instance ends
 //! * `attacks`: what attackers try, request by request and frame by frame
 //! * `hostile`: clients that mean no good
+//! * `events`: event streams byte by byte
 //! * `http`: requests, errors, limits, the commands
 //! * `history`: positions, resume, gaps that are told
 //! * `history_cost`: what the history costs Redis, counted
@@ -45,6 +47,7 @@ mod contract;
 mod cost;
 mod documents;
 mod drain;
+mod events;
 mod faults;
 mod fcall;
 mod foreign;
@@ -59,6 +62,7 @@ mod logs;
 mod model;
 mod origins;
 mod outages;
+mod pages;
 mod patterns;
 mod readme;
 mod support;

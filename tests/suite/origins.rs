@@ -19,8 +19,8 @@ async fn ask(instance: &Instance, method: &str, path: &str, lines: &[(&str, &str
     let response = request.send().await.unwrap();
     let (status, headers) = (response.status(), response.headers().clone());
     // An event stream does not end.
-    let body =
-        if headers["content-type"] == "text/event-stream" { String::new() } else { response.text().await.unwrap() };
+    let is_stream = headers["content-type"].as_bytes().starts_with(b"text/event-stream");
+    let body = if is_stream { String::new() } else { response.text().await.unwrap() };
     (status, headers, body)
 }
 

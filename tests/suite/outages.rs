@@ -203,13 +203,16 @@ async fn an_instance_starts_without_redis_and_is_ready_when_it_comes() {
     redis.stop();
     let instance = Options::redis(&redis).start_unready();
     until_ready(&instance, false).await;
-    let refused = crate::support::sse::Events::try_connect(&instance.url("/events"), None).await;
-    assert!(refused.is_err(), "a subscription that would hear nothing is refused");
+    let mut early = crate::support::sse::Events::try_connect(&instance.url("/events"), None).await.unwrap();
+    let refused = crate::support::raw::websocket("127.0.0.1", &instance, "", &[]).await;
+    assert_eq!(refused.err().map(|refused| refused.0), Some(503), "a subscription that would hear nothing is refused");
     redis.start_again().await;
     until_ready(&instance, true).await;
     let mut socket = instance.ws("").await;
+    assert_eq!(early.next().await.kind, "livebridge:welcome");
     instance.publish("live", "hello").await;
     assert_eq!(socket.text().await, "hello");
+    assert_eq!(early.next().await.data, "hello");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -277,6 +280,7 @@ async fn a_stop_tells_everybody_and_ends_within_its_bound() {
         let (code, reason) = socket.closed().await;
         assert!(code == 1012 && reason.starts_with("restarting"), "{code} {reason}");
         assert_eq!(events.next().await.data, "x");
+        assert_eq!(events.next().await.kind, "livebridge:restarting");
         assert_eq!(soon("the stream ends", events.try_next()).await, None);
         let status = instance.ended().await;
         assert_eq!(status.code(), Some(0), "{signal}");

@@ -28,6 +28,7 @@ pub fn app() -> Arc<App> {
         batch_bytes: 1 << 20,
         rates: Rates::default(),
         request_time: std::time::Duration::from_secs(1),
+        heartbeat_seconds: 15,
     };
     let metrics = Arc::new(Metrics::new(1));
     let rules = Arc::new(Rules::default());

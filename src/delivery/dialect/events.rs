@@ -2,6 +2,7 @@
 //! whose `id:` lists the subscriber's position in each.
 
 use std::io::Write;
+use std::ops::Range;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -14,9 +15,17 @@ use crate::delivery::framing::FrameWriter;
 use crate::json::{self, GapNotice};
 use crate::message::{Entry, Message, Position};
 
-/// How long a client is to wait before it comes back from an instance that stops, in milliseconds. `EventSource` keeps to it from
-/// then on, so it must not be too short.
-const RESTART_RETRY: std::ops::Range<u32> = 500..2500;
+/// How long a client is to wait before it comes back, in milliseconds: each for a time of its own, so that those who were cut
+/// off together do not come back together. `EventSource` keeps to what it was told last; so the welcome says the usual value
+/// again to a client that an instance sent away with another.
+const USUAL_RETRY: Range<u32> = 2000..4000;
+/// The same, from an instance that stops: others are there already.
+const RESTART_RETRY: Range<u32> = 500..2500;
+/// The same, after a refusal.
+const REFUSED_RETRY: Range<u32> = 1000..5000;
+
+/// Said to a client that is kept until the broker is there: a comment, for those who look at the stream by hand.
+const WAITING: &[u8] = b": the broker is unavailable; the stream begins when it is back\n";
 
 /// Events of one channel.
 pub struct SingleChannelEvents;
@@ -27,12 +36,11 @@ pub struct MultiChannelEvents;
 impl Dialect for SingleChannelEvents {
     fn write_connected(&self, instance: &str, starts: &[SubscriptionStart<'_>], out: &mut FrameWriter<'_>) {
         out.text(|out| {
+            write_retry(USUAL_RETRY, out);
             if starts.iter().any(|start| start.position.is_some()) {
                 write_id(starts.iter().map(|start| start.position), out);
             }
-            out.extend_from_slice(b"event: livebridge:welcome\ndata: ");
-            json::write(&connected(instance, starts), out);
-            out.extend_from_slice(b"\n\n");
+            write_notice("welcome", &connected(instance, starts), out);
         });
     }
 
@@ -44,6 +52,10 @@ impl Dialect for SingleChannelEvents {
             write_event(channel, None, entry, out);
         });
         Ok(())
+    }
+
+    fn write_waiting(&self, out: &mut FrameWriter<'_>) {
+        out.text(|out| out.extend_from_slice(WAITING));
     }
 
     fn write_farewell(&self, close: &Close, out: &mut FrameWriter<'_>) {
@@ -79,6 +91,10 @@ impl Dialect for MultiChannelEvents {
             write_event(channel, Some(channel), entry, out);
         });
         Ok(())
+    }
+
+    fn write_waiting(&self, out: &mut FrameWriter<'_>) {
+        out.text(|out| out.extend_from_slice(WAITING));
     }
 
     fn write_farewell(&self, close: &Close, out: &mut FrameWriter<'_>) {
@@ -120,23 +136,46 @@ fn write_event(channel: &ChannelName, event: Option<&ChannelName>, entry: &Entry
     out.push(b'\n');
 }
 
-/// An event stream has no close codes. The hint is for clients that reconnect: each at a time of its own, not all at once.
+/// An event stream has no close codes: what a client must know is an event. Each has data, `retry:` included: some clients
+/// make an empty message of an event that has none.
 fn write_farewell(close: &Close, out: &mut FrameWriter<'_>) {
-    if close.code == Code::Restarting {
-        let retry = rand::random_range(RESTART_RETRY);
-        out.text(|out| {
-            // Writing to memory does not fail.
-            let _ = write!(out, ": {}\nretry: {retry}\n\n", close.reason());
-        });
+    let farewell = |retry| Farewell { code: close.code.name(), message: close.detail(), retry };
+    match close.code {
+        Code::Restarting => out.text(|out| farewell(RESTART_RETRY).write("restarting", out)),
+        Code::Refused(_) => out.text(|out| farewell(REFUSED_RETRY).write("refused", out)),
+        // A page can't see the status of the next attempt, and `EventSource` gives up at a 401: so it is told beforehand.
+        Code::TokenExpired => out.text(|out| write_notice("token_expired", &close.reason(), out)),
+        _ => {}
     }
-    // A page can't see the status of the next attempt, and `EventSource` gives up at a 401: so it is told beforehand.
-    if close.code == Code::TokenExpired {
-        out.text(|out| {
-            out.extend_from_slice(b"event: livebridge:token_expired\ndata: ");
-            json::write(&close.reason(), out);
-            out.extend_from_slice(b"\n\n");
-        });
+}
+
+/// Why a stream ends, and for how long to stay away.
+#[derive(serde::Serialize)]
+struct Farewell<'a> {
+    code: &'a str,
+    message: &'a str,
+    #[serde(skip)]
+    retry: Range<u32>,
+}
+
+impl Farewell<'_> {
+    fn write(self, name: &str, out: &mut Vec<u8>) {
+        write_retry(self.retry.clone(), out);
+        write_notice(name, &self, out);
     }
+}
+
+fn write_retry(milliseconds: Range<u32>, out: &mut Vec<u8>) {
+    // Writing to memory does not fail.
+    let _ = writeln!(out, "retry: {}", rand::random_range(milliseconds));
+}
+
+/// An event of our own, whole.
+fn write_notice(name: &str, data: &impl serde::Serialize, out: &mut Vec<u8>) {
+    // Writing to memory does not fail.
+    let _ = write!(out, "event: livebridge:{name}\ndata: ");
+    json::write(data, out);
+    out.extend_from_slice(b"\n\n");
 }
 
 fn write_payload(message: &Message, out: &mut Vec<u8>) {
@@ -162,13 +201,13 @@ fn write_payload(message: &Message, out: &mut Vec<u8>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::delivery::encoding::EVENTS;
+    use crate::delivery::encoding::BARE_EVENTS;
 
     fn encoded(payload: &[u8]) -> String {
         let channel: ChannelName = "a".parse().expect("valid");
         let mut out = Vec::new();
         let entry = Message::plain(payload.to_vec()).into();
-        SingleChannelEvents.write_entry(&channel, &entry, &mut EVENTS.writer(&mut out)).expect("no close");
+        SingleChannelEvents.write_entry(&channel, &entry, &mut BARE_EVENTS.writer(&mut out)).expect("no close");
         String::from_utf8(out).expect("UTF-8")
     }
 

@@ -1,12 +1,62 @@
-//! The framing of an event stream (WHATWG HTML, 9.2) that ends with its connection: events follow each other as they are.
+//! The framings of an event stream (WHATWG HTML, 9.2): in chunks (RFC 9112, 7.1), where each frame is a chunk of its own;
+//! or bare, for a client that speaks HTTP/1.0, where the stream ends with its connection.
+
+use std::io::Write;
 
 use super::{Framing, Kind, Transport};
 use crate::close::Close;
 
-/// Events, one after the other.
-pub struct EventStream;
+/// A comment. Without the blank line that ends an event: some clients would make an empty message of it.
+const COMMENT: &[u8] = b":\n";
+/// The most bytes of a chunk's size: eight digits and the line's end.
+const MAX_SIZE: usize = 10;
+/// The chunk that ends a response. A connection that was cut has none, so that a client can tell the two apart.
+const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 
-impl Framing for EventStream {
+/// Events, each in a chunk.
+pub struct Chunked;
+
+/// Events, one after the other.
+pub struct Bare;
+
+impl Framing for Chunked {
+    fn transport(&self) -> Transport {
+        Transport::EventStream
+    }
+
+    fn begin(&self, out: &mut Vec<u8>) -> usize {
+        out.extend_from_slice(&[0; MAX_SIZE]);
+        out.len() - MAX_SIZE
+    }
+
+    /// The size has as many digits as it needs, so the event stands behind the longest one and is moved up.
+    fn end(&self, _: Kind, start: usize, out: &mut Vec<u8>) {
+        let length = out.len() - start - MAX_SIZE;
+        if length == 0 {
+            // A chunk without bytes would be the last.
+            return out.truncate(start);
+        }
+        let mut size = [0; MAX_SIZE];
+        let mut room = &mut size[..];
+        // The longest event is a message of 64 MiB whose every byte is a line: its length has eight digits.
+        let _ = write!(room, "{length:x}\r\n");
+        let used = MAX_SIZE - room.len();
+        out[start..start + used].copy_from_slice(&size[..used]);
+        out.copy_within(start + MAX_SIZE.., start + used);
+        out.truncate(start + used + length);
+        out.extend_from_slice(b"\r\n");
+    }
+
+    fn write_keepalive(&self, out: &mut Vec<u8>) {
+        self.write(Kind::Text, COMMENT, out);
+    }
+
+    fn write_close(&self, _: &Close, out: &mut Vec<u8>) {
+        out.extend_from_slice(LAST_CHUNK);
+    }
+}
+
+impl Framing for Bare {
     fn transport(&self) -> Transport {
         Transport::EventStream
     }
@@ -18,9 +68,29 @@ impl Framing for EventStream {
     fn end(&self, _: Kind, _: usize, _: &mut Vec<u8>) {}
 
     fn write_keepalive(&self, out: &mut Vec<u8>) {
-        // A comment.
-        out.extend_from_slice(b":\n\n");
+        out.extend_from_slice(COMMENT);
     }
 
     fn write_close(&self, _: &Close, _: &mut Vec<u8>) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_chunk_has_the_size_that_its_event_has() {
+        for length in [1, 15, 16, 255, 256, 4096, 1 << 20] {
+            let mut out = b"before".to_vec();
+            let event = vec![b'x'; length];
+            Chunked.write(Kind::Text, &event, &mut out);
+            let expected = [format!("before{length:x}\r\n").as_bytes(), &event, b"\r\n"].concat();
+            assert!(out == expected, "{length}");
+        }
+        let mut out = Vec::new();
+        Chunked.write(Kind::Text, b"", &mut out);
+        assert_eq!(out, b"", "an empty one would end the stream");
+        Chunked.write_keepalive(&mut out);
+        assert_eq!(out, b"2\r\n:\n\r\n");
+    }
 }

@@ -155,6 +155,9 @@ impl Client {
                 if event.kind == "livebridge:gap" {
                     return Told::Gap(event.data);
                 }
+                if ["livebridge:restarting", "livebridge:refused"].contains(&event.kind.as_str()) {
+                    return Told::End;
+                }
                 let id = event.id.unwrap();
                 let positions = id.split(',').map(|text| parse(text).expect(&id)).collect();
                 if event.kind == "livebridge:welcome" {

@@ -37,7 +37,7 @@ impl Events {
             request = request.header("last-event-id", id);
         }
         let response = soon("an event stream", request.send()).await?.error_for_status()?;
-        assert_eq!(response.headers()["content-type"], "text/event-stream");
+        assert_eq!(response.headers()["content-type"], "text/event-stream; charset=utf-8");
         Ok(Self { body: Box::pin(response.bytes_stream()), buffer: Vec::new(), last_id: None, retry: None })
     }
 
