@@ -12,6 +12,7 @@ mod library;
 mod line;
 mod pipeline;
 mod position_marker;
+mod reads;
 pub mod resp;
 mod subscriber;
 
