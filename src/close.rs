@@ -24,6 +24,8 @@ pub enum Code {
     InvalidUtf8,
     /// The client may not publish here.
     PublishRefused,
+    /// The broker refuses a channel of the client.
+    ChannelRefused,
     /// A message over the limit.
     MessageTooBig,
     /// The instance is draining.
@@ -49,7 +51,7 @@ impl Code {
             Self::Client(code) => code,
             Self::ProtocolError => Some(1002),
             Self::InvalidUtf8 => Some(1007),
-            Self::PublishRefused => Some(1008),
+            Self::PublishRefused | Self::ChannelRefused => Some(1008),
             Self::MessageTooBig => Some(1009),
             Self::Restarting => Some(1012),
             Self::PublishFailed => Some(1013),
@@ -68,6 +70,7 @@ impl Code {
             Self::ProtocolError => "protocol_error",
             Self::InvalidUtf8 => "invalid_utf8",
             Self::PublishRefused => "publish_refused",
+            Self::ChannelRefused => "channel_refused",
             Self::MessageTooBig => "message_too_big",
             Self::Restarting => "restarting",
             Self::PublishFailed => "publish_failed",

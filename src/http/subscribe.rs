@@ -170,7 +170,12 @@ async fn join(
     let joined = try_join_all(channels.iter().map(|channel| app.hub.join(channel)));
     let memberships = tokio::time::timeout(JOIN_TIMEOUT, joined)
         .await
-        .unwrap_or_else(|_| Err(BrokerError::Unavailable("no subscription in time".into())))?;
+        .unwrap_or_else(|_| Err(BrokerError::Unavailable("no subscription in time".into())))
+        .inspect_err(|error| {
+            if matches!(error, BrokerError::ChannelRefused(_)) {
+                app.metrics.count_refused("channel");
+            }
+        })?;
     let subscription = |(membership, start): (Membership, Start)| {
         let rights = Rights { publish: grant.check(&membership.topic().channel, Action::Publish).is_ok() };
         NewSubscription { membership, start, rights }

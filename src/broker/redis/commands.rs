@@ -135,6 +135,9 @@ pub(super) fn refusal(said: &str) -> BrokerError {
         "BUSY" => temporary("Redis is busy with a script"),
         "READONLY" | "MASTERDOWN" => temporary("this Redis is a replica at the moment"),
         "CLUSTERDOWN" | "TRYAGAIN" => temporary("the Redis Cluster does not serve the channel at the moment"),
+        "MOVED" | "ASK" | "CROSSSLOT" => {
+            lasting("this is a node of a Redis Cluster, which this version does not support")
+        }
         "OOM" => lasting("Redis has no memory left for more messages"),
         "NOPERM" => lasting("Redis denies livebridge a permission; `livebridge check` names it"),
         "MISCONF" | "NOREPLICAS" => lasting("Redis takes no writes at the moment"),
