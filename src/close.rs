@@ -51,10 +51,11 @@ impl Code {
             Self::Client(code) => code,
             Self::ProtocolError => Some(1002),
             Self::InvalidUtf8 => Some(1007),
-            Self::PublishRefused | Self::ChannelRefused => Some(1008),
+            Self::PublishRefused => Some(1008),
             Self::MessageTooBig => Some(1009),
             Self::Restarting => Some(1012),
-            Self::PublishFailed => Some(1013),
+            // The ACL may be mended: a code after which clients come back.
+            Self::PublishFailed | Self::ChannelRefused => Some(1013),
             Self::FellBehind => Some(4001),
             Self::Gap => Some(4002),
             Self::TokenExpired => Some(4003),

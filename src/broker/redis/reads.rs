@@ -17,9 +17,11 @@ use crate::broker::{BrokerError, From};
 use crate::channel::ChannelName;
 use crate::metrics::latency::Moment;
 
-/// How many reads a lane has in flight, and how many of one channel.
+/// How many reads of clients are in flight, and how many of one channel.
 const READS_AT_ONCE: usize = 16;
 const READS_OF_A_CHANNEL: usize = 4;
+/// How many reads of the hub are in flight: as many as it begins at once.
+const HUB_READS_AT_ONCE: usize = 64;
 /// How long a read waits for its turn; after that it is answered as unavailable.
 const TURN_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -68,7 +70,10 @@ struct Share<'a> {
 impl Reads {
     /// Lanes on which nothing is open yet.
     pub(super) fn new() -> Self {
-        Self { clients: ReadLane::new(TURN_TIMEOUT), hub: ReadLane::new(TURN_TIMEOUT) }
+        Self {
+            clients: ReadLane::new(READS_AT_ONCE, TURN_TIMEOUT),
+            hub: ReadLane::new(HUB_READS_AT_ONCE, TURN_TIMEOUT),
+        }
     }
 
     /// The lane of a read.
@@ -81,12 +86,12 @@ impl Reads {
 }
 
 impl ReadLane {
-    fn new(turn_timeout: Duration) -> Self {
+    fn new(at_once: usize, turn_timeout: Duration) -> Self {
         Self {
             turn_timeout,
             open: Mutex::new(None),
             opened: AtomicU64::new(0),
-            permits: Semaphore::new(READS_AT_ONCE),
+            permits: Semaphore::new(at_once),
             shares: SyncMutex::default(),
         }
     }
@@ -173,7 +178,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_channel_has_a_share_of_the_reads_and_leaves_the_others_theirs() {
-        let lane = ReadLane::new(Duration::from_millis(20));
+        let lane = ReadLane::new(READS_AT_ONCE, Duration::from_millis(20));
         let (busy, other) = (name("busy"), name("other"));
         let mut turns = Vec::new();
         for _ in 0..READS_OF_A_CHANNEL {
@@ -190,7 +195,7 @@ mod tests {
 
     #[tokio::test]
     async fn all_channels_together_have_a_bound() {
-        let lane = ReadLane::new(Duration::from_millis(20));
+        let lane = ReadLane::new(READS_AT_ONCE, Duration::from_millis(20));
         let mut turns = Vec::new();
         for number in 0..READS_AT_ONCE {
             turns.push(lane.turn(&name(&format!("c{number}"))).await.expect("there is room"));
