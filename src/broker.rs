@@ -97,6 +97,9 @@ pub enum BrokerError {
          use a new key for a new message"
     )]
     IdReused,
+    /// The broker refuses subscriptions to this channel.
+    #[error("the broker refuses the channel {0}: livebridge may not subscribe to it there")]
+    ChannelRefused(ChannelName),
     /// The broker refuses: it is out of memory, read-only, or lacks a permission.
     #[error("the broker refused: {0}")]
     Refused(String),
@@ -110,6 +113,7 @@ impl BrokerError {
             Self::KeyedChannelFull(_) => "keyed_channel_full",
             Self::NotKeyed => "channel_not_keyed",
             Self::IdReused => "idempotency_key_reused",
+            Self::ChannelRefused(_) => "channel_refused",
             Self::Refused(_) => "broker_refused",
         }
     }
@@ -124,6 +128,8 @@ pub enum Event {
     Arrived(ChannelName, Message),
     /// A message of the channel is known to have been lost on the way.
     Missed(ChannelName),
+    /// The broker refuses the subscription to the channel, which is over.
+    Refused(ChannelName),
 }
 
 /// Whether publishing and receiving work.
@@ -141,8 +147,12 @@ pub trait Broker: Send + Sync + 'static {
     /// position, or `None` where the channel keeps no history. Ends within a bounded time, whatever happens.
     fn publish(&self, batch: Vec<Publication>) -> BoxFuture<'_, Vec<Result<Option<Position>, BrokerError>>>;
 
-    /// Wants the channel's messages. Never waits; the intake hears `Subscribed`.
-    fn subscribe(&self, channel: &ChannelName);
+    /// Wants the channel's messages. Never waits; the intake hears `Subscribed` or `Refused`.
+    ///
+    /// # Errors
+    /// [`BrokerError::Unavailable`] while the broker is down, [`BrokerError::ChannelRefused`] for a while after
+    /// it refused the channel. Then nothing is wanted.
+    fn subscribe(&self, channel: &ChannelName) -> Result<(), BrokerError>;
 
     /// Wants them no more. Some may still arrive.
     fn unsubscribe(&self, channel: &ChannelName);

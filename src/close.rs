@@ -24,6 +24,8 @@ pub enum Code {
     InvalidUtf8,
     /// The client may not publish here.
     PublishRefused,
+    /// The broker refuses a channel of the client.
+    ChannelRefused,
     /// A message over the limit.
     MessageTooBig,
     /// The instance is draining.
@@ -65,7 +67,8 @@ impl Code {
             Self::PublishRefused => Some(1008),
             Self::MessageTooBig => Some(1009),
             Self::Restarting => Some(1012),
-            Self::PublishFailed => Some(1013),
+            // The ACL may be mended: a code after which clients come back.
+            Self::PublishFailed | Self::ChannelRefused => Some(1013),
             Self::FellBehind => Some(4001),
             Self::Gap => Some(4002),
             Self::TokenExpired => Some(4003),
@@ -84,6 +87,7 @@ impl Code {
             Self::ProtocolError => "protocol_error",
             Self::InvalidUtf8 => "invalid_utf8",
             Self::PublishRefused => "publish_refused",
+            Self::ChannelRefused => "channel_refused",
             Self::MessageTooBig => "message_too_big",
             Self::Restarting => "restarting",
             Self::PublishFailed => "publish_failed",

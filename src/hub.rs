@@ -96,36 +96,50 @@ impl Hub {
     }
 
     /// Joins a channel; resolves when all that is published from now on will reach its subscribers. The caller is
-    /// counted in until it drops the [`Membership`].
+    /// counted in until it drops the [`Membership`]. A join that fails leaves nothing behind.
+    ///
+    /// # Errors
+    /// As [`Broker::subscribe`].
     pub async fn join(&self, channel: &ChannelName) -> Result<Membership, BrokerError> {
-        let membership = self.enter(channel);
         if let Health::Down(why) = self.broker.health() {
             return Err(BrokerError::Unavailable(why));
         }
-        membership.0.ready().await;
-        Ok(membership)
+        self.join_when_available(channel).await
     }
 
-    /// The same, for as long as the broker is away: its coming wakes those who wait.
-    pub async fn join_when_available(&self, channel: &ChannelName) -> Membership {
-        let membership = self.enter(channel);
-        membership.0.ready().await;
-        membership
+    /// The same, but waits for a broker that is away.
+    ///
+    /// # Errors
+    /// As [`Broker::subscribe`].
+    pub async fn join_when_available(&self, channel: &ChannelName) -> Result<Membership, BrokerError> {
+        let membership = self.enter(channel)?;
+        if membership.0.ready().await { Ok(membership) } else { Err(BrokerError::ChannelRefused(channel.clone())) }
     }
 
-    fn enter(&self, channel: &ChannelName) -> Membership {
+    fn enter(&self, channel: &ChannelName) -> Result<Membership, BrokerError> {
         let mut topics = self.lock();
-        let topic = topics.entry(channel.clone()).or_insert_with(|| self.open(channel));
+        let topic = match topics.get(channel) {
+            Some(topic) => topic.clone(),
+            None => self.open(channel)?,
+        };
         topic.join();
-        Membership(topic.clone())
+        topics.entry(channel.clone()).or_insert_with(|| topic.clone());
+        Ok(Membership(topic))
     }
 
-    fn open(&self, channel: &ChannelName) -> Arc<Topic> {
+    fn open(&self, channel: &ChannelName) -> Result<Arc<Topic>, BrokerError> {
+        self.broker.subscribe(channel)?;
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let (rule, shards) = (self.rules.of(channel), self.wake_lists.len());
-        let topic = Topic::new(id, channel.clone(), rule, self.bounds, shards, self.log_bytes.clone());
-        self.broker.subscribe(channel);
-        Arc::new(topic)
+        Ok(Arc::new(Topic::new(id, channel.clone(), rule, self.bounds, shards, self.log_bytes.clone())))
+    }
+
+    /// Forgets a channel that the broker refuses. Its subscribers are told so, and those who wait to be.
+    fn refuse(&self, channel: &ChannelName) {
+        let Some(topic) = self.lock().remove(channel) else { return };
+        for shard in topic.refuse() {
+            self.wake_lists[shard].push(topic.clone());
+        }
     }
 
     fn apply(self: &Arc<Self>, topic: &Arc<Topic>, change: Change) {

@@ -140,9 +140,13 @@ impl Intake {
 impl Queue {
     fn push(&mut self, event: Event) {
         let weight = weight(&event);
-        if self.bytes + weight > MOST_BYTES && !self.events.is_empty() {
+        let must_stay = matches!(event, Event::Refused(_));
+        if self.bytes + weight > MOST_BYTES && !self.events.is_empty() && !must_stay {
             self.dropped += 1;
-            let (Event::Arrived(channel, _) | Event::Subscribed(channel) | Event::Missed(channel)) = event;
+            let (Event::Arrived(channel, _)
+            | Event::Subscribed(channel)
+            | Event::Missed(channel)
+            | Event::Refused(channel)) = event;
             // In its place: what follows must not pass for the continuation of what came before.
             if self.missed.insert(channel.clone()) {
                 self.events.push_back(Event::Missed(channel));
@@ -159,7 +163,7 @@ impl Queue {
 fn weight(event: &Event) -> usize {
     match event {
         Event::Arrived(_, message) => EVENT_BYTES + message.payload.len(),
-        Event::Subscribed(_) | Event::Missed(_) => EVENT_BYTES,
+        Event::Subscribed(_) | Event::Missed(_) | Event::Refused(_) => EVENT_BYTES,
     }
 }
 

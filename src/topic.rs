@@ -78,6 +78,8 @@ struct State {
     served: Box<[u64]>,
     /// The log's end when it was last trimmed by age.
     aged: u64,
+    /// The broker refuses the channel.
+    refused: bool,
     subscribers: usize,
     idle_since: Option<Instant>,
 }
@@ -97,6 +99,7 @@ impl Topic {
             sequencer: Sequencer::new(rule.keyed.is_some()),
             served: vec![u64::MAX; shards].into(),
             aged: 0,
+            refused: false,
             subscribers: 0,
             idle_since: Some(Instant::now()),
         };
@@ -113,15 +116,32 @@ impl Topic {
         }
     }
 
-    /// Waits until what is published from now on reaches this topic.
-    pub async fn ready(&self) {
+    /// Waits until what is published from now on reaches this topic; `false` if the broker refuses the
+    /// channel.
+    pub async fn ready(&self) -> bool {
         loop {
             let changed = self.ready.notified();
-            if self.lock().sequencer.is_live() {
-                return;
+            {
+                let state = self.lock();
+                if state.refused || state.sequencer.is_live() {
+                    return !state.refused;
+                }
             }
             changed.await;
         }
+    }
+
+    /// The broker refuses the channel. Returns the shards that must be woken.
+    pub(crate) fn refuse(&self) -> Vec<usize> {
+        let mut state = self.lock();
+        state.refused = true;
+        self.ready.notify_waiters();
+        self.mark(&state.served, Moment::now())
+    }
+
+    /// Whether the broker refuses the channel: nothing comes any more.
+    pub fn is_refused(&self) -> bool {
+        self.lock().refused
     }
 
     /// Counts a subscriber in. A topic with subscribers is not forgotten.

@@ -117,10 +117,11 @@ impl Broker for MemoryBroker {
         .boxed()
     }
 
-    fn subscribe(&self, channel: &ChannelName) {
+    fn subscribe(&self, channel: &ChannelName) -> Result<(), BrokerError> {
         let mut state = lock(&self.state);
         state.subscribed.insert(channel.clone());
         self.intake.push(Event::Subscribed(channel.clone()));
+        Ok(())
     }
 
     fn unsubscribe(&self, channel: &ChannelName) {
@@ -205,7 +206,7 @@ keyed = true
     async fn a_retry_is_the_same_payload_key_and_removal_and_is_not_delivered_again() {
         let broker = broker();
         let channel: ChannelName = "sheet".parse().expect("valid");
-        broker.subscribe(&channel);
+        broker.subscribe(&channel).expect("it refuses nothing");
         let set = Publication { key: Some("a".into()), ..publication("sheet", "1", Some("id")) };
         for _ in 0..3 {
             assert_eq!(publish(&broker, set.clone()).await, Ok(Some(1)));

@@ -12,8 +12,10 @@ mod library;
 mod line;
 mod pipeline;
 mod position_marker;
+mod reads;
 pub mod resp;
 mod subscriber;
+mod subscriptions;
 
 use std::sync::Arc;
 
@@ -81,12 +83,12 @@ impl Broker for RedisBroker {
         .boxed()
     }
 
-    fn subscribe(&self, channel: &ChannelName) {
-        self.subscriber.want(channel, true);
+    fn subscribe(&self, channel: &ChannelName) -> Result<(), BrokerError> {
+        self.subscriber.want(channel)
     }
 
     fn unsubscribe(&self, channel: &ChannelName) {
-        self.subscriber.want(channel, false);
+        self.subscriber.forget(channel);
     }
 
     fn read<'a>(

@@ -18,7 +18,7 @@ use super::session::{Session, SubscriptionKey};
 use super::subscription::NewSubscription;
 use crate::admission::Admitted;
 use crate::app::App;
-use crate::close::Close;
+use crate::close::{Close, Code};
 use crate::hub::wake_list::WakeList;
 use crate::metrics::latency::Moment;
 use crate::metrics::sample::Sample;
@@ -100,10 +100,16 @@ impl Shard {
     /// newest offset.
     pub fn subscribe(&self, connection: &Rc<Connection>, new: NewSubscription) -> (SubscriptionKey, Option<u64>) {
         let encoding = connection.session().encoding();
-        connection.subscribe(new, |key, subscription| {
+        let topic = new.membership.topic().clone();
+        let made = connection.subscribe(new, |key, subscription| {
             let feed = self.feed(subscription.topic(), encoding);
             feed.subscribers.borrow_mut().insert((connection.clone(), key))
-        })
+        });
+        if topic.is_refused() {
+            // It was before this shard knew of the topic.
+            self.context.app.hub.wake_list(self.index).push(topic);
+        }
+        made
     }
 
     /// Ends a subscription, at any time of the connection's life.
@@ -161,6 +167,13 @@ impl Shard {
             Some(local) => local.feeds.clone(),
             None => return,
         };
+        if topic.is_refused() {
+            let close = refused(topic);
+            for feed in &feeds {
+                feed.subscribers.borrow().iter().for_each(|(_, (connection, _))| connection.finish(close.clone()));
+            }
+            return;
+        }
         for feed in &feeds {
             while batch.fill(topic, feed.served.get(), feed.encoding) {
                 self.deliver(feed, batch).await;
@@ -249,4 +262,9 @@ impl Shard {
             connection.finish(close.clone());
         }
     }
+}
+
+/// Tells the subscribers of a channel that the broker refuses it.
+fn refused(topic: &Topic) -> Close {
+    Close::new(Code::ChannelRefused, format!("the broker refuses the channel {}", topic.channel))
 }

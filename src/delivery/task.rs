@@ -11,7 +11,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures::FutureExt;
-use futures::future::{LocalBoxFuture, join_all};
+use futures::future::{LocalBoxFuture, try_join_all};
 use tokio::task::spawn_local;
 use tokio::time::{Sleep, sleep};
 use tracing::{Instrument, Span};
@@ -86,7 +86,7 @@ struct ConnectionTask {
     /// While the client must not be read.
     pause: Option<Pin<Box<Sleep>>>,
     /// While the broker is away: the channels are being joined.
-    joining: Option<LocalBoxFuture<'static, Vec<NewSubscription>>>,
+    joining: Option<LocalBoxFuture<'static, Result<Vec<NewSubscription>, BrokerError>>>,
     /// What the history was asked last.
     asked: Option<Box<(SubscriptionKey, From)>>,
     history: Option<LocalBoxFuture<'static, Answer>>,
@@ -106,7 +106,7 @@ enum Event {
     Readable,
     Pump,
     Resumed,
-    Joined(Vec<NewSubscription>),
+    Joined(Result<Vec<NewSubscription>, BrokerError>),
     Answered(Answer),
     Published(Vec<Published>),
 }
@@ -184,9 +184,12 @@ impl ConnectionTask {
         let hub = self.shard.context.app.hub.clone();
         let joining = channels.into_iter().map(move |AwaitedChannel { channel, start, rights }| {
             let hub = hub.clone();
-            async move { NewSubscription { membership: hub.join_when_available(&channel).await, start, rights } }
+            async move {
+                let membership = hub.join_when_available(&channel).await?;
+                Ok(NewSubscription { membership, start, rights })
+            }
         });
-        self.joining = Some(join_all(joining).boxed_local());
+        self.joining = Some(try_join_all(joining).boxed_local());
     }
 
     async fn run(&mut self) {
@@ -234,7 +237,10 @@ impl ConnectionTask {
                     let debt = self.limiter.debt(self.shard.context.app.limits.rates, self.shard.context.now());
                     self.pause_reading(debt);
                 }
-                Event::Joined(subscriptions) => self.subscribe(subscriptions),
+                Event::Joined(Ok(subscriptions)) => self.subscribe(subscriptions),
+                Event::Joined(Err(error)) => {
+                    self.connection.finish(Close::new(Code::ChannelRefused, error.to_string()))
+                }
                 Event::Answered((key, topic, page)) => {
                     self.connection.keepalive.got_page(self.shard.context.now());
                     self.connection.change(|session| session.answered(key, &topic, page));
@@ -249,10 +255,9 @@ impl ConnectionTask {
         }
     }
 
-    /// What can happen: the session changed; the socket has room again, if that is waited for; the channels are joined; the
-    /// history has answered,
-    /// or the broker; the client may be read again; it said something, if nothing of what it said before waits to be
-    /// published or answered.
+    /// What can happen: the session changed; the socket has room again, if that is waited for; the
+    /// channels are joined; the history has answered, or the broker; the client may be read again; it
+    /// said something, if nothing of what it said before waits to be published or answered.
     fn poll(&mut self, context: &mut Context<'_>, waits: Waits) -> Poll<Event> {
         if self.connection.poll_woken(context) {
             return Poll::Ready(Event::Pump);

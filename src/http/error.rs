@@ -132,6 +132,7 @@ impl From<BrokerError> for ApiError {
             BrokerError::Unavailable(_) | BrokerError::Refused(_) => StatusCode::SERVICE_UNAVAILABLE,
             BrokerError::KeyedChannelFull(_) => StatusCode::INSUFFICIENT_STORAGE,
             BrokerError::NotKeyed => StatusCode::BAD_REQUEST,
+            BrokerError::ChannelRefused(_) => StatusCode::FORBIDDEN,
             BrokerError::IdReused => StatusCode::UNPROCESSABLE_ENTITY,
         };
         Self::new(status, error.code(), error.to_string())

@@ -258,6 +258,11 @@ impl Wanted {
         let memberships = tokio::time::timeout(JOIN_TIMEOUT, joined)
             .await
             .unwrap_or_else(|_| Err(BrokerError::Unavailable("no subscription in time".into())))
+            .inspect_err(|error| {
+                if matches!(error, BrokerError::ChannelRefused(_)) {
+                    app.metrics.count_refused("channel");
+                }
+            })
             .map_err(JoinError::Broker)?;
         let subscription = |(membership, start): (Membership, &Start)| {
             let rights = self.rights(&membership.topic().channel);

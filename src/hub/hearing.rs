@@ -93,7 +93,14 @@ impl Hub {
 
     /// Handles an event; gives it back if there is no room for its message.
     fn handle(self: &Arc<Self>, event: Event, since: Moment, count: &mut Count) -> Result<(), Event> {
-        let (Event::Arrived(channel, _) | Event::Subscribed(channel) | Event::Missed(channel)) = &event;
+        let (Event::Arrived(channel, _)
+        | Event::Subscribed(channel)
+        | Event::Missed(channel)
+        | Event::Refused(channel)) = &event;
+        if let Event::Refused(_) = event {
+            self.refuse(channel);
+            return Ok(());
+        }
         let Some(topic) = self.lock().get(channel).cloned() else { return Ok(()) };
         // A new subscription asks the history as well, but nothing shows yet that anything is missing.
         let shows_gaps = !matches!(event, Event::Subscribed(_));
@@ -104,7 +111,7 @@ impl Hub {
                 count.bytes += message.payload.len() as u64;
                 topic.arrive(message, since)
             }
-            Event::Subscribed(_) | Event::Missed(_) => topic.suspect(),
+            Event::Subscribed(_) | Event::Missed(_) | Event::Refused(_) => topic.suspect(),
         };
         if shows_gaps && change.next == Next::Check {
             self.metrics.gaps_found.inc();

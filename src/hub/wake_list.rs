@@ -26,7 +26,7 @@ impl WakeList {
     }
 
     /// Adds a topic and wakes the shard. A topic is listed at most once, by the marks in the topic.
-    pub(super) fn push(&self, topic: Arc<Topic>) {
+    pub(crate) fn push(&self, topic: Arc<Topic>) {
         self.topics.lock().unwrap_or_else(PoisonError::into_inner).push(topic);
         self.changed.notify_one();
     }

@@ -175,3 +175,10 @@ async fn few_descriptors_are_a_warning() {
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success() && line(&text, "descriptors is 256").starts_with("warning  "), "{text}");
 }
+
+#[tokio::test]
+async fn a_node_of_a_redis_cluster_is_an_error() {
+    let (_redis, text, content) = with(&["--save", "", "--cluster-enabled", "yes"]).await;
+    let found = text.lines().find(|line| line.contains("is a node of a Redis Cluster"));
+    assert!(found.is_some_and(|line| line.starts_with("error  ")) && !content, "{text}");
+}

@@ -20,6 +20,7 @@
 //! * `upgrade`: format 1 of what is in Redis, and its instances
 //! * `keyed`: the latest value of each key
 //! * `outages`: Redis and instances go away and come back; clients stop reading or vanish
+//! * `isolation`: what one client asks of Redis leaves the others alone
 //! * `faults`: all of it at once, under load, counted
 //! * `model`: random interleavings against a simple model
 //! * `documents`: what openapi.json and the pages of docs/ name, against what there is
@@ -56,6 +57,7 @@ mod history_cost;
 mod hostile;
 mod http;
 mod insight;
+mod isolation;
 mod keyed;
 mod limits;
 mod logs;

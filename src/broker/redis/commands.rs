@@ -1,6 +1,6 @@
-//! The shared connection for what is asked of Redis now and then: reading history (`history.rs`), the
-//! canary, loading the functions. It is replaced when it breaks. Publishing has connections of its
-//! own, see `pipeline.rs`.
+//! The shared connection for what is asked of Redis now and then: the canary, loading the functions.
+//! It is replaced when it breaks. Publishing (`pipeline.rs`) and reading histories (`reads.rs`) have
+//! connections of their own.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
@@ -11,6 +11,7 @@ use tokio::sync::Mutex;
 
 use super::connection::Address;
 use super::library::{Function, LIFE, LIFE_KEY, Library};
+use super::reads::Reads;
 use crate::broker::BrokerError;
 use crate::metrics::Metrics;
 use crate::metrics::latency::Moment;
@@ -23,6 +24,7 @@ pub(super) struct Commands {
     pub(super) library: Library,
     pub(super) rules: Arc<Rules>,
     pub(super) metrics: Arc<Metrics>,
+    pub(super) reads: Reads,
     connection: Mutex<Option<MultiplexedConnection>>,
     /// How often all connections were given up.
     generation: AtomicU64,
@@ -35,6 +37,7 @@ impl Commands {
             library: Library::new(&rules),
             rules,
             metrics,
+            reads: Reads::new(),
             connection: Mutex::new(None),
             generation: AtomicU64::new(0),
         }
@@ -58,8 +61,8 @@ impl Commands {
         Ok(connection)
     }
 
-    /// Lets go of the connection, and lets those who publish do the same: the next command opens another. What runs on one ends with
-    /// an error of its own.
+    /// Lets go of the connection, and has publishers and readers do the same: the next command opens
+    /// another. What runs on one ends with an error of its own.
     pub(super) async fn disconnect(&self) {
         *self.connection.lock().await = None;
         self.generation.fetch_add(1, Ordering::Release);
@@ -85,7 +88,7 @@ impl Commands {
     }
 
     /// Sends a command and waits for its answer.
-    pub(super) async fn ask<T: FromRedisValue>(&self, command: Cmd) -> RedisResult<T> {
+    async fn ask<T: FromRedisValue>(&self, command: Cmd) -> RedisResult<T> {
         let mut connection = self.connection().await?;
         let asked = Moment::now();
         let answer = command.query_async(&mut connection).await;
@@ -104,7 +107,7 @@ impl Commands {
 }
 
 /// Whether the server answered, be it with a refusal.
-fn is_answer(error: &RedisError) -> bool {
+pub(super) fn is_answer(error: &RedisError) -> bool {
     error.code().is_some()
 }
 
@@ -132,6 +135,9 @@ pub(super) fn refusal(said: &str) -> BrokerError {
         "BUSY" => temporary("Redis is busy with a script"),
         "READONLY" | "MASTERDOWN" => temporary("this Redis is a replica at the moment"),
         "CLUSTERDOWN" | "TRYAGAIN" => temporary("the Redis Cluster does not serve the channel at the moment"),
+        "MOVED" | "ASK" | "CROSSSLOT" => {
+            lasting("this is a node of a Redis Cluster, which this version does not support")
+        }
         "OOM" => lasting("Redis has no memory left for more messages"),
         "NOPERM" => lasting("Redis denies livebridge a permission; `livebridge check` names it"),
         "MISCONF" | "NOREPLICAS" => lasting("Redis takes no writes at the moment"),

@@ -41,7 +41,8 @@ impl SubscriptionDecoder {
                 let channel = self.channel(name, wanted);
                 self.events.extend(channel.map(Event::Subscribed));
             }
-            Frame::Number(_) | Frame::Array(_) | Frame::Refused(_) | Frame::Other => {}
+            Frame::Number(_) | Frame::Array(_) | Frame::Map(_) => {}
+            Frame::Unsubscribed | Frame::Refused(_) | Frame::Other => {}
         }
     }
 
@@ -116,6 +117,7 @@ mod tests {
         let events = decoder.take_events().0.drain(..).map(|event| match event {
             Event::Subscribed(channel) => format!("subscribed {channel}"),
             Event::Missed(channel) => format!("missed {channel}"),
+            Event::Refused(channel) => format!("refused {channel}"),
             Event::Arrived(channel, message) => {
                 let offset = message.position.map_or("-".into(), |position| position.offset.to_string());
                 format!("{channel} {offset} {}", message.text().unwrap_or_default())

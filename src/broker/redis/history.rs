@@ -5,10 +5,11 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use redis::{Cmd, RedisResult, Value};
+use redis::{Cmd, FromRedisValue, RedisResult, Value};
 
 use super::commands::{Commands, broker_error, said};
 use super::library::{ADOPT, LIFE, LIFE_KEY, PLAN, RENEW, is_missing};
+use super::reads::ReadLane;
 use crate::broker::{BrokerError, From, PAGE_BYTES, PAGE_MESSAGES, Page, Tail};
 use crate::channel::ChannelName;
 use crate::message::{Gap, GapReason, Message, Position};
@@ -44,6 +45,12 @@ enum Elements {
     Keys(Vec<(u64, Bytes)>),
 }
 
+/// One read: it asks on the connection of its lane.
+struct Reader<'a> {
+    commands: &'a Commands,
+    lane: &'a ReadLane,
+}
+
 impl Commands {
     /// Reads a page of history; see [`crate::broker::Broker::read`].
     pub(super) async fn read(
@@ -56,11 +63,14 @@ impl Commands {
             return Ok(None);
         }
         let limit = limit.min(PAGE_MESSAGES);
+        let lane = self.reads.lane(from);
+        let _turn = lane.turn(channel).await.inspect_err(|_| self.metrics.count_refused("reads"))?;
+        let reader = Reader { commands: self, lane };
         for _ in 0..ATTEMPTS {
-            let read = self.try_read(channel, from, limit).await;
+            let read = reader.try_read(channel, from, limit).await;
             match read {
                 Ok(Some(page)) => {
-                    self.note_loss(from, page.as_ref()).await;
+                    reader.note_loss(from, page.as_ref()).await;
                     return Ok(page);
                 }
                 Ok(None) => {}
@@ -70,18 +80,24 @@ impl Commands {
         }
         Err(BrokerError::Unavailable("the history changes faster than it can be read".into()))
     }
+}
+
+impl Reader<'_> {
+    async fn ask<T: FromRedisValue>(&self, command: Cmd) -> RedisResult<T> {
+        self.lane.ask(self.commands, command).await
+    }
 
     /// One attempt; `None` if something changed under way.
     async fn try_read(&self, channel: &ChannelName, from: From, limit: usize) -> RedisResult<Option<Option<Page>>> {
         let plan = match self.plan(channel, from, limit, None).await? {
             Plan::Nothing => return Ok(Some(None)),
             Plan::Adopt => {
-                let _: Value = self.ask(self.call(ADOPT, channel.as_str())).await?;
+                let _: Value = self.ask(self.commands.call(ADOPT, channel.as_str())).await?;
                 return Ok(None);
             }
             Plan::Diverged => {
                 if let From::AfterDelivered(Tail { position, stamp }) = from {
-                    let mut renew = self.call(RENEW, channel.as_str());
+                    let mut renew = self.commands.call(RENEW, channel.as_str());
                     renew.arg(position.epoch).arg(position.offset).arg(stamp);
                     let _: Value = self.ask(renew).await?;
                 }
@@ -97,7 +113,7 @@ impl Commands {
     }
 
     async fn plan(&self, channel: &ChannelName, from: From, limit: usize, after: Option<u64>) -> RedisResult<Plan> {
-        let mut command = self.call(PLAN, channel.as_str());
+        let mut command = self.commands.call(PLAN, channel.as_str());
         let count = if let From::Last(count) = from { count.min(limit) } else { limit };
         command.arg(count).arg(PAGE_BYTES);
         match (from, after) {
@@ -127,7 +143,7 @@ impl Commands {
             return Ok(None);
         }
         let unreadable = |offset| {
-            self.metrics.unreadable.inc();
+            self.commands.metrics.unreadable.inc();
             tracing::warn!(%channel, offset, "a stored message can't be read: it is skipped, and told as a gap");
         };
         Ok(messages_into(plan.page, &elements, unreadable))
@@ -196,7 +212,7 @@ impl Commands {
     async fn note_loss(&self, from: From, page: Option<&Page>) {
         let lost = page.and_then(|page| page.gap).is_some_and(|gap| gap.reason == GapReason::EpochChanged);
         if lost && matches!(from, From::AfterDelivered(tail) if tail.position.offset > 0) {
-            let mut renew = self.call(LIFE, LIFE_KEY);
+            let mut renew = self.commands.call(LIFE, LIFE_KEY);
             renew.arg("renew");
             if let Err(error) = self.ask::<Value>(renew).await {
                 tracing::debug!(%error, "cannot note in Redis that messages were lost");

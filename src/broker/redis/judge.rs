@@ -51,6 +51,7 @@ pub(super) fn unreachable(place: &str, why: &str, code: Option<&str>) -> Finding
 /// What a server says of itself, judged.
 pub(super) fn server(facts: &Facts) -> Vec<Finding> {
     let mut findings = vec![version(facts.info("redis_version")), role(facts.info("role"))];
+    findings.extend(mode(facts.info("redis_mode")));
     findings.push(memory(facts.info("maxmemory"), facts.info("maxmemory_policy")));
     let aof = facts.info("aof_enabled") == "1";
     match &facts.config {
@@ -85,6 +86,15 @@ fn role(role: &str) -> Finding {
         }
         _ => Finding::ok("this Redis takes writes"),
     }
+}
+
+fn mode(mode: &str) -> Option<Finding> {
+    (mode == "cluster").then(|| {
+        Finding::error(
+            "this is a node of a Redis Cluster, which this version does not support",
+            "use a Redis that is not part of a cluster",
+        )
+    })
 }
 
 fn memory(most: &str, policy: &str) -> Finding {

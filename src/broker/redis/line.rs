@@ -9,7 +9,7 @@ use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 
 use super::connection::{Address, CONNECT_TIMEOUT, Stream};
-use super::resp::{self, Frame, Malformed};
+use super::resp::{self, Frame, Item, Items, Malformed};
 
 /// How much is read at once; a buffer that grew far beyond, for a large message, is given back.
 const READ: usize = 64 << 10;
@@ -24,6 +24,9 @@ pub(super) enum LineError {
     /// Redis does not let us in, or refuses a subscription.
     #[error("Redis refused: {0}")]
     Refused(String),
+    /// The other end spreads channels over nodes, of which this would see a part.
+    #[error("this is a node of a Redis Cluster, which this version does not support; use a Redis that is not one")]
+    Cluster,
     /// The other end is no Redis.
     #[error(transparent)]
     Malformed(#[from] Malformed),
@@ -67,7 +70,10 @@ impl Line {
             line.exchange().await?;
             line.frames(|frame| {
                 unanswered -= 1;
-                frame.accepted().map(drop)
+                match frame.accepted()? {
+                    Frame::Map(items) if is_cluster(items) => Err(LineError::Cluster),
+                    _ => Ok(()),
+                }
             })?;
         }
         Ok(line)
@@ -120,6 +126,11 @@ impl<'a> Frame<'a> {
             accepted => Ok(accepted),
         }
     }
+}
+
+/// Whether the answer to `HELLO` comes from a node of a Redis Cluster.
+fn is_cluster(mut hello: Items<'_>) -> bool {
+    hello.any(|item| item == Item::Text(b"mode")) && hello.next() == Some(Item::Text(b"cluster"))
 }
 
 /// Gives back an empty buffer that has become large. Its capacity is only what is left behind what was taken out: the whole of it

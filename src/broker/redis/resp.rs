@@ -15,10 +15,14 @@ pub enum Frame<'a> {
     },
     /// A subscription is in force.
     Subscribed(&'a [u8]),
+    /// A subscription is over.
+    Unsubscribed,
     /// A number.
     Number(u64),
     /// An array, as functions answer.
     Array(Items<'a>),
+    /// A map, as `HELLO` answers: keys and values in turn.
+    Map(Items<'a>),
     /// The server refused a command; why.
     Refused(&'a [u8]),
     /// Anything else.
@@ -102,7 +106,8 @@ impl<'a> Reader<'a> {
             Some(b'>') => self.push(),
             Some(b'-') => Ok(Frame::Refused(&self.line()?[1..])),
             Some(b':') => self.line().map(|line| digits(&line[1..]).map_or(Frame::Other, Frame::Number)),
-            Some(b'*') => self.array(),
+            Some(b'*') => self.items(1).map(Frame::Array),
+            Some(b'%') => self.items(2).map(Frame::Map),
             _ => self.skip(MOST_NESTED).map(|()| Frame::Other),
         }
     }
@@ -113,20 +118,21 @@ impl<'a> Reader<'a> {
         let frame = match (kind, parts) {
             (b"message", 3) => return Ok(Frame::Message { channel: self.bulk()?, payload: self.bulk()? }),
             (b"subscribe", 3) => Frame::Subscribed(self.bulk()?),
-            _ => {
+            (kind, _) => {
+                let frame = if kind == b"unsubscribe" { Frame::Unsubscribed } else { Frame::Other };
                 self.skip_all(parts.saturating_sub(1), MOST_NESTED)?;
-                return Ok(Frame::Other);
+                return Ok(frame);
             }
         };
         self.skip(MOST_NESTED)?;
         Ok(frame)
     }
 
-    fn array(&mut self) -> Result<Frame<'a>, Missing> {
-        let left = self.count()?;
+    fn items(&mut self, each: usize) -> Result<Items<'a>, Missing> {
+        let left = each * self.count()?;
         let start = self.at;
         self.skip_all(left, MOST_NESTED - 1)?;
-        Ok(Frame::Array(Items { bytes: &self.bytes[start..self.at], left }))
+        Ok(Items { bytes: &self.bytes[start..self.at], left })
     }
 
     fn item(&mut self) -> Result<Item<'a>, Missing> {
@@ -230,6 +236,7 @@ mod tests {
         let frame = Frame::Message { channel: b"live", payload: b"he\r\no" };
         assert_eq!(parse(MESSAGE), Ok(Some((frame, MESSAGE.len()))));
         assert_eq!(parse(b">3\r\n$9\r\nsubscribe\r\n$1\r\na\r\n:1\r\n"), Ok(Some((Frame::Subscribed(b"a"), 30))));
+        assert_eq!(parse(b">3\r\n$11\r\nunsubscribe\r\n$1\r\na\r\n:1\r\n"), Ok(Some((Frame::Unsubscribed, 33))));
         assert_eq!(parse(b"-NOPERM no\r\n"), Ok(Some((Frame::Refused(b"NOPERM no"), 12))));
     }
 
@@ -251,7 +258,9 @@ mod tests {
             assert_eq!(parse(&MESSAGE[..end]), Ok(None), "{end}");
         }
         let hello = b"%2\r\n$6\r\nserver\r\n$5\r\nredis\r\n$7\r\nmodules\r\n*1\r\n%1\r\n+a\r\n$-1\r\n";
-        assert_eq!(parse(hello), Ok(Some((Frame::Other, hello.len()))));
+        let Ok(Some((Frame::Map(items), length))) = parse(hello) else { panic!("a map") };
+        let expected = [Item::Text(b"server"), Item::Text(b"redis"), Item::Text(b"modules"), Item::Other];
+        assert_eq!((length, items.collect::<Vec<_>>()), (hello.len(), expected.to_vec()));
         for end in 0..hello.len() {
             assert_eq!(parse(&hello[..end]), Ok(None), "{end}");
         }

@@ -1,25 +1,27 @@
 //! The supervisor of the connection that hears messages: connects without end, subscribes what is wanted, and trusts the
 //! connection only as long as a canary sent through Redis comes back on it.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use redis::RedisError;
 use tokio::sync::Notify;
 use tokio::time::{Instant, MissedTickBehavior};
 
-use super::commands::Commands;
+use super::commands::{Commands, broker_error, refusal};
 use super::connection::Address;
 use super::decoder::SubscriptionDecoder;
 use super::line::{Line, LineError};
-use super::position_marker::{RUN_PREFIX, SINGLE_PREFIX};
+use super::resp::Frame;
+use super::subscriptions::Subscriptions;
 use crate::backoff::Backoff;
-use crate::broker::Health;
+use crate::broker::{BrokerError, Event, Health};
 use crate::channel::ChannelName;
 use crate::intake::Intake;
 use crate::metrics::Metrics;
+use crate::sparing::Sparing;
 
 /// How often the canary flies.
 const BEAT: Duration = Duration::from_secs(1);
@@ -30,8 +32,10 @@ const DEAF_AFTER: u32 = 4;
 const GOOD_AFTER: Duration = Duration::from_secs(4);
 /// Why there is no connection at first.
 const NOT_YET: &str = "not connected yet";
-/// How many channels one SUBSCRIBE names.
-const CHUNK: usize = 500;
+/// How long a channel that Redis refused is refused without asking again.
+const REFUSED_FOR: Duration = Duration::from_secs(30);
+/// How many refused channels are remembered; beyond that Redis is asked again.
+const MOST_REFUSED: usize = 10_000;
 
 /// What is to be heard, and whether it is.
 pub(super) struct Subscriber {
@@ -56,11 +60,48 @@ enum Ended {
     Deaf,
 }
 
+impl Ended {
+    /// Why, to those who ask whether it works: without Redis' own words, which are for the log.
+    fn public(&self) -> String {
+        match self {
+            Self::Line(LineError::Refused(said)) => refusal(said).to_string(),
+            Self::Canary(error) => broker_error(error).to_string(),
+            other => other.to_string(),
+        }
+    }
+}
+
 #[derive(Default)]
 struct Wanted {
     channels: HashSet<ChannelName>,
-    /// Channels whose being wanted changed since they were last sent to Redis.
-    pending: Vec<ChannelName>,
+    /// Channels whose being wanted changed since they were last sent to Redis; `None` while there is no
+    /// connection, whose successor begins with all.
+    pending: Option<Vec<ChannelName>>,
+    /// Channels that Redis refused, and when.
+    refused: HashMap<ChannelName, Instant>,
+}
+
+impl Wanted {
+    fn changed(&mut self, channel: &ChannelName) {
+        if let Some(pending) = &mut self.pending {
+            pending.push(channel.clone());
+        }
+    }
+
+    fn is_refused(&self, channel: &ChannelName) -> bool {
+        self.refused.get(channel).is_some_and(|since| since.elapsed() < REFUSED_FOR)
+    }
+
+    fn refuse(&mut self, channel: &ChannelName) {
+        self.channels.remove(channel);
+        if self.refused.len() >= MOST_REFUSED {
+            self.refused.retain(|_, since| since.elapsed() < REFUSED_FOR);
+        }
+        if self.refused.len() >= MOST_REFUSED {
+            self.refused.clear();
+        }
+        self.refused.insert(channel.clone(), Instant::now());
+    }
 }
 
 impl Subscriber {
@@ -77,14 +118,27 @@ impl Subscriber {
         }
     }
 
-    pub(super) fn want(&self, channel: &ChannelName, wanted: bool) {
-        let mut state = self.wanted();
-        if wanted {
-            state.channels.insert(channel.clone());
-        } else {
-            state.channels.remove(channel);
+    /// See [`crate::broker::Broker::subscribe`].
+    pub(super) fn want(&self, channel: &ChannelName) -> Result<(), BrokerError> {
+        if let Health::Down(why) = self.health() {
+            return Err(BrokerError::Unavailable(why));
         }
-        state.pending.push(channel.clone());
+        let mut state = self.wanted();
+        if state.is_refused(channel) {
+            return Err(BrokerError::ChannelRefused(channel.clone()));
+        }
+        state.channels.insert(channel.clone());
+        state.changed(channel);
+        drop(state);
+        self.changed.notify_one();
+        Ok(())
+    }
+
+    /// See [`crate::broker::Broker::unsubscribe`].
+    pub(super) fn forget(&self, channel: &ChannelName) {
+        let mut state = self.wanted();
+        state.channels.remove(channel);
+        state.changed(channel);
         drop(state);
         self.changed.notify_one();
     }
@@ -98,7 +152,9 @@ impl Subscriber {
         let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
         loop {
             let began = Instant::now();
-            self.set_down(&self.listen(&address, &commands).await.to_string());
+            let ended = self.listen(&address, &commands).await;
+            self.wanted().pending = None;
+            self.set_down(&ended);
             // Publishing shares the fate: a half-dead Redis must not take what it will lose.
             commands.disconnect().await;
             if began.elapsed() > GOOD_AFTER {
@@ -123,26 +179,32 @@ impl Subscriber {
 
     /// Subscribes what is wanted and hands over what is heard, until the connection breaks.
     async fn hear(&self, mut line: Line, unanswered: &AtomicU32) -> LineError {
-        line.send(&["SUBSCRIBE", &self.canary]);
+        let mut subscriptions = Subscriptions::default();
+        subscriptions.subscribe_canary(&self.canary, &mut line);
         let all: Vec<_> = {
             let mut wanted = self.wanted();
-            wanted.pending.clear();
+            wanted.pending = Some(Vec::new());
             wanted.channels.iter().cloned().collect()
         };
-        send(&mut line, &all, true);
+        subscriptions.subscribe(&all, &mut line);
         let mut decoder = SubscriptionDecoder::default();
         loop {
             let has_room = self.intake.has_room();
             tokio::select! {
                 // With no room for more, Redis holds what follows, as much as it is configured to.
                 () = self.intake.room(), if !has_room => {}
-                () = self.changed.notified() => self.send_pending(&mut line),
+                () = self.changed.notified() => self.send_pending(&mut subscriptions, &mut line),
                 exchanged = line.exchange(), if has_room => {
+                    let mut refused = Vec::new();
                     let heard = exchanged.and_then(|()| {
                         let wanted = self.wanted();
-                        // What a refusal concerned would never be heard.
                         line.frames(|frame| {
-                            decoder.push(&frame.accepted()?, &wanted.channels, &self.canary);
+                            match frame {
+                                Frame::Refused(why) => refused.push(subscriptions.refused(why)?),
+                                Frame::Subscribed(_) | Frame::Unsubscribed => subscriptions.confirmed(),
+                                _ => {}
+                            }
+                            decoder.push(&frame, &wanted.channels, &self.canary);
                             Ok(())
                         })
                     });
@@ -152,6 +214,10 @@ impl Subscriber {
                         self.set_up(all.len());
                     }
                     self.intake.push_all(events);
+                    for channels in refused {
+                        let is_wanted = |channel: &ChannelName| self.wanted().channels.contains(channel);
+                        subscriptions.retry(channels, is_wanted, &mut line).into_iter().for_each(|channel| self.refuse(channel));
+                    }
                     if let Err(error) = heard {
                         return error;
                     }
@@ -177,14 +243,24 @@ impl Subscriber {
         }
     }
 
-    fn send_pending(&self, line: &mut Line) {
+    fn send_pending(&self, subscriptions: &mut Subscriptions, line: &mut Line) {
         let (wanted, unwanted): (Vec<_>, Vec<_>) = {
             let mut state = self.wanted();
-            let pending: HashSet<_> = state.pending.drain(..).collect();
+            let pending: HashSet<_> = state.pending.replace(Vec::new()).into_iter().flatten().collect();
             pending.into_iter().partition(|channel| state.channels.contains(channel))
         };
-        send(line, &unwanted, false);
-        send(line, &wanted, true);
+        subscriptions.unsubscribe(&unwanted, line);
+        subscriptions.subscribe(&wanted, line);
+    }
+
+    /// Redis refuses a channel: it is not wanted any more, and for a while not asked for again.
+    fn refuse(&self, channel: ChannelName) {
+        self.wanted().refuse(&channel);
+        static REPEATED: LazyLock<Sparing> = LazyLock::new(Sparing::default);
+        if let Some(times) = REPEATED.happened("channel") {
+            tracing::warn!(%channel, times, "Redis lets this user not subscribe to the channel; `livebridge check` says more");
+        }
+        self.intake.push(Event::Refused(channel));
     }
 
     fn set_up(&self, channels: usize) {
@@ -197,15 +273,15 @@ impl Subscriber {
         }
     }
 
-    fn set_down(&self, why: &str) {
-        let before = self.set_health(Health::Down(why.to_owned()));
+    fn set_down(&self, ended: &Ended) {
+        let before = self.set_health(Health::Down(ended.public()));
         if before == Health::Up {
             self.metrics.broker_disconnects.inc();
         }
         // One line for each outage, however many attempts it takes.
         if before == Health::Up || before == Health::Down(NOT_YET.into()) {
             tracing::warn!(
-                error = why,
+                error = %ended,
                 "Redis is unavailable: clients stay connected, publishing is refused, trying again"
             );
         }
@@ -222,20 +298,42 @@ impl Subscriber {
     }
 }
 
-/// Sends a subscription or its end for channels and the companions on which their positions come.
-fn send(line: &mut Line, channels: &[ChannelName], wanted: bool) {
-    for chunk in channels.chunks(CHUNK) {
-        let mut command = vec![if wanted { "SUBSCRIBE" } else { "UNSUBSCRIBE" }.to_owned()];
-        // Companions first: when the channel itself is confirmed, its markers are heard already.
-        let names = |channel: &ChannelName| {
-            [format!("{SINGLE_PREFIX}{channel}"), format!("{RUN_PREFIX}{channel}"), channel.to_string()]
-        };
-        command.extend(chunk.iter().flat_map(names));
-        line.send(&command);
-    }
-}
-
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // What is behind these locks is whole after every line that holds one: a panic elsewhere does not spoil it.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(name: &str) -> ChannelName {
+        name.parse().expect("valid")
+    }
+
+    #[test]
+    fn without_a_connection_nothing_is_queued() {
+        let subscriber = Subscriber::new("1", Arc::default(), Arc::new(Metrics::new(1)));
+        for number in 0..10 {
+            let channel = name(&format!("c{number}"));
+            assert!(matches!(subscriber.want(&channel), Err(BrokerError::Unavailable(_))));
+            subscriber.forget(&channel);
+        }
+        let wanted = subscriber.wanted();
+        assert!(wanted.channels.is_empty() && wanted.pending.is_none());
+    }
+
+    #[test]
+    fn a_refused_channel_is_asked_for_again_after_a_while_and_memory_has_a_bound() {
+        let mut wanted = Wanted::default();
+        let channel = name("a");
+        wanted.channels.insert(channel.clone());
+        wanted.refuse(&channel);
+        assert!(wanted.is_refused(&channel) && wanted.channels.is_empty());
+        let before = Instant::now().checked_sub(REFUSED_FOR).expect("the clock has run for that long");
+        wanted.refused.insert(channel.clone(), before);
+        assert!(!wanted.is_refused(&channel));
+        (0..=MOST_REFUSED).for_each(|number| wanted.refuse(&name(&format!("c{number}"))));
+        assert!(wanted.refused.len() <= MOST_REFUSED && !wanted.refused.contains_key(&channel));
+    }
 }

@@ -94,6 +94,7 @@ impl Side {
                 Event::Subscribed(name) if name == *channel => *self.subscribed.borrow_mut() = true,
                 // Stragglers of the program before.
                 Event::Arrived(..) | Event::Subscribed(_) => {}
+                Event::Refused(name) => panic!("{name} is refused"),
                 Event::Missed(name) => assert_ne!(name, *channel, "nothing gets lost here"),
             }
         }
@@ -145,7 +146,7 @@ impl World {
         let memory = Side::new(Arc::new(MemoryBroker::new(intake.clone(), self.rules.clone())), intake);
         self.redis.reset();
         for side in [&self.redis, &memory] {
-            side.broker.subscribe(&channel);
+            side.broker.subscribe(&channel).unwrap();
             until("subscribed", || async {
                 side.listen(&channel);
                 *side.subscribed.borrow()

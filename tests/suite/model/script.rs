@@ -80,11 +80,12 @@ impl Broker for Script {
         async { Vec::new() }.boxed()
     }
 
-    fn subscribe(&self, channel: &ChannelName) {
+    fn subscribe(&self, channel: &ChannelName) -> Result<(), BrokerError> {
         self.truths.lock().unwrap().get_mut(channel).unwrap().wanted = true;
         if self.switches.lock().unwrap().connected {
             self.intake.push(Event::Subscribed(channel.clone()));
         }
+        Ok(())
     }
 
     fn unsubscribe(&self, channel: &ChannelName) {

@@ -27,6 +27,7 @@ pub struct Proxy {
 struct Faults {
     held: bool,
     sliced: bool,
+    stalls_reads: bool,
     cuts: u64,
     deafened: u64,
 }
@@ -62,6 +63,11 @@ impl Proxy {
         self.faults.send_modify(|faults| faults.deafened += 1);
     }
 
+    /// Swallows what the server says on each connection from its next read of a history on (`LRANGE`).
+    pub fn stall_reads(&self, stalled: bool) {
+        self.faults.send_modify(|faults| faults.stalls_reads = stalled);
+    }
+
     /// Forwards in small pieces.
     pub fn slice(&self, sliced: bool) {
         self.faults.send_modify(|faults| faults.sliced = sliced);
@@ -82,9 +88,10 @@ async fn relay(mut client: TcpStream, target_port: u16, faults: watch::Receiver<
     let cut = {
         let (asked, replied) = client.split();
         let (replies, asks) = server.split();
-        let subscribed = AtomicBool::new(false);
-        let there = Direction { born, faults: faults.clone(), replies: false, subscribed: &subscribed };
-        let back = Direction { born, faults, replies: true, subscribed: &subscribed };
+        let (subscribed, stalled) = (AtomicBool::new(false), AtomicBool::new(false));
+        let said = (&subscribed, &stalled);
+        let there = Direction { born, faults: faults.clone(), replies: false, subscribed: said.0, stalled: said.1 };
+        let back = Direction { born, faults, replies: true, subscribed: said.0, stalled: said.1 };
         tokio::select! { cut = there.forward(asked, asks) => cut, cut = back.forward(replies, replied) => cut }
     };
     if cut {
@@ -99,6 +106,7 @@ struct Direction<'a> {
     faults: watch::Receiver<Faults>,
     replies: bool,
     subscribed: &'a AtomicBool,
+    stalled: &'a AtomicBool,
 }
 
 impl Direction<'_> {
@@ -132,7 +140,11 @@ impl Direction<'_> {
             if !self.replies && buffer[..length].windows(9).any(|word| word == b"SUBSCRIBE") {
                 self.subscribed.store(true, Ordering::Relaxed);
             }
-            let deaf = self.replies && now.deafened != self.born.deafened && self.subscribed.load(Ordering::Relaxed);
+            if !self.replies && now.stalls_reads && buffer[..length].windows(6).any(|word| word == b"LRANGE") {
+                self.stalled.store(true, Ordering::Relaxed);
+            }
+            let deafened = now.deafened != self.born.deafened && self.subscribed.load(Ordering::Relaxed);
+            let deaf = self.replies && (deafened || self.stalled.load(Ordering::Relaxed));
             let step = if now.sliced { SLICE } else { length };
             for piece in buffer[..length].chunks(step) {
                 if !deaf && to.write_all(piece).await.is_err() {
