@@ -85,11 +85,10 @@ struct ConnectionTask {
     limiter: RateLimiter,
     /// While the client must not be read.
     pause: Option<Pin<Box<Sleep>>>,
-    /// While the broker is away: the channels are being joined.
-    joining: Option<LocalBoxFuture<'static, Result<Vec<NewSubscription>, BrokerError>>>,
     /// What the history was asked last.
     asked: Option<Box<(SubscriptionKey, From)>>,
-    history: Option<LocalBoxFuture<'static, Answer>>,
+    /// What must come before the client can go on: its channels are being joined, or the history was asked.
+    awaited: Option<LocalBoxFuture<'static, Event>>,
     publishing: Option<LocalBoxFuture<'static, Vec<Published>>>,
     /// What the client asked for and is not begun yet.
     commands: VecDeque<Command>,
@@ -126,9 +125,8 @@ pub fn start(handshake: Handshake, socket: Socket, shard: Rc<Shard>, mut admitte
         connection,
         shard,
         pause: None,
-        joining: None,
         asked: None,
-        history: None,
+        awaited: None,
         publishing: None,
         commands: VecDeque::new(),
     };
@@ -189,7 +187,7 @@ impl ConnectionTask {
                 Ok(NewSubscription { membership, start, rights })
             }
         });
-        self.joining = Some(try_join_all(joining).boxed_local());
+        self.awaited = Some(try_join_all(joining).map(Event::Joined).boxed_local());
     }
 
     async fn run(&mut self) {
@@ -217,7 +215,7 @@ impl ConnectionTask {
             let waits = self.connection.take_turn();
             match waits {
                 Waits::End | Waits::Gone => return,
-                Waits::History(key, from) if self.history.is_none() => self.history = self.ask(key, from),
+                Waits::History(key, from) if self.awaited.is_none() => self.awaited = self.ask(key, from),
                 _ => {}
             }
             let event = poll_fn(|context| self.poll(context, waits)).await;
@@ -265,17 +263,11 @@ impl ConnectionTask {
         if waits == Waits::Room && self.connection.socket.poll_write_ready(context).is_ready() {
             return Poll::Ready(Event::Pump);
         }
-        if let Some(joining) = &mut self.joining
-            && let Poll::Ready(subscriptions) = joining.poll_unpin(context)
+        if let Some(awaited) = &mut self.awaited
+            && let Poll::Ready(event) = awaited.poll_unpin(context)
         {
-            self.joining = None;
-            return Poll::Ready(Event::Joined(subscriptions));
-        }
-        if let Some(history) = &mut self.history
-            && let Poll::Ready(answer) = history.poll_unpin(context)
-        {
-            self.history = None;
-            return Poll::Ready(Event::Answered(answer));
+            self.awaited = None;
+            return Poll::Ready(event);
         }
         if let Some(publishing) = &mut self.publishing {
             return publishing.poll_unpin(context).map(|results| {
@@ -408,7 +400,7 @@ impl ConnectionTask {
         }
     }
 
-    fn ask(&mut self, key: SubscriptionKey, from: From) -> Option<LocalBoxFuture<'static, Answer>> {
+    fn ask(&mut self, key: SubscriptionKey, from: From) -> Option<LocalBoxFuture<'static, Event>> {
         let topic = self.connection.session().subscription(key)?.topic().clone();
         let app = self.shard.context.app.clone();
         // The same question again: the history is ahead of what this instance has heard yet.
@@ -422,7 +414,7 @@ impl ConnectionTask {
             // The client waits with us: its socket is read meanwhile, so its leaving ends this.
             loop {
                 match app.hub.history(&topic, from).await {
-                    Ok(page) => return (key, topic, page),
+                    Ok(page) => return Event::Answered((key, topic, page)),
                     Err(error) => tracing::debug!(%error, "the history did not answer"),
                 }
                 sleep(backoff.next_delay()).await;

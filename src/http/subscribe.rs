@@ -90,11 +90,13 @@ pub async fn websocket(
     sender: HandshakeSender,
 ) -> Response {
     let is_page = matches!(asker.page, Page::Trusted | Page::Any);
-    match (try_websocket(&app, &Query::parse(&query), &headers, asker, &sender).await, handshake::accept(&headers)) {
-        (Ok(response), _) => response,
-        // A page can't see the status of a handshake: it is told by the code and the reason of a close.
-        (Err(error), Ok(accept)) if is_page => sender.refuse(&WEBSOCKET_RAW, error, websocket_head(&accept, &headers)),
-        (Err(error), _) => error.into_response(),
+    match try_websocket(&app, &Query::parse(&query), &headers, asker, &sender).await {
+        Ok(response) => response,
+        Err(error) => match handshake::accept(&headers) {
+            // A page can't see the status of a handshake: it is told by the code and the reason of a close.
+            Ok(accept) if is_page => sender.refuse(&WEBSOCKET_RAW, error, websocket_head(&accept, &headers)),
+            _ => error.into_response(),
+        },
     }
 }
 

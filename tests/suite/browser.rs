@@ -263,6 +263,41 @@ async fn an_event_source_resumes_after_its_instance_is_restarted() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_event_source_survives_an_outage_of_redis_in_which_it_has_to_reconnect_and_a_socket_is_told_why_it_ends() {
+    let browser = Browser::start().await;
+    let mut redis = Redis::persistent().await;
+    let (east, west) = (named(&redis, "east").await, named(&redis, "west").await);
+    let window = browser.open(&east).await;
+    window
+        .eval(
+            "void (globalThis.heard = [], globalThis.source = new EventSource('events?channel=feed'),
+            source.onmessage = ({ data }) => heard.push(data),
+            globalThis.ask = () => Object.assign(globalThis, { told: null, socket: new WebSocket('ws', ['livebridge']) })
+                .socket.onclose = ({ code, reason }) => told = `${code} ${reason}`)",
+        )
+        .await;
+    window.until("source.readyState === EventSource.OPEN").await;
+    west.publish("feed", "one").await;
+    window.until("String(heard) === 'one'").await;
+    let address = east.address.clone();
+    redis.stop();
+    drop(east);
+    window.until("source.readyState === EventSource.CONNECTING").await;
+    let east = Options::redis(&redis).listen(&address).start_unready();
+    window.until("source.readyState === EventSource.OPEN").await;
+    window.eval("void ask()").await;
+    window.until("told !== null && told.startsWith('1013 broker_unavailable: ')").await;
+    redis.start_again().await;
+    for instance in [&east, &west] {
+        crate::support::until("ready", || async { instance.get("/readyz").await.0 == 200 }).await;
+    }
+    west.publish("feed", "two").await;
+    window.until("String(heard) === 'one,two'").await;
+    window.eval("void ask()").await;
+    window.until("socket.readyState === WebSocket.OPEN && socket.protocol === 'livebridge'").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_page_fits_a_phone_and_a_desktop_in_light_and_dark() {
     let browser = Browser::start().await;
     let redis = Redis::start().await;

@@ -181,7 +181,9 @@ async fn what_is_refused_while_redis_is_away_leaves_nothing() {
     redis.stop();
     until("not ready", || async { instance.get("/readyz").await.0 == 503 }).await;
     for number in 0..50 {
-        assert_eq!(instance.get(&format!("/events?channel=fresh:{number}")).await.0, 503);
+        let url = format!("ws://{}/ws?channel=fresh:{number}", instance.address);
+        let refused = tokio_tungstenite::connect_async(url).await;
+        assert!(matches!(&refused, Err(tungstenite::Error::Http(answer)) if answer.status() == 503), "{refused:?}");
     }
     assert_eq!(instance.metric("livebridge_channels").await, 0.0);
     redis.start_again().await;

@@ -120,9 +120,6 @@ impl Subscriber {
 
     /// See [`crate::broker::Broker::subscribe`].
     pub(super) fn want(&self, channel: &ChannelName) -> Result<(), BrokerError> {
-        if let Health::Down(why) = self.health() {
-            return Err(BrokerError::Unavailable(why));
-        }
         let mut state = self.wanted();
         if state.is_refused(channel) {
             return Err(BrokerError::ChannelRefused(channel.clone()));
