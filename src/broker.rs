@@ -150,8 +150,8 @@ pub trait Broker: Send + Sync + 'static {
     /// Wants the channel's messages. Never waits; the intake hears `Subscribed` or `Refused`.
     ///
     /// # Errors
-    /// [`BrokerError::Unavailable`] while the broker is down, [`BrokerError::ChannelRefused`] for a while after
-    /// it refused the channel. Then nothing is wanted.
+    /// [`BrokerError::ChannelRefused`] for a while after the broker refused the channel. Then nothing is
+    /// wanted. While the broker is down the channel is wanted as soon as it is back.
     fn subscribe(&self, channel: &ChannelName) -> Result<(), BrokerError>;
 
     /// Wants them no more. Some may still arrive.

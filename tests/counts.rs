@@ -68,6 +68,20 @@ fn events(address: SocketAddr) -> TcpStream {
     ask(address, "GET /events?channel=counted HTTP/1.1\r\nHost: x\r\n\r\n", b"\n\n\r\n")
 }
 
+/// Waits until the connections of other tests have ended: what that frees and allocates would count.
+fn until_nobody_is_connected(address: SocketAddr) {
+    loop {
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        if text.lines().filter(|line| line.starts_with("livebridge_connections{")).all(|line| line.ends_with(" 0")) {
+            return;
+        }
+        std::thread::park_timeout(std::time::Duration::from_millis(50));
+    }
+}
+
 /// Bytes that the process holds more after `count` more connections, for each.
 fn bytes_each(connect: impl Fn() -> TcpStream, count: usize) -> isize {
     let mut streams = Vec::with_capacity(2 * count);
@@ -94,6 +108,7 @@ fn a_delivery_allocates_nothing() {
     const MORE: usize = 200;
     let _turn = TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let address = serve();
+    until_nobody_is_connected(address);
     let mut publisher = ask(address, "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n", b"}\n");
     let mut subscribers = Vec::with_capacity(MORE + 10);
     let mut allocations = |subscribers: &mut Vec<TcpStream>| {
@@ -121,6 +136,7 @@ fn a_handshake_and_its_close_allocate_little() {
     const CONNECTIONS: usize = 500;
     let _turn = TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let address = serve();
+    until_nobody_is_connected(address);
     let come_and_go = || {
         let mut stream = websocket(address);
         stream.write_all(b"\x88\x82\0\0\0\0\x03\xE8").unwrap();
