@@ -8,9 +8,14 @@ local NOT_KEYED = {err = 'LIVEBRIDGE_NOT_KEYED the channel is not keyed; change 
 
 local function text_of(failure) return type(failure) == 'table' and failure.err or tostring(failure) end
 
+-- Notes that messages were lost: positions from before the first message of a channel, which prove that nothing was
+-- missed as long as nothing was lost, prove it from now on only.
+local function note_loss() redis.call('SET', LIFE, string.format('%.0f', microseconds(redis.call('TIME')))) end
+
 -- Removes all that is stored of a channel: something in it can't be read.
 local function reset(it)
   redis.call('UNLINK', it.head, it.history, it.values, it.order, it.removed, it.base .. 'meta', it.base .. 'log', it.base .. 'keys')
+  note_loss()
 end
 
 -- Whether a stored message is another than a row; false if it is not kept any more.
@@ -135,8 +140,12 @@ end
 local function begin(it, time)
   if redis.call('EXISTS', it.base .. 'meta') == 1 and adopt(it) then return head_of(it) end
   local epoch = string.format('%.0f', microseconds(time))
-  redis.call('UNLINK', it.history, it.values, it.order, it.removed)
-  redis.call('SET', LIFE, epoch, 'NX')
+  if redis.call('UNLINK', it.history, it.values, it.order, it.removed) > 0 then
+    -- The head was there, and has gone before its time.
+    note_loss()
+  else
+    redis.call('SET', LIFE, epoch, 'NX')
+  end
   return epoch, 0, 0, 0, ''
 end
 
