@@ -107,12 +107,14 @@ local function announce(it, rows, epoch, first, stamp)
   end
 end
 
--- Sets the expiries anew and drops what has aged.
-local function refresh(it, offset, stamp, length)
+-- Sets the expiries anew, and drops what has aged, or all but the elements that were just appended if
+-- foreign ones stand in the history: nobody could read it until it is trimmed.
+local function refresh(it, offset, stamp, length, appended)
   local rule = it.rule
   local first = offset - length / 2 + 1
-  local oldest = oldest_kept(it, first, offset, stamp, stamp, -1)
-  if oldest > first and oldest <= offset then redis.call('LTRIM', it.history, 2 * (oldest - first), -1) end
+  local oldest, foreign = oldest_kept(it, first, offset, stamp, stamp, -1)
+  if foreign then redis.call('LTRIM', it.history, -appended, -1)
+  elseif oldest > first and oldest <= offset then redis.call('LTRIM', it.history, 2 * (oldest - first), -1) end
   redis.call('PEXPIRE', it.history, rule.age + 1000)
   if rule.keyed then
     for _, key in ipairs({it.values, it.order, it.removed}) do redis.call('EXPIRE', key, RETAIN) end
@@ -121,7 +123,7 @@ end
 
 -- Ends an append: bounds the history and writes the head. The expiries are set with the first message
 -- of each second, a second longer than asked: for each message they would be a quarter of the cost.
-local function conclude(it, head, offset, stamp, stamp_before, length, slack)
+local function conclude(it, head, offset, stamp, stamp_before, length, appended, slack)
   if length % 2 == 1 or length > 2 * offset then error('UNREADABLE history') end
   local most = 2 * it.rule.messages
   if length > most + slack then
@@ -129,7 +131,7 @@ local function conclude(it, head, offset, stamp, stamp_before, length, slack)
     length = most
   end
   if stamp - stamp % 1000 > stamp_before then
-    refresh(it, offset, stamp, length)
+    refresh(it, offset, stamp, length, appended)
     redis.call('SET', it.head, head, 'EX', RETAIN)
   else
     redis.call('SET', it.head, head, 'KEEPTTL')
@@ -198,7 +200,7 @@ local function append(it, rows)
   local length = redis.call(unpack(command))
   local head = string.format('%s %d %d %d', epoch, offset, stamp, bytes)
   if rule.keyed then head = head .. string.format(' %d %d %d', key_bytes, removed, forgotten) end
-  conclude(it, head, offset, stamp, stamp_before, length, small and SLACK or 0)
+  conclude(it, head, offset, stamp, stamp_before, length, #command - 2, small and SLACK or 0)
   for id, row in pairs(ids or {}) do
     redis.call('SET', it.base .. 'id:' .. id, epoch .. string.format(':%d', row.offset), 'EX', REMEMBER)
   end
@@ -233,7 +235,7 @@ local function append_plain(it, payload)
     return append(it, {{payload = payload}})
   end
   local mark = string.format('%s %d %d ', epoch, offset, stamp)
-  conclude(it, string.format('%s%d', mark, bytes + #payload), offset, stamp, stamp_before, length, #payload < SMALL and SLACK or 0)
+  conclude(it, string.format('%s%d', mark, bytes + #payload), offset, stamp, stamp_before, length, 2, #payload < SMALL and SLACK or 0)
   redis.call('PUBLISH', it.note, mark .. '0')
   redis.call('PUBLISH', it.name, payload)
   return {epoch, offset}
