@@ -117,6 +117,33 @@ async fn whoever_waits_on_an_empty_channel_receives_its_first_message_without_a_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_position_from_before_messages_that_got_lost_is_told_a_gap() {
+    let setup = Setup::redis(Options::default().rules(RULES)).await;
+    let redis = setup.redis.as_ref().unwrap();
+    // Evicted, written by somebody else, removed by hand.
+    for damage in [&["DEL", "head"][..], &["SET", "head", "x"], &["RPUSH", "history", "x"]] {
+        for kind in KINDS {
+            let channel = channel(kind);
+            let positions = positions(&setup.one, &channel).await;
+            publish(&setup.one, &channel, 1).await;
+            let key = format!("livebridge:{{{channel}}}:{}", damage[1]);
+            redis.cli(&[&damage[..1], &[key.as_str()], &damage[2..]].concat());
+            publish(&setup.one, &channel, 2).await;
+            for since in positions {
+                let (mut socket, _) = joined(setup.two(), &format!("channel={channel}&since={since}")).await;
+                let gap = socket.json().await;
+                assert_eq!(
+                    (&gap["event"], &gap["reason"]),
+                    (&"gap".into(), &"epoch_changed".into()),
+                    "{damage:?} {gap}"
+                );
+                assert_eq!(socket.json().await["data"], 2);
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_position_from_before_a_flush_is_told_a_gap() {
     let setup = Setup::redis(Options::default().rules(RULES)).await;
     let redis = setup.redis.as_ref().unwrap();

@@ -143,6 +143,16 @@ async fn keyed_values_removals_and_ids_of_format_1_are_taken_over() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_history_of_format_1_can_be_read_when_redis_is_full() {
+    let (redis, mut client) = before().await;
+    let channel = channel("plain");
+    format1::publish(&mut client, &channel, &["1"]);
+    let instance = upgrade(&redis).await;
+    redis.cli(&["CONFIG", "SET", "maxmemory", "1"]);
+    assert_eq!(offsets_and_data(&instance, &channel, "").await, expected(1..=1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_format_1_stored_and_nobody_can_read_begins_a_new_epoch() {
     let (redis, mut client) = before().await;
     let channel = channel("plain");

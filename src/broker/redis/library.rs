@@ -42,7 +42,7 @@ pub(super) const PUBLISH: Function = function("publish", "livebridge_publish", "
 pub(super) const PUBLISH_MANY: Function = function("publish_many", "livebridge_publish_many", "");
 pub(super) const PLAN: Function = function("plan", "livebridge_plan", "'no-writes'");
 pub(super) const RENEW: Function = function("renew", "livebridge_renew", "'allow-oom'");
-pub(super) const ADOPT: Function = function("adopt_channel", "livebridge_adopt", "");
+pub(super) const ADOPT: Function = function("adopt_channel", "livebridge_adopt", "'allow-oom'");
 pub(super) const LIFE: Function = function("life", "livebridge_life", "");
 /// Called by instances of format 1 only.
 const READ: Function = function("read", "livebridge_read", "'allow-oom'");

@@ -167,7 +167,8 @@ local function stamp_at(it, offset, first, tail, tail_stamp)
 end
 
 -- The oldest offset in the history that is still kept: by count, by age, and newer than a stamp; the
--- tail's next if none is. Stamps never decrease, so each look halves what is left.
+-- tail's next if none is, and then also whether that is so because foreign elements stand in the
+-- history. Stamps never decrease, so each look halves what is left.
 local function oldest_kept(it, first, tail, tail_stamp, milliseconds, newer_than)
   local rule = it.rule
   local low, high = math.max(first, tail + 1 - rule.messages), tail + 1
@@ -175,7 +176,7 @@ local function oldest_kept(it, first, tail, tail_stamp, milliseconds, newer_than
   local at = low
   while low < high do
     local stamp = stamp_at(it, at, first, tail, tail_stamp)
-    if not stamp then return tail + 1 end
+    if not stamp then return tail + 1, true end
     if stamp >= cutoff then high = at else low = at + 1 end
     at = math.floor((low + high) / 2)
   end

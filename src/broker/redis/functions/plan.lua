@@ -2,6 +2,9 @@
 -- command. Payloads never pass through here, nothing is written, and the work does not depend on how
 -- much is stored or how large it is.
 
+-- How many messages that can't be read are passed over in search of one that can.
+local MOST_SKIPPED = 64
+
 -- Whether nothing can have been published, on a channel that had no messages at one microsecond,
 -- until another: nothing that began meanwhile can have expired yet, and the data set was not lost.
 local function was_empty_until(from, to)
@@ -40,6 +43,14 @@ local function last_of_page(it, tail, first, from, count, bytes, before, total)
   return low
 end
 
+-- The next offset that can be read; the tail's next if none of the next few can.
+local function next_readable(it, first, tail, tail_stamp, from)
+  for offset = from, math.min(from + MOST_SKIPPED, tail) do
+    if header_at(it, offset, first) and stamp_at(it, offset, first, tail, tail_stamp) then return offset end
+  end
+  return tail + 1
+end
+
 -- Adds to a plan: the list elements from an offset on.
 local function plan_list(plan, it, first, tail, tail_stamp, from, count, bytes, total)
   if from > tail or count < 1 then return plan end
@@ -48,9 +59,15 @@ local function plan_list(plan, it, first, tail, tail_stamp, from, count, bytes, 
   local last_header = last and header_at(it, last, first)
   local stamp = last_header and stamp_at(it, last, first, tail, tail_stamp)
   if not stamp then
-    -- Foreign elements: nothing of the list can be trusted.
-    plan[4], plan[5] = 'history_trimmed', string.format('%d', tail)
-    return plan
+    -- Foreign elements: what precedes them comes by itself, and then they are skipped.
+    last = next_readable(it, first, tail, tail_stamp, from)
+    if last > from then
+      if plan[4] == '' then plan[4] = 'history_trimmed' end
+      plan[5] = string.format('%d', last - 1)
+    end
+    if last > tail then return plan end
+    from, first_header = last, header_at(it, last, first)
+    last_header, stamp = first_header, stamp_at(it, last, first, tail, tail_stamp)
   end
   if last < tail then plan[6], plan[7] = string.format('%d', last), string.format('%d', stamp) end
   plan[8] = 'list'
@@ -78,6 +95,12 @@ local function plan_keys(plan, it, tail, after, count, bytes)
   return plan
 end
 
+-- A plan without messages for one who has them all.
+local function plan_nothing(epoch, tail, tail_stamp)
+  local offset, stamp = string.format('%d', tail), string.format('%d', tail_stamp)
+  return {epoch, offset, stamp, '', '0', offset, stamp, ''}
+end
+
 -- A plan for a channel without messages.
 local function plan_empty(now, mode, their_epoch, offset)
   local epoch, reason = string.format('%.0f', now), ''
@@ -92,8 +115,8 @@ end
 local function plan_unreadable(it, now, mode, their_epoch, offset)
   local fine, epoch, tail, tail_stamp = pcall(head_of, it)
   if not (fine and epoch) then return plan_empty(now, mode, their_epoch, offset) end
-  local number, stamp = string.format('%d', tail), string.format('%d', tail_stamp)
-  local plan = {epoch, number, stamp, '', number, number, stamp, ''}
+  local plan = plan_nothing(epoch, tail, tail_stamp)
+  plan[5] = plan[2]
   if mode == 'after' or mode == 'delivered' then
     if their_epoch ~= epoch then plan[4] = 'epoch_changed' elseif offset ~= tail then plan[4] = 'history_trimmed' end
   end
@@ -105,8 +128,7 @@ local function plan_read(it, args, now)
   local their_epoch, offset, stamp = args[4], tonumber(args[5]), tonumber(args[6] or 0)
   local epoch, tail, tail_stamp, total, counts = head_of(it)
   if not epoch then return plan_empty(now, mode, their_epoch, offset) end
-  local number = string.format('%d', tail)
-  local plan = {epoch, number, string.format('%d', tail_stamp), '', '0', number, string.format('%d', tail_stamp), ''}
+  local plan = plan_nothing(epoch, tail, tail_stamp)
   if mode == 'tail' then return plan end
   if mode == 'keys' then
     local _, _, forgotten = key_counts(counts)
@@ -136,7 +158,7 @@ local function plan_read(it, args, now)
       plan_list(plan, it, first, tail, tail_stamp, from, count, bytes, total)
       if plan[4] == '' or not it.rule.keyed then return plan end
       -- Instead of what can't be read, the values of the keys.
-      plan[4] = ''
+      plan = plan_nothing(epoch, tail, tail_stamp)
     end
     reason = 'history_trimmed'
   end
@@ -152,6 +174,8 @@ local function plan_read(it, args, now)
   -- Under another epoch stand messages that the instance may have delivered already: their stamps tell.
   local newer_than = reason == 'epoch_changed' and mode == 'delivered' and stamp or -1
   local from = oldest_kept(it, first, tail, tail_stamp, milliseconds, newer_than)
+  -- What can't be read is no reason to go back.
+  if reason == 'history_trimmed' and from <= offset then from = next_readable(it, first, tail, tail_stamp, offset + 1) end
   plan[4], plan[5] = reason, string.format('%d', from - 1)
   return plan_list(plan, it, first, tail, tail_stamp, from, count, bytes, total)
 end

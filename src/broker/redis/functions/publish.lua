@@ -8,9 +8,14 @@ local NOT_KEYED = {err = 'LIVEBRIDGE_NOT_KEYED the channel is not keyed; change 
 
 local function text_of(failure) return type(failure) == 'table' and failure.err or tostring(failure) end
 
+-- Notes that messages were lost: positions from before the first message of a channel, which prove that nothing was
+-- missed as long as nothing was lost, prove it from now on only.
+local function note_loss() redis.call('SET', LIFE, string.format('%.0f', microseconds(redis.call('TIME')))) end
+
 -- Removes all that is stored of a channel: something in it can't be read.
 local function reset(it)
   redis.call('UNLINK', it.head, it.history, it.values, it.order, it.removed, it.base .. 'meta', it.base .. 'log', it.base .. 'keys')
+  note_loss()
 end
 
 -- Whether a stored message is another than a row; false if it is not kept any more.
@@ -102,12 +107,14 @@ local function announce(it, rows, epoch, first, stamp)
   end
 end
 
--- Sets the expiries anew and drops what has aged.
-local function refresh(it, offset, stamp, length)
+-- Sets the expiries anew, and drops what has aged, or all but the elements that were just appended if
+-- foreign ones stand in the history: nobody could read it until it is trimmed.
+local function refresh(it, offset, stamp, length, appended)
   local rule = it.rule
   local first = offset - length / 2 + 1
-  local oldest = oldest_kept(it, first, offset, stamp, stamp, -1)
-  if oldest > first and oldest <= offset then redis.call('LTRIM', it.history, 2 * (oldest - first), -1) end
+  local oldest, foreign = oldest_kept(it, first, offset, stamp, stamp, -1)
+  if foreign then redis.call('LTRIM', it.history, -appended, -1)
+  elseif oldest > first and oldest <= offset then redis.call('LTRIM', it.history, 2 * (oldest - first), -1) end
   redis.call('PEXPIRE', it.history, rule.age + 1000)
   if rule.keyed then
     for _, key in ipairs({it.values, it.order, it.removed}) do redis.call('EXPIRE', key, RETAIN) end
@@ -116,7 +123,7 @@ end
 
 -- Ends an append: bounds the history and writes the head. The expiries are set with the first message
 -- of each second, a second longer than asked: for each message they would be a quarter of the cost.
-local function conclude(it, head, offset, stamp, stamp_before, length, slack)
+local function conclude(it, head, offset, stamp, stamp_before, length, appended, slack)
   if length % 2 == 1 or length > 2 * offset then error('UNREADABLE history') end
   local most = 2 * it.rule.messages
   if length > most + slack then
@@ -124,7 +131,7 @@ local function conclude(it, head, offset, stamp, stamp_before, length, slack)
     length = most
   end
   if stamp - stamp % 1000 > stamp_before then
-    refresh(it, offset, stamp, length)
+    refresh(it, offset, stamp, length, appended)
     redis.call('SET', it.head, head, 'EX', RETAIN)
   else
     redis.call('SET', it.head, head, 'KEEPTTL')
@@ -135,8 +142,12 @@ end
 local function begin(it, time)
   if redis.call('EXISTS', it.base .. 'meta') == 1 and adopt(it) then return head_of(it) end
   local epoch = string.format('%.0f', microseconds(time))
-  redis.call('UNLINK', it.history, it.values, it.order, it.removed)
-  redis.call('SET', LIFE, epoch, 'NX')
+  if redis.call('UNLINK', it.history, it.values, it.order, it.removed) > 0 then
+    -- The head was there, and has gone before its time.
+    note_loss()
+  else
+    redis.call('SET', LIFE, epoch, 'NX')
+  end
   return epoch, 0, 0, 0, ''
 end
 
@@ -189,7 +200,7 @@ local function append(it, rows)
   local length = redis.call(unpack(command))
   local head = string.format('%s %d %d %d', epoch, offset, stamp, bytes)
   if rule.keyed then head = head .. string.format(' %d %d %d', key_bytes, removed, forgotten) end
-  conclude(it, head, offset, stamp, stamp_before, length, small and SLACK or 0)
+  conclude(it, head, offset, stamp, stamp_before, length, #command - 2, small and SLACK or 0)
   for id, row in pairs(ids or {}) do
     redis.call('SET', it.base .. 'id:' .. id, epoch .. string.format(':%d', row.offset), 'EX', REMEMBER)
   end
@@ -224,7 +235,7 @@ local function append_plain(it, payload)
     return append(it, {{payload = payload}})
   end
   local mark = string.format('%s %d %d ', epoch, offset, stamp)
-  conclude(it, string.format('%s%d', mark, bytes + #payload), offset, stamp, stamp_before, length, #payload < SMALL and SLACK or 0)
+  conclude(it, string.format('%s%d', mark, bytes + #payload), offset, stamp, stamp_before, length, 2, #payload < SMALL and SLACK or 0)
   redis.call('PUBLISH', it.note, mark .. '0')
   redis.call('PUBLISH', it.name, payload)
   return {epoch, offset}
