@@ -2,9 +2,9 @@
 //! which channels. Knows neither HTTP nor sockets: `http/` takes what is shown out of a request, and answers.
 
 pub mod claims;
+pub mod issue;
 pub mod jwks;
 pub mod keys;
-pub mod mint;
 pub mod origin;
 pub mod secret;
 pub mod token;
@@ -34,7 +34,7 @@ pub enum Action {
 
 /// What a request shows of who asks.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
-pub struct Asker {
+pub struct Credentials {
     /// `Authorization: Bearer`: a publish key or a token.
     pub bearer: Option<Secret>,
     /// A token in the URL.
@@ -49,7 +49,7 @@ pub struct Asker {
 
 /// Why something is not allowed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Denial {
+pub enum AccessError {
     /// The page's origin may not.
     #[error("pages of this origin may not speak to this instance; it allows {0}")]
     Origin(String),
@@ -80,7 +80,7 @@ pub enum Denial {
 
 /// What somebody may do.
 #[derive(Debug, Clone)]
-pub struct Grant {
+pub struct Permissions {
     holder: Holder,
     access: Arc<Access>,
 }
@@ -146,56 +146,61 @@ impl Access {
     /// The check: whether this is allowed with each of the channels; where none are known yet, with any at all.
     pub async fn authorize(
         self: &Arc<Self>,
-        asker: &Asker,
+        credentials: &Credentials,
         channels: &[ChannelName],
         action: Action,
-    ) -> Result<Grant, Denial> {
-        let grant = self.identify(asker, action).await?;
-        if channels.is_empty() && !grant.allows_any(action) {
-            return Err(Denial::Useless(action.doing()));
+    ) -> Result<Permissions, AccessError> {
+        let permissions = self.identify(credentials, action).await?;
+        if channels.is_empty() && !permissions.allows_any(action) {
+            return Err(AccessError::Useless(action.doing()));
         }
-        channels.iter().try_for_each(|channel| grant.check(channel, action))?;
-        Ok(grant)
+        channels.iter().try_for_each(|channel| permissions.check(channel, action))?;
+        Ok(permissions)
     }
 
     /// The first half of the check, for where the channels are not known yet. Who could do nothing at all is refused here.
-    pub async fn identify(self: &Arc<Self>, asker: &Asker, action: Action) -> Result<Grant, Denial> {
-        if asker.page == Page::Foreign {
-            return Err(Denial::Origin(self.origins.to_string()));
+    pub async fn identify(
+        self: &Arc<Self>,
+        credentials: &Credentials,
+        action: Action,
+    ) -> Result<Permissions, AccessError> {
+        if credentials.page == Page::Foreign {
+            return Err(AccessError::Origin(self.origins.to_string()));
         }
-        let holder = if self.is_open() { Holder::Everybody } else { self.holder(asker).await? };
+        let holder = if self.is_open() { Holder::Everybody } else { self.holder(credentials).await? };
         match holder {
-            Holder::Anonymous if !self.rules.allow_anonymous(action) => return Err(Denial::Nobody),
-            Holder::Stranger if !self.rules.allow_anonymous(action) => return Err(Denial::Cookie),
+            Holder::Anonymous if !self.rules.allow_anonymous(action) => return Err(AccessError::Nobody),
+            Holder::Stranger if !self.rules.allow_anonymous(action) => return Err(AccessError::Cookie),
             _ => {}
         }
-        Ok(Grant { holder, access: self.clone() })
+        Ok(Permissions { holder, access: self.clone() })
     }
 
-    async fn holder(&self, asker: &Asker) -> Result<Holder, Denial> {
-        let token = if let Some(bearer) = &asker.bearer {
+    async fn holder(&self, credentials: &Credentials) -> Result<Holder, AccessError> {
+        let token = if let Some(bearer) = &credentials.bearer {
             if let Some(index) = keys::find(&self.keys, bearer) {
                 return Ok(Holder::Key(index));
             }
             bearer
-        } else if let Some(token) = &asker.query {
+        } else if let Some(token) = &credentials.query {
             token
-        } else if let Some(token) = &asker.cookie {
-            if asker.page != Page::Trusted && !(asker.page == Page::Unnamed && asker.says_same_origin) {
+        } else if let Some(token) = &credentials.cookie {
+            if credentials.page != Page::Trusted && !(credentials.page == Page::Unnamed && credentials.says_same_origin)
+            {
                 return Ok(Holder::Stranger);
             }
             token
         } else {
             return Ok(Holder::Anonymous);
         };
-        let tokens = self.tokens.as_ref().ok_or(Denial::Key)?;
-        tokens.verify(token).await.map(|claims| Holder::Token(Arc::new(claims))).map_err(Denial::Token)
+        let tokens = self.tokens.as_ref().ok_or(AccessError::Key)?;
+        tokens.verify(token).await.map(|claims| Holder::Token(Arc::new(claims))).map_err(AccessError::Token)
     }
 }
 
-impl Grant {
+impl Permissions {
     /// Whether it covers this.
-    pub fn check(&self, channel: &ChannelName, action: Action) -> Result<(), Denial> {
+    pub fn check(&self, channel: &ChannelName, action: Action) -> Result<(), AccessError> {
         let everybody = || self.access.rules.of(channel).anonymous.allows(action);
         let held = match &self.holder {
             Holder::Everybody => true,
@@ -205,9 +210,9 @@ impl Grant {
         };
         match &self.holder {
             _ if held || everybody() => Ok(()),
-            Holder::Anonymous => Err(Denial::Anonymous(action.doing(), channel.clone())),
-            Holder::Stranger => Err(Denial::Cookie),
-            _ => Err(Denial::Forbidden(action.doing(), channel.clone())),
+            Holder::Anonymous => Err(AccessError::Anonymous(action.doing(), channel.clone())),
+            Holder::Stranger => Err(AccessError::Cookie),
+            _ => Err(AccessError::Forbidden(action.doing(), channel.clone())),
         }
     }
 
@@ -226,8 +231,8 @@ impl Grant {
     ///
     /// # Errors
     /// [`TokenError::Expired`].
-    pub fn check_time(&self) -> Result<(), Denial> {
-        if self.holds_for() == Some(0) { Err(Denial::Token(TokenError::Expired)) } else { Ok(()) }
+    pub fn check_time(&self) -> Result<(), AccessError> {
+        if self.holds_for() == Some(0) { Err(AccessError::Token(TokenError::Expired)) } else { Ok(()) }
     }
 
     /// For how many seconds it holds; `None` for as long as you like.

@@ -4,17 +4,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::access::Access;
-use crate::admission::Admission;
 use crate::broker::{BrokerError, Publication};
-use crate::budget::Budget;
 use crate::channel::ChannelName;
 use crate::drain::Drain;
 use crate::hub::Hub;
 use crate::message::Position;
-use crate::metrics::Metrics;
-use crate::metrics::latency::Moment;
-use crate::rate::Rate;
-use crate::sparing::Sparing;
+use crate::observability::log_throttle::LogThrottle;
+use crate::observability::metrics::Metrics;
+use crate::observability::metrics::latency::Moment;
+use crate::transport::admission::Admission;
+use crate::transport::byte_budget::Budget;
+use crate::transport::token_bucket::Rate;
 
 /// The bounds on what clients and producers may send.
 #[derive(Clone, Copy, Debug)]
@@ -63,7 +63,7 @@ pub struct App {
     /// The bytes of bodies and WebSocket messages that are on their way in.
     pub incoming: Arc<Budget>,
     /// Which failures are due for a line in the log.
-    pub failures: Sparing,
+    pub failures: LogThrottle,
     /// How far it is with stopping.
     pub drain: Drain,
 }

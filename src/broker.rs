@@ -2,7 +2,7 @@
 //! `broker/memory.rs` (one process) and `broker/redis` (any number of instances). One test suite runs against both.
 //!
 //! What a broker promises:
-//! * Once [`Event::Subscribed`] was put into the intake for a channel, every message of it follows there, in the order
+//! * Once [`Event::Subscribed`] was queued for a channel, every message of it follows there, in the order
 //!   of publishing. Should the broker have lost some on the way, it says `Subscribed` again, or the offsets show it.
 //! * A publish that was answered `Ok` is in the history of a channel that keeps one.
 //! * [`Broker::read`] answers from the history alone, and says whether something between is gone.
@@ -45,7 +45,7 @@ pub struct Tail {
 
 /// From where to read a channel's history.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum From {
+pub enum ReadFrom {
     /// Nothing but where the channel stands.
     Tail,
     /// From the oldest message that is kept.
@@ -119,7 +119,7 @@ impl BrokerError {
     }
 }
 
-/// What a broker tells the hub through the intake, in order.
+/// What a broker tells the hub through the queue, in order.
 #[derive(Debug)]
 pub enum Event {
     /// From here on every message of the channel arrives. Said again after each reconnect.
@@ -147,7 +147,7 @@ pub trait Broker: Send + Sync + 'static {
     /// position, or `None` where the channel keeps no history. Ends within a bounded time, whatever happens.
     fn publish(&self, batch: Vec<Publication>) -> BoxFuture<'_, Vec<Result<Option<Position>, BrokerError>>>;
 
-    /// Wants the channel's messages. Never waits; the intake hears `Subscribed` or `Refused`.
+    /// Wants the channel's messages. Never waits; the queue hears `Subscribed` or `Refused`.
     ///
     /// # Errors
     /// [`BrokerError::ChannelRefused`] for a while after the broker refused the channel. Then nothing is
@@ -161,7 +161,7 @@ pub trait Broker: Send + Sync + 'static {
     fn read<'a>(
         &'a self,
         channel: &'a ChannelName,
-        from: From,
+        from: ReadFrom,
         limit: usize,
     ) -> BoxFuture<'a, Result<Option<Page>, BrokerError>>;
 

@@ -1,9 +1,12 @@
-//! Channel names: which are allowed, and why. Which rules apply to a channel is `rules.rs`.
+//! Channel names: which are allowed, and why; and patterns over them. The rules for a channel are in
+//! `rules.rs`.
 
 use std::borrow::Borrow;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
+
+use serde::Deserialize;
 
 /// The longest channel name, in bytes. Long enough for a path or two UUIDs, short enough for a header line.
 pub const MAX_LENGTH: usize = 255;
@@ -85,6 +88,42 @@ fn forbidden(character: char) -> bool {
     character.is_whitespace() || character.is_control() || "*?[]{}\\\"<>\u{FFFD}".contains(character)
 }
 
+/// A pattern over channel names in which `*` stands for any text.
+#[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
+#[serde(transparent)]
+pub struct ChannelPattern(String);
+
+impl ChannelPattern {
+    /// A pattern as it is written.
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    /// Whether the channel matches.
+    pub fn matches(&self, channel: &ChannelName) -> bool {
+        let mut pieces = self.0.split('*');
+        let name = channel.as_str();
+        let Some(mut rest) = pieces.next().and_then(|first| name.strip_prefix(first)) else { return false };
+        let mut pieces = pieces.peekable();
+        if pieces.peek().is_none() {
+            return rest.is_empty();
+        }
+        while let Some(piece) = pieces.next() {
+            if pieces.peek().is_none() {
+                return rest.ends_with(piece);
+            }
+            let Some(at) = rest.find(piece) else { return false };
+            rest = &rest[at + piece.len()..];
+        }
+        true
+    }
+
+    /// The pattern as written.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -106,5 +145,13 @@ mod tests {
         for bad in ["a b", "a\nb", "a*", "a{b}", "a\u{7f}", "a\u{2028}", "<a>", "a\u{fffd}"] {
             assert!(matches!(bad.parse::<ChannelName>(), Err(ChannelError::Character(_))), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn patterns_match_like_a_shell_without_its_traps() {
+        let matches = |pattern: &str, name: &str| ChannelPattern::new(pattern).matches(&name.parse().expect(name));
+        assert!(matches("*", "a") && matches("a", "a") && matches("a*", "a") && matches("*a", "ba"));
+        assert!(matches("a*b*c", "a-b-b-c") && matches("user:*:inbox", "user:42:inbox"));
+        assert!(!matches("a", "ab") && !matches("a*b", "a") && !matches("ab*b", "ab") && !matches("a*b*c", "acb"));
     }
 }

@@ -12,17 +12,17 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
-use self::access::{AccessArgs, AccessError};
+use self::access::{AccessArgs, AccessSettingsError};
 use self::limits::{Drain, LimitArgs};
 use crate::access::Access;
-use crate::access::mint::{self, Patterns, Wish};
+use crate::access::issue::{self, Patterns, TokenSpec};
 use crate::access::secret::Secret;
-use crate::admission;
 use crate::app::Limits;
 use crate::channel::ChannelName;
-use crate::log::Bounds;
-use crate::logging::LogFormat;
+use crate::hub::log::Bounds;
+use crate::observability::logging::LogFormat;
 use crate::rules::{Rules, RulesError};
+use crate::transport::admission;
 
 /// The rules file that is read where none is named.
 const DEFAULT_RULES: &str = "livebridge.toml";
@@ -209,10 +209,10 @@ pub struct TailArgs {
 
 impl TokenArgs {
     /// What the token says.
-    pub fn wish(&self) -> Wish {
-        Wish {
+    pub fn wish(&self) -> TokenSpec {
+        TokenSpec {
             livebridge: Patterns { subscribe: self.subscribe.clone(), publish: self.publish.clone() },
-            exp: mint::expiry(self.expires),
+            exp: issue::expiry(self.expires),
             sub: self.subject.clone(),
             aud: self.audience.clone().filter(|audience| !audience.is_empty()),
             iss: self.issuer.clone().filter(|issuer| !issuer.is_empty()),
@@ -270,7 +270,7 @@ pub enum SettingsError {
     Rules(#[from] RulesError),
     /// Who may do what.
     #[error(transparent)]
-    Access(#[from] AccessError),
+    Access(#[from] AccessSettingsError),
 }
 
 impl Settings {

@@ -2,8 +2,12 @@
 //! in the order that `sequence.rs` proves, asks the broker's history where something is missing, and wakes
 //! the shards. It knows neither sockets nor encodings, and nothing of Redis.
 
-mod hearing;
-pub(crate) mod history;
+mod dispatch;
+pub mod event_queue;
+pub mod log;
+pub mod sequence;
+pub(crate) mod shared_reads;
+pub mod topic;
 pub mod wake_list;
 
 use std::collections::HashMap;
@@ -13,17 +17,17 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Semaphore;
 
-use self::hearing::Turn;
+use self::dispatch::Pending;
 use self::wake_list::WakeList;
 use crate::backoff::Backoff;
-use crate::broker::{Broker, BrokerError, From, Health, PAGE_MESSAGES, Page};
+use crate::broker::{Broker, BrokerError, Health, PAGE_MESSAGES, Page, ReadFrom};
 use crate::channel::ChannelName;
-use crate::level::level;
-use crate::log::Bounds;
-use crate::metrics::Metrics;
+use crate::fair_share::level;
+use crate::hub::log::Bounds;
+use crate::hub::sequence::Next;
+use crate::hub::topic::{Change, Topic};
+use crate::observability::metrics::Metrics;
 use crate::rules::Rules;
-use crate::sequence::Next;
-use crate::topic::{Change, Topic};
 
 /// How long a channel without subscribers is kept: a page reload must not cost a round trip to Redis.
 const IDLE_TOPIC_TTL: Duration = Duration::from_secs(5);
@@ -37,7 +41,7 @@ const LOG_IDLE: Duration = Duration::from_secs(60);
 /// The channels that have subscribers on this instance.
 pub struct Hub {
     topics: Mutex<HashMap<ChannelName, Arc<Topic>>>,
-    turn: Mutex<Turn>,
+    pending: Mutex<Pending>,
     next_id: AtomicU64,
     broker: Arc<dyn Broker>,
     rules: Arc<Rules>,
@@ -62,7 +66,7 @@ impl Hub {
     ) -> Arc<Self> {
         Arc::new(Self {
             topics: Mutex::default(),
-            turn: Mutex::new(Turn::new()),
+            pending: Mutex::new(Pending::new()),
             next_id: AtomicU64::new(0),
             broker,
             rules,
@@ -172,7 +176,7 @@ impl Hub {
         let mut next = Next::Check;
         while next == Next::Check {
             let delivered = topic.delivered();
-            let from = delivered.map_or(From::Tail, From::AfterDelivered);
+            let from = delivered.map_or(ReadFrom::Tail, ReadFrom::AfterDelivered);
             let answer = {
                 // Closed never: the semaphore lives as long as the hub.
                 let _permit = self.checks.acquire().await;

@@ -4,10 +4,10 @@ use std::fmt::Display;
 use std::io::Write;
 use std::process::ExitCode;
 
-use livebridge::access::mint;
-use livebridge::client;
+use livebridge::access::issue;
+use livebridge::commands::client;
 use livebridge::config::{self, Command, ServeArgs, Settings, TokenArgs};
-use livebridge::logging;
+use livebridge::observability::logging;
 use livebridge::server::Server;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -81,7 +81,7 @@ async fn serve(args: ServeArgs) -> ExitCode {
 
 /// Prints a token.
 fn token(args: &TokenArgs) -> ExitCode {
-    match mint::mint(&args.wish(), &args.token_secret[0]) {
+    match issue::issue(&args.wish(), &args.token_secret[0]) {
         Ok(token) => done(writeln!(std::io::stdout(), "{token}")),
         Err(error) => fail(error),
     }
@@ -93,7 +93,7 @@ async fn check(args: ServeArgs) -> ExitCode {
         Ok(settings) => settings,
         Err(error) => return fail(error),
     };
-    match livebridge::check::run(&settings, &mut std::io::stdout()).await {
+    match livebridge::commands::check::run(&settings, &mut std::io::stdout()).await {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => fail(error),

@@ -12,14 +12,11 @@ use tokio::runtime::Builder;
 use tokio::sync::mpsc;
 use tokio::task::{JoinSet, LocalSet, spawn_local};
 
-use crate::accept::{Acceptor, HandedOver, listen};
-use crate::admission::Admission;
 use crate::allocator;
 use crate::app::App;
 use crate::broker::memory::MemoryBroker;
 use crate::broker::redis::{RedisBroker, UrlError};
 use crate::broker::{Broker, Health};
-use crate::budget::Budget;
 use crate::config::Settings;
 use crate::config::limits::Drain as DrainTimes;
 use crate::delivery::drain::close_evenly;
@@ -27,9 +24,12 @@ use crate::delivery::shard::Shard;
 use crate::drain::Drain;
 use crate::http::{connection, fetch, routes};
 use crate::hub::Hub;
-use crate::intake::Intake;
-use crate::metrics::Metrics;
-use crate::sparing::Sparing;
+use crate::hub::event_queue::EventQueue;
+use crate::observability::log_throttle::LogThrottle;
+use crate::observability::metrics::Metrics;
+use crate::transport::accept::{Acceptor, HandedOver, listen};
+use crate::transport::admission::Admission;
+use crate::transport::byte_budget::Budget;
 
 /// How many connections that another thread accepted may wait for a thread.
 const ACCEPTED_QUEUE: usize = 1024;
@@ -89,18 +89,18 @@ impl Server {
 
         let metrics = Arc::new(Metrics::new(settings.threads));
         let rules = settings.rules;
-        let intake = Arc::new(Intake::default());
+        let queue = Arc::new(EventQueue::default());
         let broker: Arc<dyn Broker> = match &settings.redis_url {
-            None => Arc::new(MemoryBroker::new(intake.clone(), rules.clone())),
+            None => Arc::new(MemoryBroker::new(queue.clone(), rules.clone())),
             Some(url) => {
                 // People may give two instances one name; the canary must still tell them apart.
                 let unique = format!("{}:{:016x}", settings.instance, rand::random::<u64>());
-                let (intake, rules, metrics) = (intake.clone(), rules.clone(), metrics.clone());
-                Arc::new(RedisBroker::start(url, &unique, intake, rules, metrics)?)
+                let (queue, rules, metrics) = (queue.clone(), rules.clone(), metrics.clone());
+                Arc::new(RedisBroker::start(url, &unique, queue, rules, metrics)?)
             }
         };
         let hub = Hub::new(broker, rules, settings.log, settings.log_bytes_total, settings.threads, metrics.clone());
-        tokio::spawn(hub.clone().run(intake));
+        tokio::spawn(hub.clone().run(queue));
         tokio::spawn(hub.clone().sweep());
         tokio::spawn(allocator::give_back());
         let admission = Admission::new(settings.admission, descriptors, settings.threads, metrics.clone());
@@ -117,7 +117,7 @@ impl Server {
             admission,
             access: settings.access,
             incoming,
-            failures: Sparing::default(),
+            failures: LogThrottle::default(),
             drain: Drain::default(),
         });
 

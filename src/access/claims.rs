@@ -10,7 +10,7 @@ use serde::{Deserialize, Deserializer};
 
 use super::Action;
 use crate::channel::ChannelName;
-use crate::rules::Pattern;
+use crate::channel::ChannelPattern;
 
 /// The claims of a token.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -66,15 +66,15 @@ impl Audience {
 pub struct Allowed {
     /// May be listened to, and their history read.
     #[serde(default)]
-    pub subscribe: Vec<Pattern>,
+    pub subscribe: Vec<ChannelPattern>,
     /// May be published to.
     #[serde(default)]
-    pub publish: Vec<Pattern>,
+    pub publish: Vec<ChannelPattern>,
 }
 
 impl Allowed {
     /// The patterns of the channels with which this is allowed.
-    pub fn patterns(&self, action: Action) -> &[Pattern] {
+    pub fn patterns(&self, action: Action) -> &[ChannelPattern] {
         match action {
             Action::Publish => &self.publish,
             Action::Subscribe | Action::Read => &self.subscribe,

@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 use super::secret::Secret;
 use crate::channel::ChannelName;
-use crate::rules::Pattern;
+use crate::channel::ChannelPattern;
 
 /// What is shorter could be found by trying.
 const FEWEST_BYTES: usize = 16;
@@ -57,16 +57,16 @@ pub enum KeyError {
 /// A valid publish key. Only its digest is kept, so that comparing takes the same time whatever is shown.
 pub struct PublishKey {
     digest: Digest,
-    channels: Vec<Pattern>,
+    channels: Vec<ChannelPattern>,
 }
 
 impl PublishKey {
     /// A key for every channel. `place` says in errors where it stands.
     pub fn new(key: &Secret, place: &str) -> Result<Self, KeyError> {
-        Self::limited(key, vec![Pattern::new("*")], place)
+        Self::limited(key, vec![ChannelPattern::new("*")], place)
     }
 
-    fn limited(key: &Secret, channels: Vec<Pattern>, place: &str) -> Result<Self, KeyError> {
+    fn limited(key: &Secret, channels: Vec<ChannelPattern>, place: &str) -> Result<Self, KeyError> {
         let text = key.reveal();
         if text.len() < FEWEST_BYTES || !text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b',') {
             return Err(KeyError::Unfit(place.to_owned()));
@@ -88,7 +88,7 @@ impl PublishKey {
         if written.channels.is_empty() || written.channels.iter().any(String::is_empty) {
             return Err(KeyError::Channels(place.to_owned()));
         }
-        Self::limited(&key, written.channels.iter().map(Pattern::new).collect(), place)
+        Self::limited(&key, written.channels.iter().map(ChannelPattern::new).collect(), place)
     }
 
     /// Whether it may publish to the channel.

@@ -1,5 +1,5 @@
 //! Clients' tokens: JSON Web Tokens (RFC 7519). What they say is `claims.rs`, the keys that verify them `token_key.rs` and, by
-//! URL, `jwks.rs`; making a token for a trial is `mint.rs`.
+//! URL, `jwks.rs`; making a token for a trial is `issue.rs`.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};

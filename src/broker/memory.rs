@@ -17,9 +17,9 @@ use tokio::time::MissedTickBehavior;
 
 use self::channels::{Channels, Published};
 use self::clock::Clock;
-use super::{Broker, BrokerError, Event, From, Health, Page, Publication};
+use super::{Broker, BrokerError, Event, Health, Page, Publication, ReadFrom};
 use crate::channel::ChannelName;
-use crate::intake::Intake;
+use crate::hub::event_queue::EventQueue;
 use crate::message::{Message, Position};
 use crate::rules::Rules;
 
@@ -36,7 +36,7 @@ pub struct MemoryBroker {
     clock: Clock,
     /// Makes the digests by which a retry is told from another message of the same id.
     digests: RandomState,
-    intake: Arc<Intake>,
+    queue: Arc<EventQueue>,
     rules: Arc<Rules>,
 }
 
@@ -46,16 +46,16 @@ struct State {
 }
 
 impl MemoryBroker {
-    /// A broker without channels that reports to `intake`.
+    /// A broker without channels that reports to `queue`.
     ///
     /// # Panics
     /// Outside of a Tokio runtime, on which a task drops what has aged.
-    pub fn new(intake: Arc<Intake>, rules: Arc<Rules>) -> Self {
+    pub fn new(queue: Arc<EventQueue>, rules: Arc<Rules>) -> Self {
         let clock = Clock::new();
         let channels = Channels::new(MOST_BYTES, clock.now());
         let state = Arc::new(Mutex::new(State { channels, subscribed: HashSet::new() }));
         tokio::spawn(expire(Arc::downgrade(&state), clock));
-        Self { state, clock, digests: RandomState::new(), intake, rules }
+        Self { state, clock, digests: RandomState::new(), queue, rules }
     }
 
     fn publish_one(&self, publication: Publication) -> Result<Option<Position>, BrokerError> {
@@ -78,7 +78,7 @@ impl MemoryBroker {
         };
         let position = message.position;
         if state.subscribed.contains(&channel) {
-            self.intake.add(Event::Arrived(channel, message));
+            self.queue.add(Event::Arrived(channel, message));
         }
         Ok(position)
     }
@@ -109,9 +109,9 @@ impl Broker for MemoryBroker {
     fn publish(&self, batch: Vec<Publication>) -> BoxFuture<'_, Vec<Result<Option<Position>, BrokerError>>> {
         async move {
             // As Redis would: who publishes faster than this instance relays has to wait.
-            self.intake.room().await;
+            self.queue.room().await;
             let results = batch.into_iter().map(|publication| self.publish_one(publication)).collect();
-            self.intake.deliver();
+            self.queue.deliver();
             results
         }
         .boxed()
@@ -120,7 +120,7 @@ impl Broker for MemoryBroker {
     fn subscribe(&self, channel: &ChannelName) -> Result<(), BrokerError> {
         let mut state = lock(&self.state);
         state.subscribed.insert(channel.clone());
-        self.intake.push(Event::Subscribed(channel.clone()));
+        self.queue.push(Event::Subscribed(channel.clone()));
         Ok(())
     }
 
@@ -131,7 +131,7 @@ impl Broker for MemoryBroker {
     fn read<'a>(
         &'a self,
         channel: &'a ChannelName,
-        from: From,
+        from: ReadFrom,
         limit: usize,
     ) -> BoxFuture<'a, Result<Option<Page>, BrokerError>> {
         let rule = self.rules.of(channel);
@@ -221,7 +221,7 @@ keyed = true
         }
         assert_eq!(publish(&broker, Publication { id: Some("other".into()), ..set }).await, Ok(Some(2)));
         let mut events = std::collections::VecDeque::new();
-        broker.intake.take(&mut events);
+        broker.queue.take(&mut events);
         let arrived = |event: &Event| matches!(event, Event::Arrived(..));
         assert_eq!((events.len(), events.iter().filter(|event| arrived(event)).count()), (3, 2));
     }
@@ -230,7 +230,7 @@ keyed = true
     async fn a_channel_without_history_keeps_nothing() {
         let broker = broker();
         assert_eq!(publish(&broker, publication("none", "x", Some("id"))).await, Ok(None));
-        assert_eq!(broker.read(&"none".parse().expect("valid"), From::Oldest, 1).await, Ok(None));
+        assert_eq!(broker.read(&"none".parse().expect("valid"), ReadFrom::Oldest, 1).await, Ok(None));
         assert_eq!(lock(&broker.state).channels.bytes(), 0);
     }
 }

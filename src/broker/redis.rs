@@ -2,16 +2,16 @@
 //! the Lua code in `functions/`; what is published is heard on one supervised connection.
 
 mod calls;
-pub mod check;
 mod commands;
 mod connection;
 mod decoder;
+mod diagnosis;
+mod endpoint;
 mod history;
-mod judge;
 mod library;
-mod line;
 mod pipeline;
 mod position_marker;
+pub mod probe;
 mod reads;
 pub mod resp;
 mod subscriber;
@@ -23,14 +23,14 @@ use futures::future::{BoxFuture, FutureExt};
 use thread_local::ThreadLocal;
 
 use self::commands::Commands;
-use self::connection::Address;
+use self::endpoint::Endpoint;
 use self::pipeline::Pipeline;
 use self::subscriber::Subscriber;
-use super::{Broker, BrokerError, From, Health, Page, Publication};
+use super::{Broker, BrokerError, Health, Page, Publication, ReadFrom};
 use crate::channel::ChannelName;
-use crate::intake::Intake;
+use crate::hub::event_queue::EventQueue;
 use crate::message::Position;
-use crate::metrics::Metrics;
+use crate::observability::metrics::Metrics;
 use crate::rules::Rules;
 
 /// A broker behind a Redis URL.
@@ -51,14 +51,14 @@ impl RedisBroker {
     pub fn start(
         url: &str,
         instance: &str,
-        intake: Arc<Intake>,
+        queue: Arc<EventQueue>,
         rules: Arc<Rules>,
         metrics: Arc<Metrics>,
     ) -> Result<Self, UrlError> {
-        let address = Address::parse(url).map_err(UrlError)?;
-        let commands = Arc::new(Commands::new(address.clone(), rules, metrics.clone()));
-        let subscriber = Arc::new(Subscriber::new(instance, intake, metrics));
-        tokio::spawn(subscriber.clone().supervise(address, commands.clone()));
+        let endpoint = Endpoint::parse(url).map_err(UrlError)?;
+        let commands = Arc::new(Commands::new(endpoint.clone(), rules, metrics.clone()));
+        let subscriber = Arc::new(Subscriber::new(instance, queue, metrics));
+        tokio::spawn(subscriber.clone().supervise(endpoint, commands.clone()));
         Ok(Self { commands, pipelines: ThreadLocal::new(), subscriber })
     }
 
@@ -94,7 +94,7 @@ impl Broker for RedisBroker {
     fn read<'a>(
         &'a self,
         channel: &'a ChannelName,
-        from: From,
+        from: ReadFrom,
         limit: usize,
     ) -> BoxFuture<'a, Result<Option<Page>, BrokerError>> {
         self.commands.read(channel, from, limit).boxed()

@@ -57,7 +57,7 @@ pub struct AccessArgs {
 
 /// What is wrong with the settings. Never shows a key.
 #[derive(Debug, thiserror::Error)]
-pub enum AccessError {
+pub enum AccessSettingsError {
     /// Protected mode.
     #[error(
         "refusing to listen on {0}, where others can reach it, while everybody may publish and listen; set \
@@ -103,7 +103,7 @@ pub enum AccessError {
 
 impl AccessArgs {
     /// Checks what was typed, with the keys of the rules, and reads the files.
-    pub fn resolve(&self, listen: SocketAddr, rules: &Arc<Rules>) -> Result<Arc<Access>, AccessError> {
+    pub fn resolve(&self, listen: SocketAddr, rules: &Arc<Rules>) -> Result<Arc<Access>, AccessSettingsError> {
         let typed = self.publish_key.iter().filter(|key| !key.reveal().is_empty());
         let mut keys =
             typed.map(|key| PublishKey::new(key, "LIVEBRIDGE_PUBLISH_KEY")).collect::<Result<Vec<_>, _>>()?;
@@ -116,14 +116,14 @@ impl AccessArgs {
         let named = |character: char| character.is_ascii_alphanumeric() || "-_.".contains(character);
         let cookie = self.token_cookie.clone().filter(|name| !name.is_empty());
         if cookie.as_ref().is_some_and(|name| !name.chars().all(named)) {
-            return Err(AccessError::Cookie);
+            return Err(AccessSettingsError::Cookie);
         }
         if tokens.is_none() && cookie.is_some() {
-            return Err(AccessError::NoTokenKey("--token-cookie"));
+            return Err(AccessSettingsError::NoTokenKey("--token-cookie"));
         }
         let access = Access::new(keys, tokens, origins, cookie, rules.clone());
         if access.is_open() && !self.insecure && !listen.ip().to_canonical().is_loopback() {
-            return Err(AccessError::Unprotected(listen));
+            return Err(AccessSettingsError::Unprotected(listen));
         }
         if !access.is_open() && !access.lets_anybody_subscribe() {
             tracing::warn!(
@@ -133,13 +133,14 @@ impl AccessArgs {
         Ok(access)
     }
 
-    fn tokens(&self) -> Result<Option<Tokens>, AccessError> {
+    fn tokens(&self) -> Result<Option<Tokens>, AccessSettingsError> {
         let secrets = self.token_secret.iter().filter(|secret| !secret.reveal().is_empty());
-        let mut keys = secrets.map(Key::shared).collect::<Result<Vec<_>, _>>().map_err(AccessError::Secret)?;
+        let mut keys = secrets.map(Key::shared).collect::<Result<Vec<_>, _>>().map_err(AccessSettingsError::Secret)?;
         for file in &self.token_public_key {
             let path = file.display().to_string();
-            let pem = std::fs::read(file).map_err(|source| AccessError::Unreadable { path: path.clone(), source })?;
-            keys.push(Key::public(&pem).map_err(|source| AccessError::PublicKey { path, source })?);
+            let pem =
+                std::fs::read(file).map_err(|source| AccessSettingsError::Unreadable { path: path.clone(), source })?;
+            keys.push(Key::public(&pem).map_err(|source| AccessSettingsError::PublicKey { path, source })?);
         }
         let remote = match self.token_jwks_url.as_deref().filter(|url| !url.is_empty()) {
             None => None,
@@ -152,8 +153,8 @@ impl AccessArgs {
         if keys.is_empty() && remote.is_none() {
             return match (audience.is_empty(), issuer.is_empty()) {
                 (true, true) => Ok(None),
-                (false, _) => Err(AccessError::NoTokenKey("--token-audience")),
-                (true, false) => Err(AccessError::NoTokenKey("--token-issuer")),
+                (false, _) => Err(AccessSettingsError::NoTokenKey("--token-audience")),
+                (true, false) => Err(AccessSettingsError::NoTokenKey("--token-issuer")),
             };
         }
         Ok(Some(Tokens {

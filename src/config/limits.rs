@@ -5,10 +5,10 @@ use std::time::Duration;
 use clap::Args;
 use ipnet::IpNet;
 
-use crate::address::{TrustedProxies, parse_network};
-use crate::admission::{AddressLimits, Bounds};
 use crate::app::Rates;
-use crate::rate::Rate;
+use crate::transport::address::{TrustedProxies, parse_network};
+use crate::transport::admission::{AddressLimits, Bounds};
+use crate::transport::token_bucket::Rate;
 
 /// Of an address of the public internet, where nothing is set: an office or a school behind one address, but not a flood.
 const PUBLIC_CONNECTIONS: u32 = 2000;

@@ -11,8 +11,8 @@ use super::encoding::Encoding;
 use crate::broker::Page;
 use crate::channel::ChannelName;
 use crate::close::Close;
+use crate::hub::topic::{FellBehind, Topic};
 use crate::message::{Entry, Position};
-use crate::topic::{FellBehind, Topic};
 
 /// The bytes after which the fan-out ends a batch: enough to make system calls rare, few enough to stay in the cache.
 const SHARED_BYTES: usize = 128 << 10;

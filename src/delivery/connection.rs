@@ -13,10 +13,10 @@ use super::framing::{FrameWriter, Transport};
 use super::keepalive::{Due, Keepalive};
 use super::session::{Session, SubscriptionKey, Waits};
 use super::subscription::{NewSubscription, Subscription};
-use crate::admission::Admitted;
 use crate::close::{Close, Code};
-use crate::metrics::sample::Sample;
-use crate::socket::Socket;
+use crate::observability::metrics::sample::Sample;
+use crate::transport::admission::Admitted;
+use crate::transport::socket::Socket;
 
 /// With so many bytes waiting that concern the connection itself (pongs, notices) the client is not read further: one
 /// that asks without reading the answers has to wait.

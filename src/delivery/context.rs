@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::batch::EncodedBatch;
 use super::keepalive::Times;
 use crate::app::App;
-use crate::socket::Socket;
+use crate::transport::socket::Socket;
 
 /// The bytes that are read from a socket at once.
 const READ_BYTES: usize = 64 << 10;

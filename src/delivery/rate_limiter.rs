@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::app::Rates;
-use crate::budget::{Budget, Held};
 use crate::close::{Close, Code};
-use crate::rate::Bucket;
+use crate::transport::byte_budget::{Budget, Held};
+use crate::transport::token_bucket::Bucket;
 
 /// A client that is ahead of its limits by more than so many seconds is closed. Bytes are read in pieces that are paid
 /// off sooner, so it is a client that keeps sending frames that gets here.
@@ -95,7 +95,7 @@ fn tenths(seconds: u32) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rate::Rate;
+    use crate::transport::token_bucket::Rate;
 
     const RATES: Rates =
         Rates { frames: Some(Rate { per_second: 10, burst: 20 }), bytes: Some(Rate { per_second: 100, burst: 100 }) };

@@ -16,10 +16,10 @@ use super::dialect::SubscriptionStart;
 use super::encoding::Encoding;
 use super::framing::FrameWriter;
 use super::subscription::{Cursor, NewSubscription, Subscription};
-use crate::broker::{From, Page};
+use crate::broker::{Page, ReadFrom};
 use crate::close::{Close, Code};
+use crate::hub::topic::{FellBehind, Topic};
 use crate::message::Position;
-use crate::topic::{FellBehind, Topic};
 
 /// Writes as much as can be written now and returns how many bytes that were; `WouldBlock` if nothing can.
 pub type Write<'a> = &'a mut dyn FnMut(&[u8]) -> io::Result<usize>;
@@ -35,7 +35,7 @@ pub enum Waits {
     /// Room in the socket.
     Room,
     /// The answer of the history for a subscription.
-    History(SubscriptionKey, From),
+    History(SubscriptionKey, ReadFrom),
     /// Nothing: all is written, the connection is to be closed.
     End,
     /// Nothing: the connection is broken.
@@ -323,7 +323,7 @@ fn write_all(bytes: &[u8], write: Write<'_>) -> (usize, io::Result<()>) {
 fn fell_behind(subscription: &mut Subscription) -> CatchUp {
     if let (Some(position), Some(_)) = (subscription.position, subscription.topic().rule.keyed) {
         // The latest value of each key that changed is all it needs.
-        subscription.cursor = Cursor::History(From::After(position));
+        subscription.cursor = Cursor::History(ReadFrom::After(position));
         return CatchUp::Moved;
     }
     CatchUp::Ends(too_slow(subscription.position))
@@ -341,7 +341,7 @@ fn too_slow(position: Option<Position>) -> Close {
 enum CatchUp {
     Done,
     Moved,
-    Asks(From),
+    Asks(ReadFrom),
     Ends(Close),
 }
 

@@ -16,14 +16,14 @@ use super::context::Context;
 use super::encoding::Encoding;
 use super::session::{Session, SubscriptionKey};
 use super::subscription::NewSubscription;
-use crate::admission::Admitted;
 use crate::app::App;
 use crate::close::{Close, Code};
+use crate::hub::topic::Topic;
 use crate::hub::wake_list::WakeList;
-use crate::metrics::latency::Moment;
-use crate::metrics::sample::Sample;
-use crate::socket::Socket;
-use crate::topic::Topic;
+use crate::observability::metrics::latency::Moment;
+use crate::observability::metrics::sample::Sample;
+use crate::transport::admission::Admitted;
+use crate::transport::socket::Socket;
 
 /// After so many offers the fan-out lets others on its thread run: requests and pings are answered while it is busy, and
 /// what is published meanwhile shares the next write.

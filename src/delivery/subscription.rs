@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use crate::broker::{From, Page, Tail};
+use crate::broker::{Page, ReadFrom, Tail};
 use crate::hub::Membership;
+use crate::hub::topic::{ReadAt, Start, StartingPoint, Topic};
 use crate::message::{Message, Position};
-use crate::topic::{ReadAt, Start, StartingPoint, Topic};
 
 /// What a client may do in a channel beside listening.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
@@ -42,7 +42,7 @@ pub(super) enum Cursor {
     /// In a page of history; then wherever the page leads.
     Page(Box<PageCursor>),
     /// Nowhere until the history has answered this.
-    History(From),
+    History(ReadFrom),
     /// Nowhere until the history has answered with the value of each key, as of this position.
     Snapshot(Position),
 }
@@ -59,7 +59,7 @@ impl Subscription {
         let NewSubscription { membership, start, rights } = new;
         let StartingPoint { read_at, position, head } = membership.topic().locate(start);
         let cursor = match (read_at, position, head) {
-            (ReadAt::History(From::Keys), Some(Position { epoch, .. }), Some(offset)) => {
+            (ReadAt::History(ReadFrom::Keys), Some(Position { epoch, .. }), Some(offset)) => {
                 Cursor::Snapshot(Position::new(epoch, offset))
             }
             (read_at, ..) => read_at.into(),
@@ -78,10 +78,10 @@ impl Subscription {
     }
 
     /// What the history must be asked before anything else is written.
-    pub(super) fn question(&self) -> Option<From> {
+    pub(super) fn question(&self) -> Option<ReadFrom> {
         match self.cursor {
             Cursor::History(from) => Some(from),
-            Cursor::Snapshot(_) => Some(From::Keys),
+            Cursor::Snapshot(_) => Some(ReadFrom::Keys),
             Cursor::Log(_) | Cursor::Page(_) => None,
         }
     }

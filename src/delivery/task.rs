@@ -25,14 +25,14 @@ use super::rate_limiter::{Excess, RateLimiter, Received};
 use super::session::{Session, SubscriptionKey, Waits};
 use super::shard::Shard;
 use super::subscription::{NewSubscription, Rights, Subscription};
-use crate::admission::{AddressClaim, Admitted};
 use crate::backoff::Backoff;
-use crate::broker::{BrokerError, From, Page, Publication};
+use crate::broker::{BrokerError, Page, Publication, ReadFrom};
 use crate::channel::ChannelName;
 use crate::close::{Close, Code};
-use crate::lingering_close::lingering_close;
-use crate::socket::Socket;
-use crate::topic::{Start, Topic};
+use crate::hub::topic::{Start, Topic};
+use crate::transport::admission::{AddressClaim, Admitted};
+use crate::transport::lingering_close::lingering_close;
+use crate::transport::socket::Socket;
 
 /// How long to wait before the history is asked the same again.
 const REPEAT_PAUSE: Duration = Duration::from_millis(20);
@@ -86,7 +86,7 @@ struct ConnectionTask {
     /// While the client must not be read.
     pause: Option<Pin<Box<Sleep>>>,
     /// What the history was asked last.
-    asked: Option<Box<(SubscriptionKey, From)>>,
+    asked: Option<Box<(SubscriptionKey, ReadFrom)>>,
     /// What must come before the client can go on: its channels are being joined, or the history was asked.
     awaited: Option<LocalBoxFuture<'static, Event>>,
     publishing: Option<LocalBoxFuture<'static, Vec<Published>>>,
@@ -400,7 +400,7 @@ impl ConnectionTask {
         }
     }
 
-    fn ask(&mut self, key: SubscriptionKey, from: From) -> Option<LocalBoxFuture<'static, Event>> {
+    fn ask(&mut self, key: SubscriptionKey, from: ReadFrom) -> Option<LocalBoxFuture<'static, Event>> {
         let topic = self.connection.session().subscription(key)?.topic().clone();
         let app = self.shard.context.app.clone();
         // The same question again: the history is ahead of what this instance has heard yet.

@@ -31,14 +31,14 @@ use super::credentials;
 use super::request_log::{Ids, RequestLog};
 use super::subscribe::HandshakeSender;
 use super::{forwarded, validation};
-use crate::accept::Accepted;
-use crate::access::Asker;
-use crate::admission::Admitted;
+use crate::access::Credentials;
 use crate::delivery::shard::Shard;
 use crate::delivery::task::{self, Handshake};
 use crate::drain::Drain;
-use crate::lingering_close::lingering_close;
-use crate::socket::Socket;
+use crate::transport::accept::Accepted;
+use crate::transport::admission::Admitted;
+use crate::transport::lingering_close::lingering_close;
+use crate::transport::socket::Socket;
 
 /// The most bytes of a request's head.
 const HEAD_BYTES: usize = 16 << 10;
@@ -134,12 +134,12 @@ impl HttpConnection {
         if let Err(error) = validation::check(&mut request) {
             return Ok(log.answered(app, error.into_response()));
         }
-        let asker = credentials::asker(&app.access, request.headers());
-        let reply = cors::Reply::new(app.access.origins(), asker.page, request.headers());
+        let credentials = credentials::credentials(&app.access, request.headers());
+        let reply = cors::Reply::new(app.access.origins(), credentials.page, request.headers());
         let preflight = reply.preflight(app.access.origins(), request.method(), request.headers());
         // Most show nothing, and the first extension costs several allocations.
-        if asker != Asker::default() {
-            request.extensions_mut().insert(asker);
+        if credentials != Credentials::default() {
+            request.extensions_mut().insert(credentials);
         }
         let sender = (request.method() == Method::GET).then(|| HandshakeSender::new(client, request.version()));
         sender.clone().into_iter().for_each(|sender| drop(request.extensions_mut().insert(sender)));

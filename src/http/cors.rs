@@ -9,7 +9,7 @@ use hyper::{Method, StatusCode};
 use warp::reply::Response;
 
 use super::error::ApiError;
-use crate::access::Denial;
+use crate::access::AccessError;
 use crate::access::origin::{Origins, Page};
 
 const METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, POST");
@@ -39,7 +39,7 @@ impl Reply {
             return None;
         }
         if self.page == Page::Foreign {
-            return Some(self.finish(ApiError::from(Denial::Origin(origins.to_string())).into_response()));
+            return Some(self.finish(ApiError::from(AccessError::Origin(origins.to_string())).into_response()));
         }
         let mut response = Response::default();
         *response.status_mut() = StatusCode::NO_CONTENT;

@@ -6,20 +6,20 @@ use super::error::ApiError;
 use super::handshake;
 use super::query::Query;
 use crate::access::secret::Secret;
-use crate::access::{Access, Action, Asker, Denial, Grant};
+use crate::access::{Access, AccessError, Action, Credentials, Permissions};
 use crate::app::App;
 use crate::channel::ChannelName;
 
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 /// Who asks, as far as the header lines say.
-pub fn asker(access: &Access, headers: &HeaderMap) -> Asker {
+pub fn credentials(access: &Access, headers: &HeaderMap) -> Credentials {
     let text = |name: &HeaderName| headers.get(name).map(|value| value.to_str().unwrap_or(""));
     let page = access.origins().judge(text(&ORIGIN), text(&HOST));
     if access.is_open() {
-        return Asker { page, ..Asker::default() };
+        return Credentials { page, ..Credentials::default() };
     }
-    Asker {
+    Credentials {
         bearer: headers
             .get(AUTHORIZATION)
             .and_then(bearer)
@@ -44,21 +44,21 @@ fn cookie(headers: &HeaderMap, name: &str) -> Option<Secret> {
     pairs.find(|(key, _)| *key == name).map(|(_, value)| Secret::new(value.trim_matches('"')))
 }
 
-/// The check of [`Access::authorize`], with the token that the URL may hold. A denial is counted.
+/// The check of [`Access::authorize`], with the token that the URL may hold. A error is counted.
 pub async fn authorize(
     app: &App,
-    asker: Asker,
+    credentials: Credentials,
     query: &Query,
     channels: &[ChannelName],
     action: Action,
-) -> Result<Grant, ApiError> {
-    let asker = Asker { query: query.get("token").map(Secret::new), ..asker };
-    app.access.authorize(&asker, channels, action).await.map_err(|denial| denied(app, denial))
+) -> Result<Permissions, ApiError> {
+    let credentials = Credentials { query: query.get("token").map(Secret::new), ..credentials };
+    app.access.authorize(&credentials, channels, action).await.map_err(|error| denied(app, error))
 }
 
-/// Counts a denial.
-pub fn denied(app: &App, denial: Denial) -> ApiError {
-    let error = ApiError::from(denial);
+/// Counts a error.
+pub fn denied(app: &App, error: AccessError) -> ApiError {
+    let error = ApiError::from(error);
     app.metrics.count_refused(error.code);
     error
 }

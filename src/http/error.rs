@@ -5,12 +5,12 @@ use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTH
 use serde_json::json;
 use warp::reply::Response;
 
-use crate::access::Denial;
+use crate::access::AccessError;
 use crate::access::token::TokenError;
-use crate::admission::Refusal;
 use crate::broker::BrokerError;
 use crate::channel::ChannelError;
 use crate::close::{Close, Code, Refused};
+use crate::transport::admission::Refusal;
 
 /// Why a request was not done.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -100,15 +100,15 @@ impl ApiError {
     }
 }
 
-impl From<Denial> for ApiError {
-    fn from(denial: Denial) -> Self {
-        let (status, code) = match denial {
-            Denial::Origin(_) => (StatusCode::FORBIDDEN, "origin_not_allowed"),
-            Denial::Forbidden(..) | Denial::Useless(_) => (StatusCode::FORBIDDEN, "forbidden"),
-            Denial::Token(TokenError::NoKeys) => (StatusCode::SERVICE_UNAVAILABLE, "keys_unavailable"),
+impl From<AccessError> for ApiError {
+    fn from(error: AccessError) -> Self {
+        let (status, code) = match error {
+            AccessError::Origin(_) => (StatusCode::FORBIDDEN, "origin_not_allowed"),
+            AccessError::Forbidden(..) | AccessError::Useless(_) => (StatusCode::FORBIDDEN, "forbidden"),
+            AccessError::Token(TokenError::NoKeys) => (StatusCode::SERVICE_UNAVAILABLE, "keys_unavailable"),
             _ => (StatusCode::UNAUTHORIZED, "unauthorized"),
         };
-        Self::new(status, code, denial.to_string())
+        Self::new(status, code, error.to_string())
     }
 }
 

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use hyper::header::{FORWARDED, HeaderMap, HeaderName};
 
-use crate::address::{ClientAddress, TrustedProxies};
+use crate::transport::address::{ClientAddress, TrustedProxies};
 
 /// Who a request comes from that a connection of `peer` brought.
 ///
@@ -92,7 +92,7 @@ fn forwarded_hop(element: &str) -> Option<IpAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::address::parse_network;
+    use crate::transport::address::parse_network;
 
     fn client(peer: &str, lines: &[(&'static str, &str)]) -> (String, bool) {
         let networks = ["10.0.0.0/8", "fd00::/8"].map(|text| parse_network(text).expect(text));

@@ -9,9 +9,9 @@ use warp::reply::Response;
 use super::credentials;
 use super::error::{ApiError, json_response};
 use super::query::{EARLIEST, Query};
-use crate::access::{Action, Asker};
+use crate::access::{Action, Credentials};
 use crate::app::App;
-use crate::broker::{From, PAGE_MESSAGES};
+use crate::broker::{PAGE_MESSAGES, ReadFrom};
 use crate::channel::ChannelName;
 use crate::json::Envelope;
 use crate::message::Position;
@@ -27,19 +27,19 @@ struct Answer<'a> {
 }
 
 /// Answers a request for history. `name` is the percent-encoded path segment.
-pub async fn messages(app: Arc<App>, name: String, query: String, asker: Asker) -> Response {
-    match try_messages(&app, &name, &Query::parse(&query), asker).await {
+pub async fn messages(app: Arc<App>, name: String, query: String, credentials: Credentials) -> Response {
+    match try_messages(&app, &name, &Query::parse(&query), credentials).await {
         Ok(response) => response,
         Err(error) => error.into_response(),
     }
 }
 
-async fn try_messages(app: &App, name: &str, query: &Query, asker: Asker) -> Result<Response, ApiError> {
+async fn try_messages(app: &App, name: &str, query: &Query, credentials: Credentials) -> Result<Response, ApiError> {
     let name = percent_encoding::percent_decode_str(name)
         .decode_utf8()
         .map_err(|_| ApiError::parameter("the channel's name in the path is not UTF-8"))?;
     let channel: ChannelName = name.parse()?;
-    credentials::authorize(app, asker, query, std::slice::from_ref(&channel), Action::Read).await?;
+    credentials::authorize(app, credentials, query, std::slice::from_ref(&channel), Action::Read).await?;
     let limit = match query.get("limit") {
         None => DEFAULT_LIMIT,
         Some(text) => text
@@ -49,15 +49,17 @@ async fn try_messages(app: &App, name: &str, query: &Query, asker: Asker) -> Res
             .ok_or_else(|| ApiError::parameter(format!("`limit` must be a number from 1 to {PAGE_MESSAGES}")))?,
     };
     let from = match query.get("since") {
-        None | Some(EARLIEST) => From::Oldest,
-        Some(text) => From::After(text.parse::<Position>().map_err(|error| ApiError::parameter(error.to_string()))?),
+        None | Some(EARLIEST) => ReadFrom::Oldest,
+        Some(text) => {
+            ReadFrom::After(text.parse::<Position>().map_err(|error| ApiError::parameter(error.to_string()))?)
+        }
     };
     let Some(page) = app.hub.broker().read(&channel, from, limit).await? else {
         let message = "the channel keeps no history; give it one in the rules";
         return Err(ApiError::new(StatusCode::NOT_FOUND, "no_history", message));
     };
     // All that there is has no gap: what could not be read before it is as good as trimmed.
-    if let (Some(gap), From::After(_)) = (page.gap, from) {
+    if let (Some(gap), ReadFrom::After(_)) = (page.gap, from) {
         return Err(ApiError::new(StatusCode::GONE, "position_gone", gap.reason.explanation()));
     }
     let answer = Answer {

@@ -18,12 +18,12 @@ use warp::reply::Response;
 use super::credentials::{self, denied};
 use super::error::{ApiError, json_response};
 use super::query::{Query, check_key};
-use crate::access::{Action, Asker, Grant};
+use crate::access::{Action, Credentials, Permissions};
 use crate::app::App;
 use crate::broker::Publication;
-use crate::budget::Held;
 use crate::channel::ChannelName;
 use crate::message::Position;
+use crate::transport::byte_budget::Held;
 
 /// The names under which lines of JSON are sent; none of them is registered.
 const BATCH_TYPES: [&str; 5] = [
@@ -55,10 +55,10 @@ pub async fn publish(
     app: Arc<App>,
     query: String,
     headers: Headers,
-    asker: Asker,
+    credentials: Credentials,
     body: impl Stream<Item = Result<impl Buf, warp::Error>> + Unpin,
 ) -> Response {
-    match try_publish(&app, &Query::parse(&query), &headers, asker, body).await {
+    match try_publish(&app, &Query::parse(&query), &headers, credentials, body).await {
         Ok(response) => response,
         Err(error) => error.into_response(),
     }
@@ -68,7 +68,7 @@ async fn try_publish(
     app: &App,
     query: &Query,
     headers: &Headers,
-    asker: Asker,
+    credentials: Credentials,
     body: impl Stream<Item = Result<impl Buf, warp::Error>> + Unpin,
 ) -> Result<Response, ApiError> {
     let coding = headers.content_encoding.as_deref().map_or("", str::trim);
@@ -85,16 +85,16 @@ async fn try_publish(
     let channels = query.channels(app)?;
     // Permissions are checked before the body is read; those of a batch, whose lines name the channels, again with each line.
     let known = if is_batch { &[] } else { channels.as_slice() };
-    let grant = credentials::authorize(app, asker, query, known, Action::Publish).await?;
+    let permissions = credentials::authorize(app, credentials, query, known, Action::Publish).await?;
     let id = headers.idempotency_key.as_deref().map(idempotency_key).transpose()?;
     // Held until the broker has answered.
     let mut held = Held::new(app.incoming.clone());
     let reading = collect(headers.content_length, body, limit, &mut held);
     let body = in_time(app.limits.request_time, reading).await.unwrap_or(Err(Unread::Slow));
     let body = body.map_err(|error| refused(app, error, what, limit))?;
-    grant.check_time().map_err(|denial| denied(app, denial))?;
+    permissions.check_time().map_err(|error| denied(app, error))?;
     let batch = if is_batch {
-        parse_batch(app, &channels, &grant, &body, id.as_deref())?
+        parse_batch(app, &channels, &permissions, &body, id.as_deref())?
     } else {
         single(query, channels, &body, id.as_ref())?
     };
@@ -287,7 +287,7 @@ struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 pub fn parse_batch(
     app: &App,
     fallback: &[ChannelName],
-    grant: &Grant,
+    permissions: &Permissions,
     body: &[u8],
     id: Option<&str>,
 ) -> Result<Vec<Publication>, ApiError> {
@@ -309,8 +309,8 @@ pub fn parse_batch(
         // Lines of one channel usually stand together, and then share its name.
         let likely = batch.last().map_or(fallback, |last: &Publication| &last.channel);
         let mut publication = parse_line(app, fallback, likely, text).map_err(|error| error.at_line(number))?;
-        let permitted = grant.check(&publication.channel, Action::Publish);
-        permitted.map_err(|denial| denied(app, denial).at_line(number))?;
+        let permitted = permissions.check(&publication.channel, Action::Publish);
+        permitted.map_err(|error| denied(app, error).at_line(number))?;
         if let (None, Some(id)) = (&publication.id, id) {
             publication.id = Some(format!("{id}#{number}").into());
         }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use super::error::ApiError;
 use crate::app::App;
 use crate::channel::ChannelName;
+use crate::hub::topic::Start;
 use crate::message::{Position, PositionError};
-use crate::topic::Start;
 
 /// The most messages that `last` may ask for.
 const MOST_LAST: usize = 1000;

@@ -13,11 +13,11 @@ use warp::{Filter, Rejection};
 
 use super::error::{ApiError, json_response};
 use super::{assets, history, publish, subscribe};
-use crate::access::Asker;
+use crate::access::Credentials;
 use crate::app::App;
 use crate::broker::Health;
-use crate::metrics::sample::Now;
-use crate::metrics::text::Format;
+use crate::observability::metrics::sample::Now;
+use crate::observability::metrics::text::Format;
 
 /// A path that there is, asked with another method than it takes; these it takes.
 #[derive(Debug)]
@@ -32,7 +32,7 @@ pub fn routes(app: Arc<App>) -> BoxedFilter<(Response,)> {
         .and(with(app.clone()))
         .and(query())
         .and(publish_headers())
-        .and(asker())
+        .and(credentials())
         .and(warp::body::stream())
         .then(publish::publish);
     // The most frequent first, and the others in one piece: whatever is tried next is cloned for each request.
@@ -48,7 +48,7 @@ fn others(app: Arc<App>) -> BoxedFilter<(Response,)> {
         .and(with_app.clone())
         .and(query())
         .and(headers)
-        .and(asker())
+        .and(credentials())
         .and(warp::ext::get())
         .then(subscribe::websocket);
     let events = warp::path!("events")
@@ -56,15 +56,15 @@ fn others(app: Arc<App>) -> BoxedFilter<(Response,)> {
         .and(with_app.clone())
         .and(query())
         .and(headers)
-        .and(asker())
+        .and(credentials())
         .and(warp::ext::get())
         .then(subscribe::events);
     let history = warp::path!("channels" / String / "messages")
         .and(get())
         .and(with_app.clone())
         .and(query())
-        .and(asker())
-        .then(|name, app, query, asker| history::messages(app, name, query, asker));
+        .and(credentials())
+        .then(|name, app, query, credentials| history::messages(app, name, query, credentials));
     let healthz = warp::path!("healthz").and(get_or_head()).and(with_app.clone()).map(|app: Arc<App>| healthz(&app));
     let readyz = warp::path!("readyz").and(get_or_head()).and(with_app.clone()).map(|app: Arc<App>| readyz(&app));
     let metrics = warp::path!("metrics")
@@ -101,8 +101,8 @@ fn query() -> impl Filter<Extract = (String,), Error = Infallible> + Copy {
 }
 
 /// Who asks: put there by `connection.rs`, unless the request shows nothing.
-fn asker() -> impl Filter<Extract = (Asker,), Error = Infallible> + Copy {
-    warp::ext::optional().map(Option::<Asker>::unwrap_or_default)
+fn credentials() -> impl Filter<Extract = (Credentials,), Error = Infallible> + Copy {
+    warp::ext::optional().map(Option::<Credentials>::unwrap_or_default)
 }
 
 fn get() -> impl Filter<Extract = (), Error = Rejection> + Copy {

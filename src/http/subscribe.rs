@@ -17,9 +17,7 @@ use super::error::ApiError;
 use super::handshake::{self, HandshakeError};
 use super::query::Query;
 use crate::access::origin::Page;
-use crate::access::{Action, Asker, Grant};
-use crate::address::ClientAddress;
-use crate::admission::AddressClaim;
+use crate::access::{Action, Credentials, Permissions};
 use crate::app::App;
 use crate::broker::BrokerError;
 use crate::channel::ChannelName;
@@ -29,7 +27,9 @@ use crate::delivery::encoding::{
 use crate::delivery::subscription::{NewSubscription, Rights};
 use crate::delivery::task::{AwaitedChannel, Channels, Handshake};
 use crate::hub::Membership;
-use crate::topic::Start;
+use crate::hub::topic::Start;
+use crate::transport::address::ClientAddress;
+use crate::transport::admission::AddressClaim;
 
 /// How long joining a channel may take: a round trip or two to Redis, or a Redis that is coming back.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(5);
@@ -86,11 +86,11 @@ pub async fn websocket(
     app: Arc<App>,
     query: String,
     headers: HeaderMap,
-    asker: Asker,
+    credentials: Credentials,
     sender: HandshakeSender,
 ) -> Response {
-    let is_page = matches!(asker.page, Page::Trusted | Page::Any);
-    match try_websocket(&app, &Query::parse(&query), &headers, asker, &sender).await {
+    let is_page = matches!(credentials.page, Page::Trusted | Page::Any);
+    match try_websocket(&app, &Query::parse(&query), &headers, credentials, &sender).await {
         Ok(response) => response,
         Err(error) => match handshake::accept(&headers) {
             // A page can't see the status of a handshake: it is told by the code and the reason of a close.
@@ -104,12 +104,12 @@ async fn try_websocket(
     app: &Arc<App>,
     query: &Query,
     headers: &HeaderMap,
-    asker: Asker,
+    credentials: Credentials,
     sender: &HandshakeSender,
 ) -> Result<Response, ApiError> {
     let claim = sender.claim(app)?;
     let channels = query.channels(app)?;
-    let grant = credentials::authorize(app, asker, query, &channels, Action::Subscribe).await?;
+    let permissions = credentials::authorize(app, credentials, query, &channels, Action::Subscribe).await?;
     let starts = query.starts(&channels)?;
     let encoding = if query.wants_json()? { &WEBSOCKET_JSON } else { &WEBSOCKET_RAW };
     let accept = handshake::accept(headers).map_err(|error| {
@@ -129,9 +129,9 @@ async fn try_websocket(
             return Ok(response);
         }
     };
-    let wanted = Wanted { channels, starts, grant };
+    let wanted = Wanted { channels, starts, permissions };
     let channels = Channels::Joined(wanted.join(app).await?);
-    sender.send(Handshake { head: Vec::new(), encoding, channels, holds_for: wanted.grant.holds_for(), claim });
+    sender.send(Handshake { head: Vec::new(), encoding, channels, holds_for: wanted.permissions.holds_for(), claim });
     Ok(websocket_head(&accept, headers))
 }
 
@@ -153,10 +153,10 @@ pub async fn events(
     app: Arc<App>,
     query: String,
     headers: HeaderMap,
-    asker: Asker,
+    credentials: Credentials,
     sender: HandshakeSender,
 ) -> Response {
-    match try_events(&app, &Query::parse(&query), &headers, asker, &sender).await {
+    match try_events(&app, &Query::parse(&query), &headers, credentials, &sender).await {
         Ok(response) => response,
         // At a status other than 200 `EventSource` gives up for good, whatever `Retry-After` says: what passes is told on the
         // stream, with the time to come back after.
@@ -172,16 +172,16 @@ async fn try_events(
     app: &Arc<App>,
     query: &Query,
     headers: &HeaderMap,
-    asker: Asker,
+    credentials: Credentials,
     sender: &HandshakeSender,
 ) -> Result<Response, ApiError> {
     let claim = sender.claim(app)?;
     let channels = query.channels(app)?;
-    let grant = credentials::authorize(app, asker, query, &channels, Action::Subscribe).await?;
+    let permissions = credentials::authorize(app, credentials, query, &channels, Action::Subscribe).await?;
     let starts = query.event_starts(&channels, headers.get("last-event-id").map(HeaderValue::as_bytes))?;
     let encoding = events_encoding(channels.len() > 1, sender.takes_chunks());
-    let wanted = Wanted { channels, starts, grant };
-    let holds_for = wanted.grant.holds_for();
+    let wanted = Wanted { channels, starts, permissions };
+    let holds_for = wanted.permissions.holds_for();
     let channels = match wanted.join(app).await {
         Ok(joined) => Channels::Joined(joined),
         Err(JoinError::Broker(BrokerError::Unavailable(why))) => {
@@ -225,7 +225,7 @@ struct Wanted {
     channels: Vec<ChannelName>,
     /// A start for each.
     starts: Vec<Start>,
-    grant: Grant,
+    permissions: Permissions,
 }
 
 /// Why channels were not joined.
@@ -248,7 +248,7 @@ impl From<JoinError> for ApiError {
 
 impl Wanted {
     fn rights(&self, channel: &ChannelName) -> Rights {
-        Rights { publish: self.grant.check(channel, Action::Publish).is_ok() }
+        Rights { publish: self.permissions.check(channel, Action::Publish).is_ok() }
     }
 
     /// Joins the channels.

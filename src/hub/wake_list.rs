@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::Notify;
 
-use crate::topic::Topic;
+use crate::hub::topic::Topic;
 
 /// The topics that have something new for one shard.
 #[derive(Default)]

@@ -106,7 +106,7 @@ async fn a_channel_that_redis_refuses_is_refused_and_the_others_stay() {
     let instance = Arc::new(narrow(&redis).start().await);
     let done = Arc::new(AtomicBool::new(false));
     let (asking, over) = (instance.clone(), done.clone());
-    let asker = tokio::spawn(async move {
+    let credentials = tokio::spawn(async move {
         for number in 0..20 {
             // One command may name these and others.
             let path = |index: usize| format!("/events?channel=other:{number}:{index}");
@@ -136,7 +136,7 @@ async fn a_channel_that_redis_refuses_is_refused_and_the_others_stay() {
         drop(fresh);
         number += 1;
     }
-    asker.await.unwrap();
+    credentials.await.unwrap();
     assert_eq!(instance.metric("livebridge_broker_disconnects_total").await, 0.0);
     assert_eq!(instance.refused("channel").await, 120.0);
     // Known to be refused: Redis is not asked again for a while.

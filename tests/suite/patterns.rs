@@ -5,9 +5,10 @@ use std::sync::Arc;
 use livebridge::broker::redis::RedisBroker;
 use livebridge::broker::{Broker, Health};
 use livebridge::channel::ChannelName;
-use livebridge::intake::Intake;
-use livebridge::metrics::Metrics;
-use livebridge::rules::{Pattern, Rules};
+use livebridge::channel::ChannelPattern;
+use livebridge::hub::event_queue::EventQueue;
+use livebridge::observability::metrics::Metrics;
+use livebridge::rules::Rules;
 use proptest::prelude::*;
 use proptest::sample::Index;
 use proptest::test_runner::{Config, TestRunner};
@@ -67,7 +68,8 @@ fn load(redis: &Redis, rules: &Arc<Rules>) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let metrics = Arc::new(Metrics::new(1));
     runtime.block_on(async {
-        let broker = RedisBroker::start(&redis.url(), "loader", Arc::new(Intake::default()), rules.clone(), metrics);
+        let broker =
+            RedisBroker::start(&redis.url(), "loader", Arc::new(EventQueue::default()), rules.clone(), metrics);
         let broker = broker.unwrap();
         until("the functions are loaded", || async { broker.health() == Health::Up }).await;
     });
@@ -110,7 +112,7 @@ async fn a_pattern_with_many_asterisks_costs_redis_next_to_nothing() {
     let sane: ChannelName = format!("t:{}", "user:42:".repeat(30)).parse().unwrap();
     let mut client = redis.client();
     for name in [colons, sane] {
-        assert!(!Pattern::new(pattern).matches(&name));
+        assert!(!ChannelPattern::new(pattern).matches(&name));
         redis.reset_counts();
         assert!(keeps_history(&mut client, &name));
         let usage = redis.usage()["fcall"];

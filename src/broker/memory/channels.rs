@@ -6,9 +6,9 @@ use std::collections::{BTreeSet, HashMap};
 
 use super::clock::Micros;
 use super::history::{ChannelHistory, RETAIN};
-use crate::broker::{BrokerError, From, Page, Publication, Tail};
+use crate::broker::{BrokerError, Page, Publication, ReadFrom, Tail};
 use crate::channel::ChannelName;
-use crate::level::level;
+use crate::fair_share::level;
 use crate::message::{Gap, GapReason, Message, Position};
 use crate::rules::{History, Keyed};
 
@@ -115,7 +115,7 @@ impl Channels {
     }
 
     /// Answers [`super::super::Broker::read`].
-    pub(super) fn read(&self, name: &ChannelName, from: From, limit: usize, now: Micros) -> Page {
+    pub(super) fn read(&self, name: &ChannelName, from: ReadFrom, limit: usize, now: Micros) -> Page {
         let Some(history) = self.living(name, now) else { return self.read_nothing(from, now) };
         let begins = history.position(0);
         let translate = |position: Position| {
@@ -125,9 +125,9 @@ impl Channels {
             if missed_nothing { begins } else { position }
         };
         let from = match from {
-            From::After(position) => From::After(translate(position)),
-            From::AfterDelivered(tail) => {
-                From::AfterDelivered(Tail { position: translate(tail.position), stamp: tail.stamp })
+            ReadFrom::After(position) => ReadFrom::After(translate(position)),
+            ReadFrom::AfterDelivered(tail) => {
+                ReadFrom::AfterDelivered(Tail { position: translate(tail.position), stamp: tail.stamp })
             }
             other => other,
         };
@@ -175,11 +175,11 @@ impl Channels {
     /// Where a channel stands that nothing was published to: at offset 0 of an epoch that is the
     /// time of the read. Those who come back with such a position have missed nothing if no channel
     /// of this name came and went meanwhile.
-    fn read_nothing(&self, from: From, now: Micros) -> Page {
+    fn read_nothing(&self, from: ReadFrom, now: Micros) -> Page {
         let now = self.time(now);
         let mut position = Position::new(now, 0);
         let mut gap = None;
-        if let From::After(theirs) | From::AfterDelivered(Tail { position: theirs, .. }) = from {
+        if let ReadFrom::After(theirs) | ReadFrom::AfterDelivered(Tail { position: theirs, .. }) = from {
             if theirs.offset == 0 && self.had_no_messages(theirs.epoch, now) {
                 position = theirs;
             } else {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::clock::{Micros, micros};
 use super::ids::{Ids, Known};
 use super::keys::Keys;
-use crate::broker::{BrokerError, From, PAGE_BYTES, PAGE_MESSAGES, Page, Publication, Tail};
+use crate::broker::{BrokerError, PAGE_BYTES, PAGE_MESSAGES, Page, Publication, ReadFrom, Tail};
 use crate::message::{Gap, GapReason, Message, Position};
 use crate::rules::{History, Keyed};
 
@@ -172,18 +172,20 @@ impl ChannelHistory {
     }
 
     /// Answers [`super::super::Broker::read`].
-    pub(super) fn read(&self, from: From, limit: usize, now: Micros) -> Page {
+    pub(super) fn read(&self, from: ReadFrom, limit: usize, now: Micros) -> Page {
         let limit = limit.min(PAGE_MESSAGES);
         // What is too old is not returned, also while it waits to be dropped.
         let first = self.log.partition_point(|message| self.is_aged(message, now));
         match from {
-            From::Tail => self.page(None, Vec::new(), self.tail),
-            From::Oldest => self.page_from(None, first, limit),
-            From::Last(count) => {
+            ReadFrom::Tail => self.page(None, Vec::new(), self.tail),
+            ReadFrom::Oldest => self.page_from(None, first, limit),
+            ReadFrom::Last(count) => {
                 self.page_from(None, first.max(self.log.len().saturating_sub(count.min(limit))), limit)
             }
-            From::Keys => self.all_keys(None),
-            From::After(position) | From::AfterDelivered(Tail { position, .. }) => self.after(position, first, limit),
+            ReadFrom::Keys => self.all_keys(None),
+            ReadFrom::After(position) | ReadFrom::AfterDelivered(Tail { position, .. }) => {
+                self.after(position, first, limit)
+            }
         }
     }
 

@@ -9,18 +9,18 @@ use redis::aio::MultiplexedConnection;
 use redis::{Cmd, FromRedisValue, RedisError, RedisResult, Value};
 use tokio::sync::Mutex;
 
-use super::connection::Address;
+use super::endpoint::Endpoint;
 use super::library::{Function, LIFE, LIFE_KEY, Library};
 use super::reads::Reads;
 use crate::broker::BrokerError;
-use crate::metrics::Metrics;
-use crate::metrics::latency::Moment;
+use crate::observability::log_throttle::LogThrottle;
+use crate::observability::metrics::Metrics;
+use crate::observability::metrics::latency::Moment;
 use crate::rules::Rules;
-use crate::sparing::Sparing;
 
 /// The shared connection, and what is known about the Redis behind it.
 pub(super) struct Commands {
-    pub(super) address: Address,
+    pub(super) endpoint: Endpoint,
     pub(super) library: Library,
     pub(super) rules: Arc<Rules>,
     pub(super) metrics: Arc<Metrics>,
@@ -31,9 +31,9 @@ pub(super) struct Commands {
 }
 
 impl Commands {
-    pub(super) fn new(address: Address, rules: Arc<Rules>, metrics: Arc<Metrics>) -> Self {
+    pub(super) fn new(endpoint: Endpoint, rules: Arc<Rules>, metrics: Arc<Metrics>) -> Self {
         Self {
-            address,
+            endpoint,
             library: Library::new(&rules),
             rules,
             metrics,
@@ -49,7 +49,7 @@ impl Commands {
         if let Some(connection) = &*slot {
             return Ok(connection.clone());
         }
-        let mut connection = self.address.commands().await?;
+        let mut connection = self.endpoint.commands().await?;
         self.library.load(&mut connection).await?;
         // Since when the data in this Redis has been whole. A Redis that is full refuses it, and then
         // those who were here before a channel's first message are told of a gap.
@@ -92,11 +92,11 @@ impl Commands {
         let mut connection = self.connection().await?;
         let asked = Moment::now();
         let answer = command.query_async(&mut connection).await;
-        self.judge(asked, answer).await
+        self.record(asked, answer).await
     }
 
     /// Counts how long an answer took, or gives up the connection if the error says that it is of no more use.
-    async fn judge<T>(&self, asked: Moment, answer: RedisResult<T>) -> RedisResult<T> {
+    async fn record<T>(&self, asked: Moment, answer: RedisResult<T>) -> RedisResult<T> {
         if answer.as_ref().is_err_and(|error| !is_answer(error)) {
             self.disconnect().await;
         } else {
@@ -142,7 +142,7 @@ pub(super) fn refusal(said: &str) -> BrokerError {
         "NOPERM" => lasting("Redis denies livebridge a permission; `livebridge check` names it"),
         "MISCONF" | "NOREPLICAS" => lasting("Redis takes no writes at the moment"),
         _ => {
-            static REPEATED: LazyLock<Sparing> = LazyLock::new(Sparing::default);
+            static REPEATED: LazyLock<LogThrottle> = LazyLock::new(LogThrottle::default);
             if let Some(times) = REPEATED.happened("refusal") {
                 tracing::warn!(error = without_arguments(said), times, "Redis refused a command");
             }

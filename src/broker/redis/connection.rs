@@ -1,80 +1,172 @@
-//! Opens connections to Redis: the one place that knows addresses and timeouts. Sentinel and Cluster belong here.
+//! A connection to Redis as bytes: opened, logged in, and read frame by frame. What the frames mean is `ear.rs` on the connection
+//! that hears, `pipeline.rs` on one that publishes. These two have a reader and writer of their own, since hearing and publishing is
+//! most of what an instance does with Redis: the general client builds a tree of values for each message, which costs several
+//! times as much as relaying it.
 
 use std::io;
-use std::time::Duration;
 
-use redis::aio::MultiplexedConnection;
-use redis::io::tcp::TcpSettings;
-use redis::{AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, ProtocolVersion};
-use redis::{RedisConnectionInfo, RedisResult};
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpStream, UnixStream};
-use tokio::runtime::Handle;
+use bytes::{Buf, BytesMut};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 
-/// How long connecting, authentication included, may take.
-pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long an answer may take before the connection is given up: a publish ends within this and the time above.
-pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+use super::endpoint::{CONNECT_TIMEOUT, Endpoint, Stream};
+use super::resp::{self, Frame, Item, Items, Malformed};
 
-/// Where Redis is.
-#[derive(Clone)]
-pub(super) struct Address {
-    client: Client,
-    /// Where connections live, whichever thread asks for one.
-    runtime: Handle,
+/// How much is read at once; a buffer that grew far beyond, for a large message, is given back.
+const READ: usize = 64 << 10;
+const KEPT: usize = 1 << 20;
+
+/// Why the connection can't be used, or be used any longer.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ConnectionError {
+    /// The network's or the system's reason.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    /// Redis does not let us in, or refuses a subscription.
+    #[error("Redis refused: {0}")]
+    Refused(String),
+    /// The other end spreads channels over nodes, of which this would see a part.
+    #[error("this is a node of a Redis Cluster, which this version does not support; use a Redis that is not one")]
+    Cluster,
+    /// The other end is no Redis.
+    #[error(transparent)]
+    Malformed(#[from] Malformed),
+    /// The other end closed.
+    #[error("the connection was closed")]
+    Closed,
 }
 
-/// A connection as bytes.
-pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
+/// An open connection.
+pub(super) struct Connection {
+    reader: ReadHalf<Box<dyn Stream>>,
+    writer: WriteHalf<Box<dyn Stream>>,
+    incoming: BytesMut,
+    outgoing: BytesMut,
+}
 
-impl Address {
-    /// Reads a URL such as `redis://user:password@host:6379/0`. Must be called on the runtime that is to own the
-    /// connections.
-    pub(super) fn parse(url: &str) -> RedisResult<Self> {
-        let info = url.into_connection_info()?;
-        // RESP3, as on the connection that hears; no delay, since each message is due now.
-        let redis = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
-        let info = info.set_redis_settings(redis).set_tcp_settings(TcpSettings::default().set_nodelay(true));
-        Ok(Self { client: Client::open(info)?, runtime: Handle::current() })
+impl Connection {
+    /// Connects and logs in, within the time that connecting may take.
+    pub(super) async fn open(endpoint: &Endpoint) -> Result<Self, ConnectionError> {
+        tokio::time::timeout(CONNECT_TIMEOUT, Self::try_open(endpoint))
+            .await
+            .unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, "no answer in time").into()))
     }
 
-    /// Opens a connection for commands.
-    pub(super) async fn commands(&self) -> RedisResult<MultiplexedConnection> {
-        let client = self.client.clone();
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(CONNECT_TIMEOUT))
-            .set_response_timeout(Some(ANSWER_TIMEOUT));
-        let opening =
-            self.runtime.spawn(async move { client.get_multiplexed_async_connection_with_config(&config).await });
-        opening.await.unwrap_or_else(|error| Err(io::Error::other(error).into()))
-    }
-
-    /// Opens a connection as bytes, on which nothing has been said yet.
-    pub(super) async fn stream(&self) -> io::Result<Box<dyn Stream>> {
-        match self.info().addr() {
-            ConnectionAddr::Tcp(host, port) => {
-                let stream = TcpStream::connect((host.as_str(), *port)).await?;
-                stream.set_nodelay(true)?;
-                Ok(Box::new(stream))
+    async fn try_open(endpoint: &Endpoint) -> Result<Self, ConnectionError> {
+        let (reader, writer) = tokio::io::split(endpoint.stream().await?);
+        let mut connection = Self { reader, writer, incoming: BytesMut::new(), outgoing: BytesMut::new() };
+        let credentials = endpoint.credentials();
+        match credentials.password() {
+            Some(password) => {
+                connection.send(&["HELLO", "3", "AUTH", credentials.username().unwrap_or("default"), password]);
             }
-            ConnectionAddr::Unix(path) => Ok(Box::new(UnixStream::connect(path).await?)),
-            // Refused by `parse` already: the client is built without TLS.
-            _ => Err(io::Error::new(io::ErrorKind::Unsupported, "this kind of Redis URL")),
+            None => connection.send(&["HELLO", "3"]),
+        }
+        let mut unanswered = 1;
+        if credentials.db() != 0 {
+            connection.send(&["SELECT", &credentials.db().to_string()]);
+            unanswered += 1;
+        }
+        while unanswered > 0 {
+            connection.exchange().await?;
+            connection.frames(|frame| {
+                unanswered -= 1;
+                match frame.accepted()? {
+                    Frame::Map(items) if is_cluster(items) => Err(ConnectionError::Cluster),
+                    _ => Ok(()),
+                }
+            })?;
+        }
+        Ok(connection)
+    }
+
+    /// Queues a command.
+    pub(super) fn send(&mut self, parts: &[impl AsRef<str>]) {
+        resp::write_command(parts.iter().map(|part| part.as_ref().as_bytes()), &mut self.outgoing);
+    }
+
+    /// Where commands are queued.
+    pub(super) fn outgoing(&mut self) -> &mut BytesMut {
+        &mut self.outgoing
+    }
+
+    /// Waits until something could be read or written. May be dropped at any time without losing anything.
+    pub(super) async fn exchange(&mut self) -> Result<(), ConnectionError> {
+        let Self { reader, writer, incoming, outgoing } = self;
+        incoming.reserve(READ);
+        tokio::select! {
+            written = writer.write_buf(outgoing), if !outgoing.is_empty() => {
+                written?;
+                spare(outgoing);
+            }
+            read = reader.read_buf(incoming) => if read? == 0 {
+                return Err(ConnectionError::Closed);
+            },
+        }
+        Ok(())
+    }
+
+    /// Hands over each frame that has arrived whole, until one is an error.
+    pub(super) fn frames(
+        &mut self,
+        mut hear: impl FnMut(Frame<'_>) -> Result<(), ConnectionError>,
+    ) -> Result<(), ConnectionError> {
+        let mut read = 0;
+        while let Some((frame, length)) = resp::parse(&self.incoming[read..])? {
+            hear(frame)?;
+            read += length;
+        }
+        self.incoming.advance(read);
+        spare(&mut self.incoming);
+        Ok(())
+    }
+}
+
+impl<'a> Frame<'a> {
+    /// The frame, unless it is a refusal.
+    pub(super) fn accepted(self) -> Result<Self, ConnectionError> {
+        match self {
+            Frame::Refused(why) => Err(ConnectionError::Refused(String::from_utf8_lossy(why).into_owned())),
+            accepted => Ok(accepted),
         }
     }
+}
 
-    /// Where Redis is, to people: without user and password.
-    pub(super) fn place(&self) -> String {
-        self.info().addr().to_string()
+/// Whether the answer to `HELLO` comes from a node of a Redis Cluster.
+fn is_cluster(mut hello: Items<'_>) -> bool {
+    hello.any(|item| item == Item::Text(b"mode")) && hello.next() == Some(Item::Text(b"cluster"))
+}
+
+/// Gives back an empty buffer that has become large. Its capacity is only what is left behind what was taken out: the whole of it
+/// tells.
+fn spare(buffer: &mut BytesMut) {
+    if buffer.is_empty() && buffer.try_reclaim(KEPT + 1) {
+        *buffer = BytesMut::new();
     }
+}
 
-    /// Who we are to Redis.
-    pub(super) fn credentials(&self) -> &RedisConnectionInfo {
-        self.info().redis_settings()
-    }
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-    fn info(&self) -> &ConnectionInfo {
-        self.client.get_connection_info()
+    #[tokio::test]
+    async fn the_buffer_of_a_large_message_is_given_back() {
+        let (ours, mut theirs) = tokio::io::duplex(READ);
+        let stream: Box<dyn Stream> = Box::new(ours);
+        let (reader, writer) = tokio::io::split(stream);
+        let mut connection = Connection { reader, writer, incoming: BytesMut::new(), outgoing: BytesMut::new() };
+        let payload = vec![b'x'; 3 * KEPT];
+        let head = format!(">3\r\n$7\r\nmessage\r\n$1\r\na\r\n${}\r\n", payload.len());
+        let message = [head.as_bytes(), &payload, b"\r\n"].concat();
+        tokio::spawn(async move { theirs.write_all(&message).await });
+        let mut heard = 0;
+        while heard == 0 {
+            connection.exchange().await.expect("it is open");
+            let hear = |_: Frame<'_>| {
+                heard += 1;
+                Ok(())
+            };
+            connection.frames(hear).expect("it is RESP3");
+        }
+        assert!(!connection.incoming.try_reclaim(KEPT + 1), "a large buffer is kept");
     }
 }

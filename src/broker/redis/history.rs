@@ -10,7 +10,7 @@ use redis::{Cmd, FromRedisValue, RedisResult, Value};
 use super::commands::{Commands, broker_error, said};
 use super::library::{ADOPT, LIFE, LIFE_KEY, PLAN, RENEW, is_missing};
 use super::reads::ReadLane;
-use crate::broker::{BrokerError, From, PAGE_BYTES, PAGE_MESSAGES, Page, Tail};
+use crate::broker::{BrokerError, PAGE_BYTES, PAGE_MESSAGES, Page, ReadFrom, Tail};
 use crate::channel::ChannelName;
 use crate::message::{Gap, GapReason, Message, Position};
 
@@ -56,7 +56,7 @@ impl Commands {
     pub(super) async fn read(
         &self,
         channel: &ChannelName,
-        from: From,
+        from: ReadFrom,
         limit: usize,
     ) -> Result<Option<Page>, BrokerError> {
         if self.rules.of(channel).history.is_none() {
@@ -88,7 +88,7 @@ impl Reader<'_> {
     }
 
     /// One attempt; `None` if something changed under way.
-    async fn try_read(&self, channel: &ChannelName, from: From, limit: usize) -> RedisResult<Option<Option<Page>>> {
+    async fn try_read(&self, channel: &ChannelName, from: ReadFrom, limit: usize) -> RedisResult<Option<Option<Page>>> {
         let plan = match self.plan(channel, from, limit, None).await? {
             Plan::Nothing => return Ok(Some(None)),
             Plan::Adopt => {
@@ -96,7 +96,7 @@ impl Reader<'_> {
                 return Ok(None);
             }
             Plan::Diverged => {
-                if let From::AfterDelivered(Tail { position, stamp }) = from {
+                if let ReadFrom::AfterDelivered(Tail { position, stamp }) = from {
                     let mut renew = self.commands.call(RENEW, channel.as_str());
                     renew.arg(position.epoch).arg(position.offset).arg(stamp);
                     let _: Value = self.ask(renew).await?;
@@ -112,17 +112,17 @@ impl Reader<'_> {
         Ok(page.map(Some))
     }
 
-    async fn plan(&self, channel: &ChannelName, from: From, limit: usize, after: Option<u64>) -> RedisResult<Plan> {
+    async fn plan(&self, channel: &ChannelName, from: ReadFrom, limit: usize, after: Option<u64>) -> RedisResult<Plan> {
         let mut command = self.commands.call(PLAN, channel.as_str());
-        let count = if let From::Last(count) = from { count.min(limit) } else { limit };
+        let count = if let ReadFrom::Last(count) = from { count.min(limit) } else { limit };
         command.arg(count).arg(PAGE_BYTES);
         match (from, after) {
-            (From::Keys, _) | (_, Some(_)) => command.arg("keys").arg("").arg(after.unwrap_or(0)),
-            (From::Tail, _) => command.arg("tail"),
-            (From::Oldest, _) => command.arg("oldest"),
-            (From::Last(_), _) => command.arg("last"),
-            (From::After(position), _) => command.arg("after").arg(position.epoch).arg(position.offset),
-            (From::AfterDelivered(Tail { position, stamp }), _) => {
+            (ReadFrom::Keys, _) | (_, Some(_)) => command.arg("keys").arg("").arg(after.unwrap_or(0)),
+            (ReadFrom::Tail, _) => command.arg("tail"),
+            (ReadFrom::Oldest, _) => command.arg("oldest"),
+            (ReadFrom::Last(_), _) => command.arg("last"),
+            (ReadFrom::After(position), _) => command.arg("after").arg(position.epoch).arg(position.offset),
+            (ReadFrom::AfterDelivered(Tail { position, stamp }), _) => {
                 command.arg("delivered").arg(position.epoch).arg(position.offset).arg(stamp)
             }
         };
@@ -150,9 +150,9 @@ impl Reader<'_> {
     }
 
     /// Fetches the values of the keys that changed, however many pages they are.
-    async fn fetch_all_keys(&self, channel: &ChannelName, from: From, first: Fetch) -> RedisResult<Option<Page>> {
+    async fn fetch_all_keys(&self, channel: &ChannelName, from: ReadFrom, first: Fetch) -> RedisResult<Option<Page>> {
         // Of a whole snapshot no key is shown that is not there; who resumes must hear of removals.
-        let with_removed = matches!(from, From::After(_) | From::AfterDelivered(_)) && first.page.gap.is_none();
+        let with_removed = matches!(from, ReadFrom::After(_) | ReadFrom::AfterDelivered(_)) && first.page.gap.is_none();
         let began = first.page.tail.position;
         // What is removed while the snapshot is read may have been shown before.
         let removals_after = if with_removed { 0 } else { began.offset };
@@ -166,7 +166,7 @@ impl Reader<'_> {
                 return Ok(Some(Page { messages, ..plan.page }));
             }
             let (gap, through) = (plan.page.gap, plan.page.through.position.offset);
-            let next = self.plan(channel, From::Keys, PAGE_MESSAGES, Some(through)).await?;
+            let next = self.plan(channel, ReadFrom::Keys, PAGE_MESSAGES, Some(through)).await?;
             let Plan::Fetch(next) = next else { return Ok(None) };
             // A removal of a key that this snapshot has shown must still be remembered.
             if next.page.tail.position.epoch != began.epoch || next.forgotten > began.offset {
@@ -209,9 +209,9 @@ impl Reader<'_> {
 
     /// Where messages that were delivered turn out to be gone, positions from before the first message
     /// of a channel prove nothing any more.
-    async fn note_loss(&self, from: From, page: Option<&Page>) {
+    async fn note_loss(&self, from: ReadFrom, page: Option<&Page>) {
         let lost = page.and_then(|page| page.gap).is_some_and(|gap| gap.reason == GapReason::EpochChanged);
-        if lost && matches!(from, From::AfterDelivered(tail) if tail.position.offset > 0) {
+        if lost && matches!(from, ReadFrom::AfterDelivered(tail) if tail.position.offset > 0) {
             let mut renew = self.commands.call(LIFE, LIFE_KEY);
             renew.arg("renew");
             if let Err(error) = self.ask::<Value>(renew).await {

@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use redis::aio::MultiplexedConnection;
 use redis::{RedisError, RedisResult, Value};
 
-use crate::rules::{Pattern, Rule, Rules};
+use crate::channel::ChannelPattern;
+use crate::rules::{Rule, Rules};
 
 /// In the order in which they use each other.
 const SOURCES: [&str; 4] = [
@@ -56,7 +57,7 @@ const MOST_WORDS: usize = 12;
 
 /// Which functions are in Redis.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Held {
+pub(super) enum LibraryState {
     /// None.
     Nothing,
     /// These.
@@ -94,17 +95,17 @@ impl Library {
     }
 
     /// Which functions are in Redis.
-    pub(super) async fn held(&self, connection: &mut MultiplexedConnection) -> RedisResult<Held> {
+    pub(super) async fn held(&self, connection: &mut MultiplexedConnection) -> RedisResult<LibraryState> {
         let mut command = redis::cmd("FUNCTION");
         let libraries: Vec<HashMap<String, Value>> =
             command.arg("LIST").arg("LIBRARYNAME").arg(NAME).arg("WITHCODE").query_async(connection).await?;
         let Some(Value::BulkString(code)) = libraries.first().and_then(|library| library.get("library_code")) else {
-            return Ok(Held::Nothing);
+            return Ok(LibraryState::Nothing);
         };
         Ok(match format_of(code) {
-            _ if code == self.function_source.as_bytes() => Held::Same,
-            format if format > FORMAT => Held::Newer,
-            _ => Held::Other,
+            _ if code == self.function_source.as_bytes() => LibraryState::Same,
+            format if format > FORMAT => LibraryState::Newer,
+            _ => LibraryState::Other,
         })
     }
 
@@ -112,15 +113,17 @@ impl Library {
     pub(super) async fn load(&self, connection: &mut MultiplexedConnection) -> RedisResult<()> {
         // What is there already is not loaded again: a Redis that is full would refuse it.
         match self.held(connection).await {
-            Ok(held @ (Held::Same | Held::Newer)) => {
-                if held == Held::Newer {
+            Ok(held @ (LibraryState::Same | LibraryState::Newer)) => {
+                if held == LibraryState::Newer {
                     tracing::info!("the functions in Redis are of a later version, and are used as they are");
                 }
                 self.use_script.store(false, Ordering::Relaxed);
                 return Ok(());
             }
-            Ok(Held::Other) => tracing::info!("the functions in Redis are of another version or other rules: replaced"),
-            Ok(Held::Nothing) | Err(_) => {}
+            Ok(LibraryState::Other) => {
+                tracing::info!("the functions in Redis are of another version or other rules: replaced")
+            }
+            Ok(LibraryState::Nothing) | Err(_) => {}
         }
         let function: RedisResult<String> =
             redis::cmd("FUNCTION").arg("LOAD").arg("REPLACE").arg(&self.function_source).query_async(connection).await;
@@ -175,7 +178,7 @@ fn rules_in_lua(rules: &Rules) -> String {
     )
 }
 
-fn rule_in_lua(pattern: Option<&Pattern>, rule: &Rule) -> String {
+fn rule_in_lua(pattern: Option<&ChannelPattern>, rule: &Rule) -> String {
     let mut table = String::from("{");
     if let Some(pattern) = pattern {
         let pieces: Vec<_> = pattern.as_str().split('*').map(lua_text).collect();

@@ -13,12 +13,12 @@ use tokio::time::{sleep, timeout};
 
 use super::calls::{Answer, Call, group};
 use super::commands::{Commands, broker_error, refusal};
-use super::connection::{ANSWER_TIMEOUT, CONNECT_TIMEOUT};
+use super::connection::{Connection, ConnectionError};
+use super::endpoint::{ANSWER_TIMEOUT, CONNECT_TIMEOUT};
 use super::library::is_missing;
-use super::line::{Line, LineError};
 use crate::broker::{BrokerError, Publication};
 use crate::message::Position;
-use crate::metrics::latency::Moment;
+use crate::observability::metrics::latency::Moment;
 
 /// About the most messages, and bytes, of one round trip; what is published together stays together.
 const BATCH_MESSAGES: usize = 512;
@@ -73,7 +73,7 @@ impl Pipeline {
 
     /// Sends batch after batch, for as long as the thread lives.
     pub(super) async fn run(self: Arc<Self>, commands: Arc<Commands>) {
-        let mut worker = Worker { commands, line: None, generation: 0 };
+        let mut worker = Worker { commands, connection: None, generation: 0 };
         loop {
             let callers = self.take();
             if callers.is_empty() {
@@ -123,7 +123,7 @@ impl Pipeline {
 /// The connection behind a pipeline.
 struct Worker {
     commands: Arc<Commands>,
-    line: Option<Line>,
+    connection: Option<Connection>,
     /// The generation of connections that the line belongs to, see [`Commands::generation`].
     generation: u64,
 }
@@ -131,15 +131,15 @@ struct Worker {
 impl Worker {
     /// Waits until there is something to do; meanwhile the connection may end.
     async fn idle_until(&mut self, arrived: impl Future<Output = ()>) {
-        let Some(line) = &mut self.line else { return arrived.await };
+        let Some(connection) = &mut self.connection else { return arrived.await };
         tokio::select! {
             biased;
             () = arrived => return,
             // Nothing is due: what comes is the end.
-            _ = line.exchange() => {}
+            _ = connection.exchange() => {}
             () = sleep(IDLE) => {}
         }
-        self.line = None;
+        self.connection = None;
     }
 
     /// Publishes a batch in one round trip.
@@ -162,46 +162,46 @@ impl Worker {
         let outcomes: Vec<Outcome> = answers.into_iter().map(|answer| answer.map_err(|said| refusal(&said))).collect();
         // No master any more, perhaps: who is it now?
         if outcomes.iter().any(|outcome| matches!(outcome, Err(BrokerError::Unavailable(_)))) {
-            self.line = None;
+            self.connection = None;
         }
         outcomes
     }
 
     /// The server's answers; an error if there are none.
     async fn send(&mut self, batch: &[&Publication]) -> Result<Vec<Answer>, BrokerError> {
-        let Self { commands, line: slot, generation } = self;
+        let Self { commands, connection: slot, generation } = self;
         if *generation != commands.generation() {
             *slot = None;
         }
-        let mut line = match slot.take() {
-            Some(line) => line,
+        let mut connection = match slot.take() {
+            Some(connection) => connection,
             None => {
                 // Whoever publishes needs the library, and this sees to it.
                 commands.connection().await.map_err(|error| broker_error(&error))?;
                 *generation = commands.generation();
-                Line::open(&commands.address).await.map_err(|error| failure(&error))?
+                Connection::open(&commands.endpoint).await.map_err(|error| failure(&error))?
             }
         };
         let calls = group(batch, &commands.rules);
-        calls.iter().for_each(|call| call.write(batch, &commands.library, line.outgoing()));
+        calls.iter().for_each(|call| call.write(batch, &commands.library, connection.outgoing()));
         let asked = Moment::now();
-        let answers = timeout(ANSWER_TIMEOUT, answers(&mut line, &calls, batch.len())).await;
+        let answers = timeout(ANSWER_TIMEOUT, answers(&mut connection, &calls, batch.len())).await;
         let timed_out = |_| Err(io::Error::new(io::ErrorKind::TimedOut, LATE).into());
         let answers = answers.unwrap_or_else(timed_out).map_err(|error| failure(&error))?;
         commands.metrics.latency.redis_round_trip.observe(asked);
         // Only a connection on which nothing is due any more is used again.
-        *slot = Some(line);
+        *slot = Some(connection);
         Ok(answers)
     }
 }
 
 /// Sends what is queued and waits for the answers to calls; returns one for each of `count` messages.
-async fn answers(line: &mut Line, calls: &[Call], count: usize) -> Result<Vec<Answer>, LineError> {
+async fn answers(connection: &mut Connection, calls: &[Call], count: usize) -> Result<Vec<Answer>, ConnectionError> {
     let mut answers = vec![Ok(None); count];
     let mut answered = 0;
     while answered < calls.len() {
-        line.exchange().await?;
-        line.frames(|frame| {
+        connection.exchange().await?;
+        connection.frames(|frame| {
             if let Some(call) = calls.get(answered) {
                 call.answer(&frame, &mut answers);
             }
@@ -212,9 +212,9 @@ async fn answers(line: &mut Line, calls: &[Call], count: usize) -> Result<Vec<An
     Ok(answers)
 }
 
-fn failure(error: &LineError) -> BrokerError {
+fn failure(error: &ConnectionError) -> BrokerError {
     match error {
-        LineError::Refused(said) => refusal(said),
+        ConnectionError::Refused(said) => refusal(said),
         other => BrokerError::Unavailable(other.to_string()),
     }
 }

@@ -13,9 +13,9 @@ use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 use tokio::time::timeout;
 
 use super::commands::{Commands, is_answer};
-use crate::broker::{BrokerError, From};
+use crate::broker::{BrokerError, ReadFrom};
 use crate::channel::ChannelName;
-use crate::metrics::latency::Moment;
+use crate::observability::metrics::latency::Moment;
 
 /// How many reads of clients are in flight, and how many of one channel.
 const READS_AT_ONCE: usize = 16;
@@ -77,10 +77,10 @@ impl Reads {
     }
 
     /// The lane of a read.
-    pub(super) fn lane(&self, from: From) -> &ReadLane {
+    pub(super) fn lane(&self, from: ReadFrom) -> &ReadLane {
         match from {
-            From::Tail | From::AfterDelivered(_) => &self.hub,
-            From::Oldest | From::Last(_) | From::After(_) | From::Keys => &self.clients,
+            ReadFrom::Tail | ReadFrom::AfterDelivered(_) => &self.hub,
+            ReadFrom::Oldest | ReadFrom::Last(_) | ReadFrom::After(_) | ReadFrom::Keys => &self.clients,
         }
     }
 }
@@ -138,7 +138,7 @@ impl ReadLane {
         if let Some(open) = slot.as_ref().filter(|open| open.generation == generation) {
             return Ok(open.clone());
         }
-        let connection = commands.address.commands().await?;
+        let connection = commands.endpoint.commands().await?;
         let open = Open { connection, id: self.opened.fetch_add(1, Ordering::Relaxed), generation };
         *slot = Some(open.clone());
         Ok(open)
@@ -209,8 +209,8 @@ mod tests {
     #[test]
     fn what_proves_the_order_of_a_channel_waits_for_no_client() {
         let reads = Reads::new();
-        assert!(std::ptr::eq(reads.lane(From::Tail), &reads.hub));
-        assert!(std::ptr::eq(reads.lane(From::Oldest), &reads.clients));
-        assert!(std::ptr::eq(reads.lane(From::Keys), &reads.clients));
+        assert!(std::ptr::eq(reads.lane(ReadFrom::Tail), &reads.hub));
+        assert!(std::ptr::eq(reads.lane(ReadFrom::Oldest), &reads.clients));
+        assert!(std::ptr::eq(reads.lane(ReadFrom::Keys), &reads.clients));
     }
 }

@@ -11,17 +11,17 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::commands::{Commands, broker_error, refusal};
-use super::connection::Address;
+use super::connection::{Connection, ConnectionError};
 use super::decoder::SubscriptionDecoder;
-use super::line::{Line, LineError};
+use super::endpoint::Endpoint;
 use super::resp::Frame;
 use super::subscriptions::Subscriptions;
 use crate::backoff::Backoff;
 use crate::broker::{BrokerError, Event, Health};
 use crate::channel::ChannelName;
-use crate::intake::Intake;
-use crate::metrics::Metrics;
-use crate::sparing::Sparing;
+use crate::hub::event_queue::EventQueue;
+use crate::observability::log_throttle::LogThrottle;
+use crate::observability::metrics::Metrics;
 
 /// How often the canary flies.
 const BEAT: Duration = Duration::from_secs(1);
@@ -44,7 +44,7 @@ pub(super) struct Subscriber {
     health: Mutex<Health>,
     /// The same in short, for those who ask at every publish.
     is_up: AtomicBool,
-    intake: Arc<Intake>,
+    queue: Arc<EventQueue>,
     metrics: Arc<Metrics>,
     canary: String,
 }
@@ -53,7 +53,7 @@ pub(super) struct Subscriber {
 #[derive(Debug, thiserror::Error)]
 enum Ended {
     #[error(transparent)]
-    Line(#[from] LineError),
+    Connection(#[from] ConnectionError),
     #[error("a canary could not be sent: {0}")]
     Canary(#[from] RedisError),
     #[error("the connection is deaf: messages sent through Redis do not come back")]
@@ -64,7 +64,7 @@ impl Ended {
     /// Why, to those who ask whether it works: without Redis' own words, which are for the log.
     fn public(&self) -> String {
         match self {
-            Self::Line(LineError::Refused(said)) => refusal(said).to_string(),
+            Self::Connection(ConnectionError::Refused(said)) => refusal(said).to_string(),
             Self::Canary(error) => broker_error(error).to_string(),
             other => other.to_string(),
         }
@@ -106,13 +106,13 @@ impl Wanted {
 
 impl Subscriber {
     /// A subscriber that wants nothing yet. `instance` must differ between instances.
-    pub(super) fn new(instance: &str, intake: Arc<Intake>, metrics: Arc<Metrics>) -> Self {
+    pub(super) fn new(instance: &str, queue: Arc<EventQueue>, metrics: Arc<Metrics>) -> Self {
         Self {
             wanted: Mutex::default(),
             changed: Notify::new(),
             health: Mutex::new(Health::Down(NOT_YET.into())),
             is_up: AtomicBool::new(false),
-            intake,
+            queue,
             metrics,
             canary: format!("livebridge:canary:{instance}"),
         }
@@ -145,11 +145,11 @@ impl Subscriber {
     }
 
     /// Keeps a connection for as long as the process lives.
-    pub(super) async fn supervise(self: Arc<Self>, address: Address, commands: Arc<Commands>) {
+    pub(super) async fn supervise(self: Arc<Self>, endpoint: Endpoint, commands: Arc<Commands>) {
         let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
         loop {
             let began = Instant::now();
-            let ended = self.listen(&address, &commands).await;
+            let ended = self.listen(&endpoint, &commands).await;
             self.wanted().pending = None;
             self.set_down(&ended);
             // Publishing shares the fate: a half-dead Redis must not take what it will lose.
@@ -162,40 +162,40 @@ impl Subscriber {
     }
 
     /// One connection's life; returns why it ended.
-    async fn listen(&self, address: &Address, commands: &Commands) -> Ended {
-        let line = match Line::open(address).await {
-            Ok(line) => line,
+    async fn listen(&self, endpoint: &Endpoint, commands: &Commands) -> Ended {
+        let connection = match Connection::open(endpoint).await {
+            Ok(connection) => connection,
             Err(error) => return error.into(),
         };
         let unanswered = AtomicU32::new(0);
         tokio::select! {
-            ended = self.hear(line, &unanswered) => ended.into(),
+            ended = self.hear(connection, &unanswered) => ended.into(),
             ended = self.send_canaries(commands, &unanswered) => ended,
         }
     }
 
     /// Subscribes what is wanted and hands over what is heard, until the connection breaks.
-    async fn hear(&self, mut line: Line, unanswered: &AtomicU32) -> LineError {
+    async fn hear(&self, mut connection: Connection, unanswered: &AtomicU32) -> ConnectionError {
         let mut subscriptions = Subscriptions::default();
-        subscriptions.subscribe_canary(&self.canary, &mut line);
+        subscriptions.subscribe_canary(&self.canary, &mut connection);
         let all: Vec<_> = {
             let mut wanted = self.wanted();
             wanted.pending = Some(Vec::new());
             wanted.channels.iter().cloned().collect()
         };
-        subscriptions.subscribe(&all, &mut line);
+        subscriptions.subscribe(&all, &mut connection);
         let mut decoder = SubscriptionDecoder::default();
         loop {
-            let has_room = self.intake.has_room();
+            let has_room = self.queue.has_room();
             tokio::select! {
                 // With no room for more, Redis holds what follows, as much as it is configured to.
-                () = self.intake.room(), if !has_room => {}
-                () = self.changed.notified() => self.send_pending(&mut subscriptions, &mut line),
-                exchanged = line.exchange(), if has_room => {
+                () = self.queue.room(), if !has_room => {}
+                () = self.changed.notified() => self.send_pending(&mut subscriptions, &mut connection),
+                exchanged = connection.exchange(), if has_room => {
                     let mut refused = Vec::new();
                     let heard = exchanged.and_then(|()| {
                         let wanted = self.wanted();
-                        line.frames(|frame| {
+                        connection.frames(|frame| {
                             match frame {
                                 Frame::Refused(why) => refused.push(subscriptions.refused(why)?),
                                 Frame::Subscribed(_) | Frame::Unsubscribed => subscriptions.confirmed(),
@@ -210,10 +210,10 @@ impl Subscriber {
                         unanswered.store(0, Ordering::Relaxed);
                         self.set_up(all.len());
                     }
-                    self.intake.push_all(events);
+                    self.queue.push_all(events);
                     for channels in refused {
                         let is_wanted = |channel: &ChannelName| self.wanted().channels.contains(channel);
-                        subscriptions.retry(channels, is_wanted, &mut line).into_iter().for_each(|channel| self.refuse(channel));
+                        subscriptions.retry(channels, is_wanted, &mut connection).into_iter().for_each(|channel| self.refuse(channel));
                     }
                     if let Err(error) = heard {
                         return error;
@@ -240,24 +240,24 @@ impl Subscriber {
         }
     }
 
-    fn send_pending(&self, subscriptions: &mut Subscriptions, line: &mut Line) {
+    fn send_pending(&self, subscriptions: &mut Subscriptions, connection: &mut Connection) {
         let (wanted, unwanted): (Vec<_>, Vec<_>) = {
             let mut state = self.wanted();
             let pending: HashSet<_> = state.pending.replace(Vec::new()).into_iter().flatten().collect();
             pending.into_iter().partition(|channel| state.channels.contains(channel))
         };
-        subscriptions.unsubscribe(&unwanted, line);
-        subscriptions.subscribe(&wanted, line);
+        subscriptions.unsubscribe(&unwanted, connection);
+        subscriptions.subscribe(&wanted, connection);
     }
 
     /// Redis refuses a channel: it is not wanted any more, and for a while not asked for again.
     fn refuse(&self, channel: ChannelName) {
         self.wanted().refuse(&channel);
-        static REPEATED: LazyLock<Sparing> = LazyLock::new(Sparing::default);
+        static REPEATED: LazyLock<LogThrottle> = LazyLock::new(LogThrottle::default);
         if let Some(times) = REPEATED.happened("channel") {
             tracing::warn!(%channel, times, "Redis lets this user not subscribe to the channel; `livebridge check` says more");
         }
-        self.intake.push(Event::Refused(channel));
+        self.queue.push(Event::Refused(channel));
     }
 
     fn set_up(&self, channels: usize) {

@@ -4,7 +4,7 @@
 
 use std::collections::VecDeque;
 
-use super::line::{Line, LineError};
+use super::connection::{Connection, ConnectionError};
 use super::position_marker::{RUN_PREFIX, SINGLE_PREFIX};
 use crate::channel::ChannelName;
 
@@ -33,25 +33,25 @@ enum What {
 
 impl Subscriptions {
     /// Subscribes the canary's channel.
-    pub(super) fn subscribe_canary(&mut self, canary: &str, line: &mut Line) {
-        line.send(&["SUBSCRIBE", canary]);
+    pub(super) fn subscribe_canary(&mut self, canary: &str, connection: &mut Connection) {
+        connection.send(&["SUBSCRIBE", canary]);
         self.unanswered.push_back(Sent { what: What::Canary, names: 1 });
     }
 
     /// Subscribes channels, and the companions on which their positions come.
-    pub(super) fn subscribe(&mut self, channels: &[ChannelName], line: &mut Line) {
-        channels.chunks(CHUNK).for_each(|chunk| self.subscribe_at_once(chunk, line));
+    pub(super) fn subscribe(&mut self, channels: &[ChannelName], connection: &mut Connection) {
+        channels.chunks(CHUNK).for_each(|chunk| self.subscribe_at_once(chunk, connection));
     }
 
-    fn subscribe_at_once(&mut self, channels: &[ChannelName], line: &mut Line) {
-        line.send(&command("SUBSCRIBE", channels));
+    fn subscribe_at_once(&mut self, channels: &[ChannelName], connection: &mut Connection) {
+        connection.send(&command("SUBSCRIBE", channels));
         self.unanswered.push_back(Sent { what: What::Subscribe(channels.to_vec()), names: channels.len() * NAMES });
     }
 
     /// Ends the subscriptions of channels.
-    pub(super) fn unsubscribe(&mut self, channels: &[ChannelName], line: &mut Line) {
+    pub(super) fn unsubscribe(&mut self, channels: &[ChannelName], connection: &mut Connection) {
         for chunk in channels.chunks(CHUNK) {
-            line.send(&command("UNSUBSCRIBE", chunk));
+            connection.send(&command("UNSUBSCRIBE", chunk));
             self.unanswered.push_back(Sent { what: What::Unsubscribe, names: chunk.len() * NAMES });
         }
     }
@@ -67,13 +67,13 @@ impl Subscriptions {
 
     /// Redis refused a command. Returns the channels that it named, if it was for the lack of a
     /// permission and does not concern the connection as such.
-    pub(super) fn refused(&mut self, why: &[u8]) -> Result<Vec<ChannelName>, LineError> {
+    pub(super) fn refused(&mut self, why: &[u8]) -> Result<Vec<ChannelName>, ConnectionError> {
         let what = self.unanswered.pop_front().map(|sent| sent.what);
         match what {
             Some(What::Subscribe(channels)) if why.starts_with(b"NOPERM") => Ok(channels),
             // What is heard without being wanted is ignored.
             Some(What::Unsubscribe) if why.starts_with(b"NOPERM") => Ok(Vec::new()),
-            _ => Err(LineError::Refused(String::from_utf8_lossy(why).into_owned())),
+            _ => Err(ConnectionError::Refused(String::from_utf8_lossy(why).into_owned())),
         }
     }
 
@@ -83,7 +83,7 @@ impl Subscriptions {
         &mut self,
         channels: Vec<ChannelName>,
         is_wanted: impl Fn(&ChannelName) -> bool,
-        line: &mut Line,
+        connection: &mut Connection,
     ) -> Option<ChannelName> {
         if channels.len() == 1 {
             return channels.into_iter().next();
@@ -91,7 +91,7 @@ impl Subscriptions {
         channels
             .chunks(1)
             .filter(|channel| is_wanted(&channel[0]))
-            .for_each(|channel| self.subscribe_at_once(channel, line));
+            .for_each(|channel| self.subscribe_at_once(channel, connection));
         None
     }
 }

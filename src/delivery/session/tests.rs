@@ -8,11 +8,11 @@ use crate::delivery::encoding::{EVENTS, MULTI_CHANNEL_EVENTS, WEBSOCKET_JSON, WE
 use crate::delivery::framing::websocket::{self, Opcode};
 use crate::delivery::subscription::Rights;
 use crate::hub::Hub;
-use crate::intake::Intake;
-use crate::log::Bounds;
-use crate::metrics::Metrics;
+use crate::hub::event_queue::EventQueue;
+use crate::hub::log::Bounds;
+use crate::hub::topic::Start;
+use crate::observability::metrics::Metrics;
 use crate::rules::Rules;
-use crate::topic::Start;
 
 /// A hub whose channels keep histories, and a session.
 struct World {
@@ -26,12 +26,12 @@ struct World {
 
 impl World {
     fn new(encoding: &'static Encoding) -> Self {
-        let intake = Arc::new(Intake::default());
+        let queue = Arc::new(EventQueue::default());
         let rules = Arc::new(Rules::parse("[[channel]]\nmatch = '*'\nhistory = { messages = 100 }\n").expect("rules"));
-        let broker = Arc::new(MemoryBroker::new(intake.clone(), rules.clone()));
+        let broker = Arc::new(MemoryBroker::new(queue.clone(), rules.clone()));
         let bounds = Bounds { entries: 100, bytes: 1 << 20 };
         let hub = Hub::new(broker, rules, bounds, usize::MAX, 1, Arc::new(Metrics::new(1)));
-        tokio::spawn(hub.clone().run(intake));
+        tokio::spawn(hub.clone().run(queue));
         let session = Session::new(encoding, Vec::new(), 1);
         Self { hub, session, batch: EncodedBatch::default(), room: usize::MAX, taken: Vec::new() }
     }

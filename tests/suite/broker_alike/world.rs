@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 
 use livebridge::broker::memory::MemoryBroker;
 use livebridge::broker::redis::RedisBroker;
-use livebridge::broker::{Broker, BrokerError, Event, From, Health, Page, Publication, Tail};
+use livebridge::broker::{Broker, BrokerError, Event, Health, Page, Publication, ReadFrom, Tail};
 use livebridge::channel::ChannelName;
-use livebridge::intake::Intake;
+use livebridge::hub::event_queue::EventQueue;
 use livebridge::message::{GapReason, Message, Position};
-use livebridge::metrics::Metrics;
+use livebridge::observability::metrics::Metrics;
 use livebridge::rules::Rules;
 
 use super::program::{Asked, At, Kind, Op, RULES, Sent};
@@ -45,16 +45,16 @@ type Arrived = (Option<Place>, Option<String>, bool, Vec<u8>);
 /// A broker, and the epochs that it has named so far.
 struct Side {
     broker: Arc<dyn Broker>,
-    intake: Arc<Intake>,
+    queue: Arc<EventQueue>,
     epochs: RefCell<Vec<u64>>,
     arrived: RefCell<Vec<Arrived>>,
     subscribed: RefCell<bool>,
 }
 
 impl Side {
-    fn new(broker: Arc<dyn Broker>, intake: Arc<Intake>) -> Self {
+    fn new(broker: Arc<dyn Broker>, queue: Arc<EventQueue>) -> Self {
         let (epochs, arrived, subscribed) = Default::default();
-        Self { broker, intake, epochs, arrived, subscribed }
+        Self { broker, queue, epochs, arrived, subscribed }
     }
 
     fn place(&self, position: Position) -> Place {
@@ -83,7 +83,7 @@ impl Side {
     /// Takes in what subscribers would receive.
     fn listen(&self, channel: &ChannelName) {
         let mut events = VecDeque::new();
-        self.intake.take(&mut events);
+        self.queue.take(&mut events);
         for event in events {
             match event {
                 Event::Arrived(name, message) if name == *channel => {
@@ -139,9 +139,9 @@ impl World {
             url = url.replace("redis://", "redis://lb:pw@");
         }
         let rules = Arc::new(Rules::parse(RULES).unwrap());
-        let (intake, metrics) = (Arc::new(Intake::default()), Arc::new(Metrics::new(1)));
-        let broker = RedisBroker::start(&url, "alike", intake.clone(), rules.clone(), metrics).unwrap();
-        let redis = Side::new(Arc::new(broker), intake);
+        let (queue, metrics) = (Arc::new(EventQueue::default()), Arc::new(Metrics::new(1)));
+        let broker = RedisBroker::start(&url, "alike", queue.clone(), rules.clone(), metrics).unwrap();
+        let redis = Side::new(Arc::new(broker), queue);
         until("Redis is up", || async { redis.broker.health() == Health::Up }).await;
         Self { rules, redis, server }
     }
@@ -149,8 +149,8 @@ impl World {
     /// Runs a program on a channel of its own. The embedded broker is a new one each time, or it would come to its bound.
     pub(super) async fn run(&self, kind: Kind, ops: &[Op]) -> Result<(), String> {
         let channel: ChannelName = channel(kind.prefix()).parse().unwrap();
-        let intake = Arc::new(Intake::default());
-        let memory = Side::new(Arc::new(MemoryBroker::new(intake.clone(), self.rules.clone())), intake);
+        let queue = Arc::new(EventQueue::default());
+        let memory = Side::new(Arc::new(MemoryBroker::new(queue.clone(), self.rules.clone())), queue);
         self.redis.reset();
         for side in [&self.redis, &memory] {
             side.broker.subscribe(&channel).unwrap();
@@ -300,20 +300,20 @@ impl Run<'_> {
     }
 
     /// What that is to each broker.
-    fn from(&self, asked: &Asked) -> (From, From) {
+    fn from(&self, asked: &Asked) -> (ReadFrom, ReadFrom) {
         let both = |from| (from, from);
         match asked {
-            Asked::Tail => both(From::Tail),
-            Asked::Oldest => both(From::Oldest),
-            Asked::Last(count) => both(From::Last(*count)),
-            Asked::Keys => both(From::Keys),
+            Asked::Tail => both(ReadFrom::Tail),
+            Asked::Oldest => both(ReadFrom::Oldest),
+            Asked::Last(count) => both(ReadFrom::Last(*count)),
+            Asked::Keys => both(ReadFrom::Keys),
             Asked::After(at) => {
                 let (one, two) = self.at(at);
-                (From::After(one.position), From::After(two.position))
+                (ReadFrom::After(one.position), ReadFrom::After(two.position))
             }
             Asked::AfterDelivered(at) => {
                 let (one, two) = self.at(at);
-                (From::AfterDelivered(one), From::AfterDelivered(two))
+                (ReadFrom::AfterDelivered(one), ReadFrom::AfterDelivered(two))
             }
         }
     }

@@ -36,15 +36,15 @@ impl Truth {
     }
 
     /// What a history answers.
-    pub(super) fn read(&self, from: From, limit: usize) -> Page {
+    pub(super) fn read(&self, from: ReadFrom, limit: usize) -> Page {
         let tail = self.tail();
         let dropped = self.epochs.last_key_value().unwrap().1.1 as u64;
         let mut gap = None;
         let after = match from {
-            From::Tail | From::Keys => tail.offset,
-            From::Oldest => dropped,
-            From::Last(count) => dropped.max(tail.offset.saturating_sub(count.min(limit) as u64)),
-            From::After(position) | From::AfterDelivered(Tail { position, .. }) => {
+            ReadFrom::Tail | ReadFrom::Keys => tail.offset,
+            ReadFrom::Oldest => dropped,
+            ReadFrom::Last(count) => dropped.max(tail.offset.saturating_sub(count.min(limit) as u64)),
+            ReadFrom::After(position) | ReadFrom::AfterDelivered(Tail { position, .. }) => {
                 let reason = if position.epoch != tail.epoch || position.offset > tail.offset {
                     Some(GapReason::EpochChanged)
                 } else {
@@ -65,7 +65,7 @@ pub(super) struct Script {
     pub(super) truths: Mutex<HashMap<ChannelName, Truth>>,
     pub(super) switches: Mutex<Switches>,
     pub(super) answers: Semaphore,
-    pub(super) intake: Arc<Intake>,
+    pub(super) queue: Arc<EventQueue>,
 }
 
 #[derive(Clone, Copy)]
@@ -83,7 +83,7 @@ impl Broker for Script {
     fn subscribe(&self, channel: &ChannelName) -> Result<(), BrokerError> {
         self.truths.lock().unwrap().get_mut(channel).unwrap().wanted = true;
         if self.switches.lock().unwrap().connected {
-            self.intake.push(Event::Subscribed(channel.clone()));
+            self.queue.push(Event::Subscribed(channel.clone()));
         }
         Ok(())
     }
@@ -95,7 +95,7 @@ impl Broker for Script {
     fn read<'a>(
         &'a self,
         channel: &'a ChannelName,
-        from: From,
+        from: ReadFrom,
         _: usize,
     ) -> BoxFuture<'a, Result<Option<Page>, BrokerError>> {
         let answer = move |limit| self.truths.lock().unwrap()[channel].read(from, limit);

@@ -46,7 +46,7 @@ impl World {
         message.position.expect("the channel keeps a history")
     }
 
-    fn read(&self, channel: &str, from: From) -> Page {
+    fn read(&self, channel: &str, from: ReadFrom) -> Page {
         self.channels.read(&name(channel), from, PAGE_MESSAGES, self.now)
     }
 

@@ -7,12 +7,12 @@ fn reading_ten_thousand_names_that_nobody_published_to_leaves_nothing() {
     let world = World::new(1 << 20);
     for number in 0..10_000 {
         let channel = format!("unknown-{number}");
-        for from in [From::Tail, From::Oldest, From::Last(5), From::Keys] {
+        for from in [ReadFrom::Tail, ReadFrom::Oldest, ReadFrom::Last(5), ReadFrom::Keys] {
             let page = world.read(&channel, from);
             let here = Tail { position: Position::new(world.now, 0), stamp: 0 };
             assert_eq!(page, Page { gap: None, messages: Vec::new(), through: here, tail: here });
         }
-        let page = world.read(&channel, From::After(Position::new(world.now - 1, 3)));
+        let page = world.read(&channel, ReadFrom::After(Position::new(world.now - 1, 3)));
         let gap = Gap { resumes_after: Position::new(world.now, 0), reason: GapReason::EpochChanged };
         assert_eq!((page.gap, page.messages.len()), (Some(gap), 0));
     }
@@ -23,23 +23,23 @@ fn reading_ten_thousand_names_that_nobody_published_to_leaves_nothing() {
 #[test]
 fn a_position_from_before_the_first_message_misses_nothing() {
     let mut world = World::new(1 << 20);
-    let before = world.read("a", From::Tail).tail;
+    let before = world.read("a", ReadFrom::Tail).tail;
     world.later(SECOND);
     // As long as there is nothing the position stays what it is.
-    for from in [From::After(before.position), From::AfterDelivered(before)] {
+    for from in [ReadFrom::After(before.position), ReadFrom::AfterDelivered(before)] {
         assert_eq!(world.read("a", from), Page { gap: None, messages: Vec::new(), through: before, tail: before });
     }
     let first = world.publish("a", 1);
     assert_eq!(first, Position::new(world.now, 1));
     world.publish("a", 1);
-    for from in [From::After(before.position), From::AfterDelivered(before)] {
+    for from in [ReadFrom::After(before.position), ReadFrom::AfterDelivered(before)] {
         let page = world.read("a", from);
         assert_eq!((page.gap, offsets(&page)), (None, vec![1, 2]));
         assert_eq!(page.through.position, Position::new(first.epoch, 2));
     }
     // What is gone is told all the same.
     world.later(301 * SECOND);
-    let page = world.read("a", From::After(before.position));
+    let page = world.read("a", ReadFrom::After(before.position));
     assert_eq!(page.gap.map(|gap| gap.resumes_after), Some(Position::new(first.epoch, 2)));
     assert_eq!(reason(&page), Some(GapReason::HistoryTrimmed));
 }
@@ -47,16 +47,16 @@ fn a_position_from_before_the_first_message_misses_nothing() {
 #[test]
 fn a_position_from_before_the_first_key_misses_no_key() {
     let mut world = World::new(1 << 20);
-    let before = world.read("sheet", From::Tail).tail.position;
+    let before = world.read("sheet", ReadFrom::Tail).tail.position;
     world.later(SECOND);
     for key in ["a", "b", "a"] {
         world.set(key, false);
     }
     world.set("b", true);
-    let page = world.read("sheet", From::After(before));
+    let page = world.read("sheet", ReadFrom::After(before));
     assert_eq!((page.gap, offsets(&page)), (None, vec![1, 2, 3, 4]));
     world.later(301 * SECOND);
-    let page = world.read("sheet", From::After(before));
+    let page = world.read("sheet", ReadFrom::After(before));
     assert_eq!((page.gap, offsets(&page)), (None, vec![3, 4]), "the log is gone, the keys and removals are not");
 }
 
@@ -66,7 +66,7 @@ fn a_position_is_not_taken_for_one_from_before_the_first_message() {
     world.later(30 * 3600 * SECOND);
     let now = world.now;
     let refused = |world: &World, epoch, offset| {
-        let page = world.read("a", From::After(Position::new(epoch, offset)));
+        let page = world.read("a", ReadFrom::After(Position::new(epoch, offset)));
         assert_eq!(reason(&page), Some(GapReason::EpochChanged), "{epoch}:{offset}");
         page
     };
@@ -81,7 +81,7 @@ fn a_position_is_not_taken_for_one_from_before_the_first_message() {
         }
         refused(&world, now - SECOND, 1);
         let valid = Position::new(now - RETAIN + 1, 0);
-        assert_eq!(reason(&world.read("a", From::After(valid))), None);
+        assert_eq!(reason(&world.read("a", ReadFrom::After(valid))), None);
     }
 }
 
@@ -90,19 +90,19 @@ fn two_lives_of_a_channel_never_share_an_epoch_and_the_first_is_not_mistaken_for
     let mut world = World::new(1 << 20);
     let epochs: Vec<_> = (0..100).map(|number| world.publish(&format!("c{number}"), 1).epoch).collect();
     assert!(epochs.is_sorted_by(|one, next| one < next), "in one microsecond");
-    let before = world.read("b", From::Tail).tail.position;
+    let before = world.read("b", ReadFrom::Tail).tail.position;
     let first = world.publish("b", 1);
     assert!(first.epoch >= before.epoch);
     world.channels.drop_channel(&name("b"));
     // They came before the message that has gone with the channel, or at its beginning.
     for position in [before, Position::new(first.epoch, 0)] {
-        assert_eq!(reason(&world.read("b", From::After(position))), Some(GapReason::EpochChanged));
+        assert_eq!(reason(&world.read("b", ReadFrom::After(position))), Some(GapReason::EpochChanged));
     }
-    let between = world.read("b", From::Tail).tail.position;
-    assert_eq!(reason(&world.read("b", From::After(between))), None);
+    let between = world.read("b", ReadFrom::Tail).tail.position;
+    assert_eq!(reason(&world.read("b", ReadFrom::After(between))), None);
     assert!(world.publish("b", 1).epoch > first.epoch);
-    assert_eq!(reason(&world.read("b", From::After(before))), Some(GapReason::EpochChanged));
-    assert_eq!(offsets(&world.read("b", From::After(between))), [1]);
+    assert_eq!(reason(&world.read("b", ReadFrom::After(before))), Some(GapReason::EpochChanged));
+    assert_eq!(offsets(&world.read("b", ReadFrom::After(between))), [1]);
 }
 
 #[test]
@@ -110,20 +110,20 @@ fn a_channel_ends_a_day_after_its_last_message() {
     let mut world = World::new(1 << 20);
     let first = world.publish("a", 1);
     world.later(RETAIN - 1);
-    assert_eq!(world.read("a", From::Tail).tail.position, first);
+    assert_eq!(world.read("a", ReadFrom::Tail).tail.position, first);
     world.publish("a", 1);
     world.later(RETAIN - 1);
     world.publish("other", 1);
-    assert_eq!(world.read("a", From::Tail).tail.position, Position::new(first.epoch, 2));
+    assert_eq!(world.read("a", ReadFrom::Tail).tail.position, Position::new(first.epoch, 2));
     world.later(1);
-    assert_eq!(world.read("a", From::Tail).tail.position, Position::new(world.now, 0));
+    assert_eq!(world.read("a", ReadFrom::Tail).tail.position, Position::new(world.now, 0));
     assert_eq!(world.publish("a", 1).offset, 1);
     // Though its place in the order is that of its first message.
     world.later(IDLE_STEP / 2);
     let last = world.publish("a", 1);
     world.later(RETAIN - 1);
     world.channels.expire(world.now, 1000);
-    assert_eq!(world.read("a", From::Tail).tail.position, last);
+    assert_eq!(world.read("a", ReadFrom::Tail).tail.position, last);
     world.check_sums();
 }
 
@@ -135,14 +135,14 @@ fn age_and_count_bound_exactly_what_is_read() {
         world.publish("a", 1);
         world.later(SECOND);
     }
-    assert_eq!(offsets(&world.read("a", From::Oldest)), [3, 4, 5]);
+    assert_eq!(offsets(&world.read("a", ReadFrom::Oldest)), [3, 4, 5]);
     world.later(7 * SECOND + 1000);
     // No step was made meanwhile: they still take memory.
-    assert_eq!(offsets(&world.read("a", From::Oldest)), [4, 5]);
-    assert_eq!(offsets(&world.read("a", From::Last(3))), [4, 5]);
-    let epoch = world.read("a", From::Tail).tail.position.epoch;
-    assert_eq!(reason(&world.read("a", From::After(Position::new(epoch, 2)))), Some(GapReason::HistoryTrimmed));
-    assert_eq!(offsets(&world.read("a", From::After(Position::new(epoch, 3)))), [4, 5]);
+    assert_eq!(offsets(&world.read("a", ReadFrom::Oldest)), [4, 5]);
+    assert_eq!(offsets(&world.read("a", ReadFrom::Last(3))), [4, 5]);
+    let epoch = world.read("a", ReadFrom::Tail).tail.position.epoch;
+    assert_eq!(reason(&world.read("a", ReadFrom::After(Position::new(epoch, 2)))), Some(GapReason::HistoryTrimmed));
+    assert_eq!(offsets(&world.read("a", ReadFrom::After(Position::new(epoch, 3)))), [4, 5]);
 }
 
 #[test]
@@ -153,7 +153,7 @@ fn stamps_never_decrease() {
         world.publish("a", 1);
     }
     let stamps: Vec<_> =
-        world.read("a", From::Oldest).messages.iter().map(|message| message.stamp - START / 1000).collect();
+        world.read("a", ReadFrom::Oldest).messages.iter().map(|message| message.stamp - START / 1000).collect();
     assert_eq!(stamps, [0, 5000, 5000, 9000]);
 }
 
@@ -165,7 +165,7 @@ fn a_thousand_removals_are_remembered_and_then_the_oldest_is_forgotten() {
     for number in 0..1001 {
         world.set(&format!("gone-{number}"), true);
     }
-    let changed = |offset| world.read("sheet", From::After(Position::new(epoch, offset)));
+    let changed = |offset| world.read("sheet", ReadFrom::After(Position::new(epoch, offset)));
     assert_eq!((reason(&changed(1)), changed(1).messages.len()), (Some(GapReason::HistoryTrimmed), 1));
     assert_eq!((reason(&changed(2)), offsets(&changed(2))), (None, (3..=1002).collect()));
     assert_eq!((reason(&changed(900)), offsets(&changed(900))), (None, (901..=1002).collect()));

@@ -67,7 +67,7 @@ fn a_refused_message_leaves_nothing() {
     let (bytes, others) = (world.channels.bytes, world.channels.held.len());
     assert!(matches!(world.send(with_id("a", 100_000, "x")), Err(BrokerError::Refused(_))));
     assert_eq!((world.channels.bytes, world.channels.held.len()), (bytes, others));
-    assert_eq!(offsets(&world.read("other", From::Oldest)), [1], "nor does it cost others anything");
+    assert_eq!(offsets(&world.read("other", ReadFrom::Oldest)), [1], "nor does it cost others anything");
     let mut full = Publication { key: Some("k".into()), ..publication("sheet", 90_000) };
     full.payload = vec![0; (4 << 20) + 1].into();
     assert!(matches!(world.send(full), Err(BrokerError::KeyedChannelFull(_))));
@@ -87,11 +87,11 @@ fn one_channel_that_fills_up_is_shortened_and_the_others_keep_what_they_have() {
         assert!(world.channels.bytes <= 1 << 20);
     }
     world.publish("small-0", 1000);
-    assert_eq!(offsets(&world.read("small-0", From::Oldest)), [1, 2]);
+    assert_eq!(offsets(&world.read("small-0", ReadFrom::Oldest)), [1, 2]);
     for number in 1..20 {
-        assert_eq!(offsets(&world.read(&format!("small-{number}"), From::Oldest)), [1]);
+        assert_eq!(offsets(&world.read(&format!("small-{number}"), ReadFrom::Oldest)), [1]);
     }
-    let kept = world.read("large", From::Oldest);
+    let kept = world.read("large", ReadFrom::Oldest);
     assert_eq!(kept.tail.position.offset, 5000);
     assert!(kept.messages.len() > 500);
     world.check_sums();
@@ -135,7 +135,7 @@ fn channels_idle_for_longest_are_dropped_where_logs_are_not_what_takes_the_room(
     assert!(held.contains(&&sheets[0]), "it was not idle");
     let idle = sheets[1..].iter().filter(|sheet| held.contains(sheet)).collect::<Vec<_>>();
     assert!(idle.len() > 35 && sheets.ends_with(&idle.into_iter().cloned().collect::<Vec<_>>()));
-    let page = world.read(&sheets[1], From::After(Position::new(START + SECOND + 2 * SECOND, 1)));
+    let page = world.read(&sheets[1], ReadFrom::After(Position::new(START + SECOND + 2 * SECOND, 1)));
     assert_eq!(reason(&page), Some(GapReason::EpochChanged), "its clients are told");
     world.check_sums();
 }
@@ -156,7 +156,7 @@ fn a_channel_is_not_dropped_for_a_message_of_its_own() {
     }
     let held = world.channels.held.len();
     world.send(keyed("sheet", "second")).expect("the others are idle as well");
-    assert_eq!(offsets(&world.read("sheet", From::Keys)), [1, 2]);
+    assert_eq!(offsets(&world.read("sheet", ReadFrom::Keys)), [1, 2]);
     assert!(world.channels.held.len() < held);
     world.check_sums();
 }
@@ -187,7 +187,7 @@ fn the_keys_and_ids_of_one_channel_take_half_at_most() {
     assert!(lasting <= 1 << 19 && lasting > (1 << 19) - 1000);
     world.publish("a", 1);
     world.publish("other", 1000);
-    assert_eq!(offsets(&world.read("other", From::Oldest)), [1, 2]);
+    assert_eq!(offsets(&world.read("other", ReadFrom::Oldest)), [1, 2]);
     world.later(600 * SECOND + SECOND);
     while world.channels.expire(world.now, 1000) {}
     assert!(matches!(world.send(with_id("a", 1, "new")), Ok(Published::New(_))));

@@ -1,63 +1,14 @@
 //! `livebridge check`: says of each thing that an instance needs whether it is there, and how to mend it where it is not. What
-//! Redis says of itself is found out in `broker/redis/check.rs`.
+//! Redis says of itself is found out in `broker/redis/probe.rs`.
 
-use std::fmt;
 use std::io::{self, Write};
 
-use crate::broker::redis::check::check_redis;
+use crate::broker::redis::probe::check_redis;
 use crate::config::Settings;
+use crate::finding::{Finding, Level};
 
 /// Fewer descriptors are a limit that is met in production sooner than one thinks.
 const FEW_DESCRIPTORS: u64 = 4096;
-
-/// How bad it is.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub enum Level {
-    /// As it should be.
-    Ok,
-    /// It works, but not as well, or not for ever.
-    Warning,
-    /// It does not work.
-    Error,
-}
-
-/// What was found about one thing.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Finding {
-    /// How bad it is.
-    pub level: Level,
-    what: String,
-    mend: String,
-}
-
-impl Finding {
-    /// It is as it should be.
-    pub fn ok(what: impl Into<String>) -> Self {
-        Self { level: Level::Ok, what: what.into(), mend: String::new() }
-    }
-
-    /// It works, but.
-    pub fn warning(what: impl Into<String>, mend: impl Into<String>) -> Self {
-        Self { level: Level::Warning, what: what.into(), mend: mend.into() }
-    }
-
-    /// It does not work.
-    pub fn error(what: impl Into<String>, mend: impl Into<String>) -> Self {
-        Self { level: Level::Error, what: what.into(), mend: mend.into() }
-    }
-}
-
-impl fmt::Display for Finding {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let level = match self.level {
-            Level::Ok => "ok",
-            Level::Warning => "warning",
-            Level::Error => "error",
-        };
-        write!(out, "{level:<8} {}", self.what)?;
-        if self.mend.is_empty() { Ok(()) } else { write!(out, " — {}", self.mend) }
-    }
-}
 
 /// Checks the settings and what they name, and prints a line for each finding. Returns whether an instance would work.
 ///

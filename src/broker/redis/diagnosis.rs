@@ -1,10 +1,10 @@
-//! What the facts about a Redis mean for livebridge: pure judgements, each with the mend. Asking is `check.rs`.
+//! What the facts about a Redis mean for livebridge: pure judgements, each with the mend. Asking is `probe.rs`.
 
 use std::collections::HashMap;
 use std::time::Duration;
 
-use super::library::Held;
-use crate::check::Finding;
+use super::library::LibraryState;
+use crate::finding::Finding;
 
 /// A clock that is further off makes ages and logs hard to compare.
 const CLOCKS_APART: f64 = 2.0;
@@ -158,18 +158,20 @@ pub(super) fn permissions(lacking: &[String]) -> Finding {
 }
 
 /// Whether the server-side code is in Redis (and whether it is this program's), or could be.
-pub(super) fn functions(held: Held, functions: bool, scripts: bool) -> Finding {
+pub(super) fn functions(held: LibraryState, functions: bool, scripts: bool) -> Finding {
     match (held, functions, scripts) {
-        (Held::Same, true, _) => Finding::ok("the functions are in Redis, of this version and with these rules"),
-        (Held::Newer, true, _) => Finding::warning(
+        (LibraryState::Same, true, _) => {
+            Finding::ok("the functions are in Redis, of this version and with these rules")
+        }
+        (LibraryState::Newer, true, _) => Finding::warning(
             "the functions in Redis are of a later version; they are used as they are, with the rules that they have",
             "update this instance; if the later version is to go for good: FUNCTION DELETE livebridge",
         ),
-        (Held::Other, true, _) => Finding::warning(
+        (LibraryState::Other, true, _) => Finding::warning(
             "the functions in Redis are of another version or have other rules; the next instance that connects puts its own in",
             "give all instances the same version and the same rules",
         ),
-        (Held::Nothing, true, _) => Finding::ok("the functions can be loaded"),
+        (LibraryState::Nothing, true, _) => Finding::ok("the functions can be loaded"),
         (_, false, true) => Finding::warning(
             "this user may not load or call functions: scripts are used instead, and others can't call `livebridge_publish`",
             "ACL SETUSER … +function +fcall, if that is wanted",
@@ -217,7 +219,7 @@ pub(super) fn clocks(ahead: f64) -> Finding {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::check::Level;
+    use crate::finding::Level;
 
     #[test]
     fn versions_are_judged_by_their_major_number() {

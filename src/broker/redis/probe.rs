@@ -1,6 +1,6 @@
 //! Whether a Redis is fit for livebridge. Nothing is changed in it: commands that write are tried on keys that do not exist, in a
 //! form that then does nothing, or with arguments that Redis refuses after it has looked at the permission. How the settings of a
-//! server are judged is in `judge.rs`.
+//! server are judged is in `diagnosis.rs`.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -8,12 +8,12 @@ use redis::aio::MultiplexedConnection;
 use redis::{Cmd, RedisError, RedisResult, Value};
 use tokio::time::Instant;
 
-use super::connection::{ANSWER_TIMEOUT, Address};
-use super::judge::{self, Facts};
-use super::library::{Held, LIFE_KEY, Library};
-use super::line::Line;
+use super::connection::Connection;
+use super::diagnosis::{self, Facts};
+use super::endpoint::{ANSWER_TIMEOUT, Endpoint};
+use super::library::{LIFE_KEY, Library, LibraryState};
 use super::resp::Frame;
-use crate::check::Finding;
+use crate::finding::Finding;
 use crate::rules::Rules;
 
 /// How many times a round trip is measured; the fastest counts.
@@ -21,22 +21,22 @@ const PINGS: usize = 5;
 
 /// All that can be said about the Redis behind a URL.
 pub async fn check_redis(url: &str, rules: &Rules) -> Vec<Finding> {
-    let address = match Address::parse(url) {
-        Ok(address) => address,
+    let endpoint = match Endpoint::parse(url) {
+        Ok(endpoint) => endpoint,
         Err(error) => {
             let mend = "it looks like redis://user:password@host:6379/0";
             return vec![Finding::error(format!("the Redis URL can't be understood: {}", cause(&error)), mend)];
         }
     };
-    let mut connection = match address.commands().await {
+    let mut connection = match endpoint.commands().await {
         Ok(connection) => connection,
-        Err(error) => return vec![judge::unreachable(&address.place(), &cause(&error), error.code())],
+        Err(error) => return vec![diagnosis::unreachable(&endpoint.place(), &cause(&error), error.code())],
     };
-    let mut findings = vec![Finding::ok(format!("Redis answers at {}", address.place()))];
+    let mut findings = vec![Finding::ok(format!("Redis answers at {}", endpoint.place()))];
     match ask::<String>(&mut connection, &["INFO"]).await {
         Ok(info) => {
             let facts = Facts::new(info, config(&mut connection).await);
-            findings.extend(judge::server(&facts));
+            findings.extend(diagnosis::server(&facts));
         }
         Err(error) => findings.push(Finding::warning(
             format!("Redis does not tell about itself: {}", cause(&error)),
@@ -46,7 +46,7 @@ pub async fn check_redis(url: &str, rules: &Rules) -> Vec<Finding> {
     let channel = format!("livebridge:check:{:016x}", rand::random::<u64>());
     findings.push(permissions(&mut connection, &channel).await);
     findings.push(functions(&mut connection, &Library::new(rules)).await);
-    findings.push(hearing(&address, &mut connection, &channel).await);
+    findings.push(hearing(&endpoint, &mut connection, &channel).await);
     findings.extend(times(&mut connection).await);
     findings
 }
@@ -114,7 +114,7 @@ async fn permissions(connection: &mut MultiplexedConnection, channel: &str) -> F
         match ask::<Value>(connection, words).await {
             Err(error) if error.code() == Some("NOPERM") => lacking.push(acl_name(words)),
             Err(error) if error.code().is_some_and(|code| code != "ERR") => {
-                return judge::refused(words[0], &cause(&error));
+                return diagnosis::refused(words[0], &cause(&error));
             }
             _ => {}
         }
@@ -126,7 +126,7 @@ async fn permissions(connection: &mut MultiplexedConnection, channel: &str) -> F
     {
         lacking.push("rpush".into());
     }
-    judge::permissions(&lacking)
+    diagnosis::permissions(&lacking)
 }
 
 /// A command as ACL rules name it: with its subcommand, where it has one.
@@ -144,19 +144,19 @@ async fn functions(connection: &mut MultiplexedConnection, library: &Library) ->
         && may(connection, &["FCALL", "livebridge_check", "0"]).await;
     let scripts = may(connection, &["SCRIPT", "LOAD", "this is no Lua"]).await
         && may(connection, &["EVALSHA", "0000000000000000000000000000000000000000", "0"]).await;
-    judge::functions(held.unwrap_or(Held::Nothing), functions, scripts)
+    diagnosis::functions(held.unwrap_or(LibraryState::Nothing), functions, scripts)
 }
 
 /// Whether a message that is published is heard on a connection of its own.
-async fn hearing(address: &Address, connection: &mut MultiplexedConnection, channel: &str) -> Finding {
+async fn hearing(endpoint: &Endpoint, connection: &mut MultiplexedConnection, channel: &str) -> Finding {
     let heard = async {
-        let mut line = Line::open(address).await.map_err(|error| error.to_string())?;
-        line.send(&["SUBSCRIBE", channel]);
+        let mut subscription = Connection::open(endpoint).await.map_err(|error| error.to_string())?;
+        subscription.send(&["SUBSCRIBE", channel]);
         let (mut subscribed, mut heard) = (false, false);
         while !heard {
-            line.exchange().await.map_err(|error| error.to_string())?;
+            subscription.exchange().await.map_err(|error| error.to_string())?;
             let was_subscribed = subscribed;
-            let frames = line.frames(|frame| {
+            let frames = subscription.frames(|frame| {
                 match frame.accepted()? {
                     Frame::Subscribed(_) => subscribed = true,
                     Frame::Message { .. } => heard = true,
@@ -171,7 +171,7 @@ async fn hearing(address: &Address, connection: &mut MultiplexedConnection, chan
         }
         Ok(())
     };
-    judge::hearing(tokio::time::timeout(ANSWER_TIMEOUT, heard).await.unwrap_or_else(|_| Err("nothing came".into())))
+    diagnosis::hearing(tokio::time::timeout(ANSWER_TIMEOUT, heard).await.unwrap_or_else(|_| Err("nothing came".into())))
 }
 
 /// How far the clocks are apart, and how long an answer takes.
@@ -188,5 +188,5 @@ async fn times(connection: &mut MultiplexedConnection) -> Vec<Finding> {
             fastest = Some((took, ahead));
         }
     }
-    fastest.map_or_else(Vec::new, |(took, ahead)| vec![judge::round_trip(took), judge::clocks(ahead)])
+    fastest.map_or_else(Vec::new, |(took, ahead)| vec![diagnosis::round_trip(took), diagnosis::clocks(ahead)])
 }

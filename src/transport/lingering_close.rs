@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
-use crate::socket::Socket;
+use crate::transport::socket::Socket;
 
 /// How much is read at once: on the stack, since nothing of it is kept.
 const PIECE: usize = 16 << 10;

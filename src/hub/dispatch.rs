@@ -1,4 +1,4 @@
-//! How the hub hears the broker: event by event, in their order, on its own task or on the thread of whoever published.
+//! Processes the broker's events in their order: on the hub's own task, or on the thread that published.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, PoisonError};
@@ -8,36 +8,36 @@ use tokio::runtime::Handle;
 
 use super::Hub;
 use crate::broker::Event;
-use crate::intake::{Intake, Taken};
-use crate::metrics::latency::Moment;
-use crate::sequence::Next;
+use crate::hub::event_queue::{EventQueue, Taken};
+use crate::hub::sequence::Next;
+use crate::observability::metrics::latency::Moment;
 
-/// The events that are being heard. Who holds it is the one who hears: they are heard in the order in which they came.
-pub(super) struct Turn {
+/// Events being processed. The lock around them keeps their order: only its holder processes events.
+pub(super) struct Pending {
     events: VecDeque<Event>,
     /// When the first of them came.
     since: Moment,
 }
 
-/// How far hearing came.
+/// How far processing came.
 #[derive(PartialEq, Eq)]
-enum Heard {
-    /// There was nothing.
-    Nothing,
-    /// All that was there when it began.
-    All,
-    /// Up to one for which there is no room yet.
-    Full,
+enum Progress {
+    /// There was no event.
+    Idle,
+    /// Every event that was there at the beginning.
+    Done,
+    /// Every event up to a message for which there is no room yet.
+    Blocked,
 }
 
-/// What was heard in one turn, counted before the atomics are.
+/// Messages processed in one call, counted here before the shared counters are.
 #[derive(Default)]
 struct Count {
     messages: u64,
     bytes: u64,
 }
 
-impl Turn {
+impl Pending {
     /// Nothing yet.
     pub(super) fn new() -> Self {
         Self { events: VecDeque::new(), since: Moment::now() }
@@ -45,50 +45,50 @@ impl Turn {
 }
 
 impl Hub {
-    /// Hears the broker for as long as the process lives.
-    pub async fn run(self: Arc<Self>, intake: Arc<Intake>) {
+    /// Processes events for as long as the process lives.
+    pub async fn run(self: Arc<Self>, queue: Arc<EventQueue>) {
         let (hub, here) = (Arc::downgrade(&self), Handle::current());
-        intake.taken_at_once_by(move |intake| {
+        queue.taken_at_once_by(move |queue| {
             // What follows from it, reading the history, is a task of the hub's own thread.
             let _here = here.enter();
-            hub.upgrade().is_some_and(|hub| hub.hear_at_once(intake))
+            hub.upgrade().is_some_and(|hub| hub.try_process_here(queue))
         });
         loop {
-            let heard = self.hear(&intake, &mut self.turn.lock().unwrap_or_else(PoisonError::into_inner));
-            match heard {
-                Heard::Nothing => intake.arrived().await,
-                // A turn can be long: let the others on this thread run.
-                Heard::All => tokio::task::yield_now().await,
-                // Shards never wait for sockets, so there soon is room: until then the intake fills, then Redis.
-                Heard::Full => tokio::time::sleep(Duration::from_millis(1)).await,
+            let progress = self.process(&queue, &mut self.pending.lock().unwrap_or_else(PoisonError::into_inner));
+            match progress {
+                Progress::Idle => queue.arrived().await,
+                // A run can be long: let the others on this thread run.
+                Progress::Done => tokio::task::yield_now().await,
+                // Shards never wait for sockets, so there soon is room: until then the queue fills, then Redis.
+                Progress::Blocked => tokio::time::sleep(Duration::from_millis(1)).await,
             }
         }
     }
 
-    /// Hears the broker on whatever thread this is, unless another one is at it. `false` if something is left to be heard.
-    fn hear_at_once(self: &Arc<Self>, intake: &Intake) -> bool {
-        let Ok(mut turn) = self.turn.try_lock() else { return false };
-        self.hear(intake, &mut turn) != Heard::Full && intake.is_empty()
+    /// Processes events on the calling thread, unless another thread is at it. `false` if some are left.
+    fn try_process_here(self: &Arc<Self>, queue: &EventQueue) -> bool {
+        let Ok(mut pending) = self.pending.try_lock() else { return false };
+        self.process(queue, &mut pending) != Progress::Blocked && queue.is_empty()
     }
 
-    /// Hears what is left of the last turn, or else what has come since.
-    fn hear(self: &Arc<Self>, intake: &Intake, turn: &mut Turn) -> Heard {
-        if turn.events.is_empty() {
-            let Some(Taken { dropped, since }) = intake.take(&mut turn.events) else { return Heard::Nothing };
+    /// Processes what the last call left, or else what has come since.
+    fn process(self: &Arc<Self>, queue: &EventQueue, pending: &mut Pending) -> Progress {
+        if pending.events.is_empty() {
+            let Some(Taken { dropped, since }) = queue.take(&mut pending.events) else { return Progress::Idle };
             self.metrics.intake_dropped.inc_by(dropped);
-            turn.since = since;
+            pending.since = since;
         }
-        let (mut heard, mut count) = (Heard::All, Count::default());
-        while let Some(event) = turn.events.pop_front() {
-            if let Err(event) = self.handle(event, turn.since, &mut count) {
-                turn.events.push_front(event);
-                heard = Heard::Full;
+        let (mut progress, mut count) = (Progress::Done, Count::default());
+        while let Some(event) = pending.events.pop_front() {
+            if let Err(event) = self.handle(event, pending.since, &mut count) {
+                pending.events.push_front(event);
+                progress = Progress::Blocked;
                 break;
             }
         }
         self.metrics.messages_in.inc_by(count.messages);
         self.metrics.bytes_in.inc_by(count.bytes);
-        heard
+        progress
     }
 
     /// Handles an event; gives it back if there is no room for its message.
@@ -127,24 +127,24 @@ mod tests {
     use crate::broker::memory::MemoryBroker;
     use crate::broker::{Broker, Publication};
     use crate::channel::ChannelName;
-    use crate::log::Bounds;
+    use crate::hub::log::Bounds;
     use crate::message::Entry;
-    use crate::metrics::Metrics;
+    use crate::observability::metrics::Metrics;
     use crate::rules::Rules;
 
     #[tokio::test]
     async fn what_one_thread_could_not_hear_for_want_of_room_is_not_overtaken() {
-        let (intake, metrics) = (Arc::new(Intake::default()), Arc::new(Metrics::new(1)));
+        let (queue, metrics) = (Arc::new(EventQueue::default()), Arc::new(Metrics::new(1)));
         let rules = Arc::new(Rules::parse("[[channel]]\nmatch = '*'\nhistory = false\n").expect("rules"));
-        let broker = Arc::new(MemoryBroker::new(intake.clone(), rules.clone()));
+        let broker = Arc::new(MemoryBroker::new(queue.clone(), rules.clone()));
         let bounds = Bounds { entries: 4, bytes: usize::MAX };
         let hub = Hub::new(broker.clone(), rules, bounds, usize::MAX, 1, metrics);
-        tokio::spawn(hub.clone().run(intake.clone()));
+        tokio::spawn(hub.clone().run(queue.clone()));
         let channel: ChannelName = "a".parse().expect("valid");
         let member = hub.join(&channel).await.expect("joined");
         let topic = member.topic();
         topic.served(0, None);
-        // Its own task has heard of the subscription, and waits for more.
+        // The hub's own task has processed the subscription, and waits for more.
         for _ in 0..10 {
             tokio::task::yield_now().await;
         }
@@ -156,15 +156,15 @@ mod tests {
             let results = broker.publish(numbers.map(publication).collect()).await;
             assert!(results.iter().all(Result::is_ok));
         }
-        // One thread, and nobody else has had a turn: this one has heard what there was room for.
+        // One thread, and no other task has run: this one has processed what there was room for.
         assert_eq!(topic.end(), 4);
-        let heard = async {
+        let delivered = async {
             while topic.end() < 8 {
                 topic.served(0, Some(topic.end()));
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
         };
-        tokio::time::timeout(Duration::from_secs(30), heard).await.expect("the hub's own task goes on");
+        tokio::time::timeout(Duration::from_secs(30), delivered).await.expect("the hub's own task goes on");
         let mut payloads = Vec::new();
         let kept = topic.read(4, |entry| {
             let Entry::Message(message) = entry else { unreachable!("nothing was missed") };

@@ -43,7 +43,7 @@ pub struct Metrics {
     pub published: Counter,
     /// Messages that publishers of this instance had refused.
     pub publish_failed: Counter,
-    /// Messages for which the intake had no room.
+    /// Messages for which the queue had no room.
     pub intake_dropped: Counter,
     /// Messages without a position that were dropped while a gap was being repaired.
     pub plain_dropped: Counter,
@@ -96,7 +96,7 @@ impl Metrics {
         let writes = counter("writes", "Writes to subscribers' sockets, each a system call");
         let published = counter("published", "Messages accepted from publishers");
         let publish_failed = counter("publish_failed", "Messages refused to publishers");
-        let intake_dropped = counter("intake_dropped", "Messages for which the intake had no room");
+        let intake_dropped = counter("intake_dropped", "Messages for which the queue had no room");
         let plain_dropped = counter("plain_dropped", "Messages without a position dropped during a repair");
         let gaps_found = counter("gaps_found", "Times that a message did not follow the one before it");
         let gaps_repaired = counter("gaps_repaired", "Gaps repaired from the history");

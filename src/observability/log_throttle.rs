@@ -9,9 +9,9 @@ const PAUSE: Duration = Duration::from_secs(10);
 
 /// When each thing was last said, and how often it happened since.
 #[derive(Default)]
-pub struct Sparing(Mutex<HashMap<&'static str, (Option<Instant>, u64)>>);
+pub struct LogThrottle(Mutex<HashMap<&'static str, (Option<Instant>, u64)>>);
 
-impl Sparing {
+impl LogThrottle {
     /// It happened once more. If it is to be said now: how often it happened since that was last so.
     pub fn happened(&self, what: &'static str) -> Option<u64> {
         // The table is whole after every line that holds it: a panic elsewhere does not spoil it.
@@ -32,9 +32,9 @@ mod tests {
 
     #[test]
     fn the_same_is_said_once_and_something_else_as_well() {
-        let sparing = Sparing::default();
-        assert_eq!(sparing.happened("full"), Some(1));
-        assert_eq!(sparing.happened("full"), None);
-        assert_eq!(sparing.happened("empty"), Some(1));
+        let throttle = LogThrottle::default();
+        assert_eq!(throttle.happened("full"), Some(1));
+        assert_eq!(throttle.happened("full"), None);
+        assert_eq!(throttle.happened("empty"), Some(1));
     }
 }

@@ -11,7 +11,7 @@ use super::token_key::{Key, TokenKeyError};
 
 /// What a token is to say.
 #[derive(Debug, Serialize)]
-pub struct Wish {
+pub struct TokenSpec {
     /// What it allows.
     pub livebridge: Patterns,
     /// Until when, in seconds since 1970.
@@ -44,7 +44,7 @@ pub fn expiry(after: Duration) -> u64 {
 }
 
 /// Signs a token with HS256.
-pub fn mint(wish: &Wish, secret: &Secret) -> Result<String, TokenKeyError> {
+pub fn issue(wish: &TokenSpec, secret: &Secret) -> Result<String, TokenKeyError> {
     Key::shared(secret)?;
     let key = EncodingKey::from_secret(secret.reveal().as_bytes());
     // Signing with a secret does not fail.

@@ -14,9 +14,9 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::spawn_local;
 
-use crate::admission::{Admission, Admitted, Refusal};
-use crate::lingering_close::lingering_close;
-use crate::socket::Socket;
+use crate::transport::admission::{Admission, Admitted, Refusal};
+use crate::transport::lingering_close::lingering_close;
+use crate::transport::socket::Socket;
 
 /// How many connections may wait to be accepted; the kernel caps it by `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;

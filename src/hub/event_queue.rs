@@ -8,7 +8,7 @@ use tokio::sync::Notify;
 
 use crate::broker::Event;
 use crate::channel::ChannelName;
-use crate::metrics::latency::Moment;
+use crate::observability::metrics::latency::Moment;
 
 /// As much as Redis itself would buffer for a subscriber before it cut the connection.
 const MOST_BYTES: usize = 32 << 20;
@@ -19,11 +19,11 @@ const EVENT_BYTES: usize = 128;
 const MOST_AT_ONCE: usize = 64;
 
 /// Takes what there is on the thread that calls it. `false` if something is left.
-type TakeAtOnce = Box<dyn Fn(&Intake) -> bool + Send + Sync>;
+type TakeAtOnce = Box<dyn Fn(&EventQueue) -> bool + Send + Sync>;
 
 /// Events on their way from a broker to the hub.
 #[derive(Default)]
-pub struct Intake {
+pub struct EventQueue {
     queue: Mutex<Queue>,
     arrived: Notify,
     room: Notify,
@@ -50,7 +50,7 @@ pub struct Taken {
     pub since: Moment,
 }
 
-impl Intake {
+impl EventQueue {
     /// Adds an event. A message that finds no room is dropped, and its channel reported as [`Event::Missed`]
     /// in its place: what has a position is then read from the history.
     pub fn push(&self, event: Event) {
@@ -58,7 +58,7 @@ impl Intake {
         self.arrived.notify_one();
     }
 
-    /// Adds an event like [`Intake::push`], for the [`Intake::deliver`] that is to follow.
+    /// Adds an event like [`EventQueue::push`], for the [`EventQueue::deliver`] that is to follow.
     pub fn add(&self, event: Event) {
         self.lock().push(event);
     }
@@ -74,7 +74,7 @@ impl Intake {
         }
     }
 
-    /// Sets what [`Intake::deliver`] calls. Only the first is kept.
+    /// Sets what [`EventQueue::deliver`] calls. Only the first is kept.
     pub fn taken_at_once_by(&self, take: impl Fn(&Self) -> bool + Send + Sync + 'static) {
         let _ = self.take_at_once.set(Box::new(take));
     }
@@ -174,16 +174,16 @@ mod tests {
 
     #[test]
     fn a_message_that_finds_no_room_is_reported_as_missed() {
-        let intake = Intake::default();
+        let queue = EventQueue::default();
         let channel: ChannelName = "a".parse().expect("valid");
         for _ in 0..33 {
-            intake.push(Event::Arrived(channel.clone(), Message::plain(vec![0; 1 << 20])));
+            queue.push(Event::Arrived(channel.clone(), Message::plain(vec![0; 1 << 20])));
         }
-        assert!(!intake.has_room());
+        assert!(!queue.has_room());
         let mut events = VecDeque::new();
-        let Taken { dropped, .. } = intake.take(&mut events).expect("events");
+        let Taken { dropped, .. } = queue.take(&mut events).expect("events");
         assert_eq!((events.len() as u64 - 1) + dropped, 33);
         assert!(dropped > 0 && matches!(events.back(), Some(Event::Missed(_))));
-        assert!(intake.has_room());
+        assert!(queue.has_room());
     }
 }

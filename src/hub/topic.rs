@@ -7,14 +7,14 @@ use std::time::Instant;
 
 use tokio::sync::Notify;
 
-use crate::broker::{From, Page, Tail};
+use crate::broker::{Page, ReadFrom, Tail};
 use crate::channel::ChannelName;
-use crate::hub::history::SharedReads;
-use crate::log::{Bounds, Found, Log};
+use crate::hub::log::{Bounds, Found, Log};
+use crate::hub::sequence::{Next, Sequencer};
+use crate::hub::shared_reads::SharedReads;
 use crate::message::{Entry, Message, Position};
-use crate::metrics::latency::Moment;
+use crate::observability::metrics::latency::Moment;
 use crate::rules::Rule;
-use crate::sequence::{Next, Sequencer};
 
 /// Where a new subscriber begins.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -35,7 +35,7 @@ pub enum ReadAt {
     /// In the log, at this sequence number.
     Log(u64),
     /// The history must be asked first.
-    History(From),
+    History(ReadFrom),
 }
 
 /// Where a subscriber begins.
@@ -238,20 +238,20 @@ impl Topic {
         let (read_at, position) = match start {
             // Before a channel's first message there are no values to ask for.
             Start::Live | Start::Oldest if self.rule.keyed.is_some() && tail.offset > 0 => {
-                (ReadAt::History(From::Keys), Position::new(tail.epoch, 0))
+                (ReadAt::History(ReadFrom::Keys), Position::new(tail.epoch, 0))
             }
             Start::Live | Start::Last(0) => (end, tail),
-            Start::Oldest => (ReadAt::History(From::Oldest), Position::new(tail.epoch, 0)),
+            Start::Oldest => (ReadAt::History(ReadFrom::Oldest), Position::new(tail.epoch, 0)),
             Start::Last(count) => {
                 let before = Position::new(tail.epoch, tail.offset.saturating_sub(count as u64));
-                (state.log.find_last(count).map_or(ReadAt::History(From::Last(count)), ReadAt::Log), before)
+                (state.log.find_last(count).map_or(ReadAt::History(ReadFrom::Last(count)), ReadAt::Log), before)
             }
             Start::After(position) => {
                 let read_at = match state.log.find(position) {
                     Found::At(sequence) => ReadAt::Log(sequence),
                     Found::Older if position == tail => end,
                     // The history says exactly what is gone, if anything is.
-                    Found::Older => ReadAt::History(From::After(position)),
+                    Found::Older => ReadAt::History(ReadFrom::After(position)),
                 };
                 (read_at, position)
             }

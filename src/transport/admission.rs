@@ -11,10 +11,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use crate::address::{ClientAddress, TrustedProxies, group, is_near};
-use crate::metrics::Metrics;
-use crate::rate::{Bucket, Rate};
-use crate::sparing::Sparing;
+use crate::observability::log_throttle::LogThrottle;
+use crate::observability::metrics::Metrics;
+use crate::transport::address::{ClientAddress, TrustedProxies, group, is_near};
+use crate::transport::token_bucket::{Bucket, Rate};
 
 /// So many addresses that have no connection are remembered for their rate at most; beyond, they are forgotten, and may begin
 /// with a full burst again.
@@ -116,7 +116,7 @@ pub struct Admission {
     threads: Box<[AtomicUsize]>,
     addresses: Mutex<Addresses>,
     /// Which refusals are due for a line in the log.
-    told: Sparing,
+    told: LogThrottle,
     began: Instant,
 }
 
@@ -141,7 +141,7 @@ impl Admission {
             metrics,
             threads: (0..threads).map(|_| AtomicUsize::new(0)).collect(),
             addresses: Mutex::default(),
-            told: Sparing::default(),
+            told: LogThrottle::default(),
             began: Instant::now(),
         })
     }
@@ -311,7 +311,7 @@ fn reserve(descriptors: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::address::parse_network;
+    use crate::transport::address::parse_network;
 
     fn admission(connections: Option<usize>, per_address: Option<usize>, handshakes: Option<Rate>) -> Arc<Admission> {
         let limits = AddressLimits { connections: per_address, handshakes };

@@ -1,0 +1,16 @@
+//! Connections to clients, below HTTP: accepted, admitted, limited, and closed so that the last bytes
+//! arrive. Nothing here knows what is said over them.
+//!
+//! * `accept`: the port, and which thread serves a new connection.
+//! * `admission`: how many connections there may be, from all and from one `address`.
+//! * `socket`: the one type of socket that everything above reads and writes.
+//! * `lingering_close`: the end of a connection whose client still sends.
+//! * `token_bucket` and `byte_budget`: how fast, and how much at once.
+
+pub mod accept;
+pub mod address;
+pub mod admission;
+pub mod byte_budget;
+pub mod lingering_close;
+pub mod socket;
+pub mod token_bucket;
