@@ -132,6 +132,26 @@ pub enum Event {
     Refused(ChannelName),
 }
 
+/// How many channels a client asks for at once. Channels of small requests come first, so that a
+/// client of a few channels does not wait behind others with very many.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum RequestSize {
+    /// At most [`Self::MOST_SMALL`].
+    Small,
+    /// More.
+    Large,
+}
+
+impl RequestSize {
+    /// The most channels of a small request.
+    pub const MOST_SMALL: usize = 10;
+
+    /// The size of a request for so many channels.
+    pub fn of(channels: usize) -> Self {
+        if channels <= Self::MOST_SMALL { Self::Small } else { Self::Large }
+    }
+}
+
 /// Whether publishing and receiving work.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Health {
@@ -147,12 +167,13 @@ pub trait Broker: Send + Sync + 'static {
     /// position, or `None` where the channel keeps no history. Ends within a bounded time, whatever happens.
     fn publish(&self, batch: Vec<Publication>) -> BoxFuture<'_, Vec<Result<Option<Position>, BrokerError>>>;
 
-    /// Wants the channel's messages. Never waits; the queue hears `Subscribed` or `Refused`.
+    /// Wants the channel's messages, for a client's request of that size. Never waits; the queue hears
+    /// `Subscribed` or `Refused`.
     ///
     /// # Errors
     /// [`BrokerError::ChannelRefused`] for a while after the broker refused the channel. Then nothing is
     /// wanted. While the broker is down the channel is wanted as soon as it is back.
-    fn subscribe(&self, channel: &ChannelName) -> Result<(), BrokerError>;
+    fn subscribe(&self, channel: &ChannelName, request: RequestSize) -> Result<(), BrokerError>;
 
     /// Wants them no more. Some may still arrive.
     fn unsubscribe(&self, channel: &ChannelName);

@@ -20,7 +20,7 @@ use tokio::sync::Semaphore;
 use self::dispatch::Pending;
 use self::wake_list::WakeList;
 use crate::backoff::Backoff;
-use crate::broker::{Broker, BrokerError, Health, PAGE_MESSAGES, Page, ReadFrom};
+use crate::broker::{Broker, BrokerError, Health, PAGE_MESSAGES, Page, ReadFrom, RequestSize};
 use crate::channel::ChannelName;
 use crate::fair_share::level;
 use crate::hub::log::Bounds;
@@ -33,8 +33,8 @@ use crate::rules::Rules;
 const IDLE_TOPIC_TTL: Duration = Duration::from_secs(5);
 /// How often shared pages are looked through for those that are too old.
 const PAGES_SWEPT: u64 = 5;
-/// How many histories are asked at once.
-const CHECKS_AT_ONCE: usize = 64;
+/// How many histories are asked at once: of channels that only large requests have joined, and of others.
+const CHECKS_AT_ONCE: [usize; 2] = [32, 32];
 /// How long a log entry stays once all have read it: the time in which most who lost their connection come back.
 const LOG_IDLE: Duration = Duration::from_secs(60);
 
@@ -50,7 +50,7 @@ pub struct Hub {
     log_bytes: Arc<AtomicUsize>,
     most_log_bytes: usize,
     wake_lists: Vec<Arc<WakeList>>,
-    checks: Semaphore,
+    checks: [Semaphore; 2],
     metrics: Arc<Metrics>,
 }
 
@@ -74,7 +74,7 @@ impl Hub {
             log_bytes: Arc::default(),
             most_log_bytes,
             wake_lists: (0..shards).map(|_| Arc::default()).collect(),
-            checks: Semaphore::new(CHECKS_AT_ONCE),
+            checks: CHECKS_AT_ONCE.map(Semaphore::new),
             metrics,
         })
     }
@@ -104,35 +104,39 @@ impl Hub {
     ///
     /// # Errors
     /// As [`Broker::subscribe`].
-    pub async fn join(&self, channel: &ChannelName) -> Result<Membership, BrokerError> {
+    pub async fn join(&self, channel: &ChannelName, request: RequestSize) -> Result<Membership, BrokerError> {
         if let Health::Down(why) = self.broker.health() {
             return Err(BrokerError::Unavailable(why));
         }
-        self.join_when_available(channel).await
+        self.join_when_available(channel, request).await
     }
 
     /// The same, but waits for a broker that is away.
     ///
     /// # Errors
     /// As [`Broker::subscribe`].
-    pub async fn join_when_available(&self, channel: &ChannelName) -> Result<Membership, BrokerError> {
-        let membership = self.enter(channel)?;
+    pub async fn join_when_available(
+        &self,
+        channel: &ChannelName,
+        request: RequestSize,
+    ) -> Result<Membership, BrokerError> {
+        let membership = self.enter(channel, request)?;
         if membership.0.ready().await { Ok(membership) } else { Err(BrokerError::ChannelRefused(channel.clone())) }
     }
 
-    fn enter(&self, channel: &ChannelName) -> Result<Membership, BrokerError> {
+    fn enter(&self, channel: &ChannelName, request: RequestSize) -> Result<Membership, BrokerError> {
         let mut topics = self.lock();
         let topic = match topics.get(channel) {
             Some(topic) => topic.clone(),
-            None => self.open(channel)?,
+            None => self.open(channel, request)?,
         };
-        topic.join();
+        topic.join(request);
         topics.entry(channel.clone()).or_insert_with(|| topic.clone());
         Ok(Membership(topic))
     }
 
-    fn open(&self, channel: &ChannelName) -> Result<Arc<Topic>, BrokerError> {
-        self.broker.subscribe(channel)?;
+    fn open(&self, channel: &ChannelName, request: RequestSize) -> Result<Arc<Topic>, BrokerError> {
+        self.broker.subscribe(channel, request)?;
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let (rule, shards) = (self.rules.of(channel), self.wake_lists.len());
         Ok(Arc::new(Topic::new(id, channel.clone(), rule, self.bounds, shards, self.log_bytes.clone())))
@@ -178,8 +182,8 @@ impl Hub {
             let delivered = topic.delivered();
             let from = delivered.map_or(ReadFrom::Tail, ReadFrom::AfterDelivered);
             let answer = {
-                // Closed never: the semaphore lives as long as the hub.
-                let _permit = self.checks.acquire().await;
+                // Closed never: the semaphores live as long as the hub.
+                let _permit = self.checks[usize::from(topic.has_small_requests())].acquire().await;
                 self.broker.read(&topic.channel, from, PAGE_MESSAGES).await
             };
             match answer {

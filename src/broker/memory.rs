@@ -17,7 +17,7 @@ use tokio::time::MissedTickBehavior;
 
 use self::channels::{Channels, Published};
 use self::clock::Clock;
-use super::{Broker, BrokerError, Event, Health, Page, Publication, ReadFrom};
+use super::{Broker, BrokerError, Event, Health, Page, Publication, ReadFrom, RequestSize};
 use crate::channel::ChannelName;
 use crate::hub::event_queue::EventQueue;
 use crate::message::{Message, Position};
@@ -117,7 +117,7 @@ impl Broker for MemoryBroker {
         .boxed()
     }
 
-    fn subscribe(&self, channel: &ChannelName) -> Result<(), BrokerError> {
+    fn subscribe(&self, channel: &ChannelName, _: RequestSize) -> Result<(), BrokerError> {
         let mut state = lock(&self.state);
         state.subscribed.insert(channel.clone());
         self.queue.push(Event::Subscribed(channel.clone()));
@@ -206,7 +206,7 @@ keyed = true
     async fn a_retry_is_the_same_payload_key_and_removal_and_is_not_delivered_again() {
         let broker = broker();
         let channel: ChannelName = "sheet".parse().expect("valid");
-        broker.subscribe(&channel).expect("it refuses nothing");
+        broker.subscribe(&channel, RequestSize::Small).expect("it refuses nothing");
         let set = Publication { key: Some("a".into()), ..publication("sheet", "1", Some("id")) };
         for _ in 0..3 {
             assert_eq!(publish(&broker, set.clone()).await, Ok(Some(1)));

@@ -16,6 +16,7 @@ mod reads;
 pub mod resp;
 mod subscriber;
 mod subscriptions;
+mod wanted;
 
 use std::sync::Arc;
 
@@ -26,7 +27,7 @@ use self::commands::Commands;
 use self::endpoint::Endpoint;
 use self::pipeline::Pipeline;
 use self::subscriber::Subscriber;
-use super::{Broker, BrokerError, Health, Page, Publication, ReadFrom};
+use super::{Broker, BrokerError, Health, Page, Publication, ReadFrom, RequestSize};
 use crate::channel::ChannelName;
 use crate::hub::event_queue::EventQueue;
 use crate::message::Position;
@@ -83,8 +84,8 @@ impl Broker for RedisBroker {
         .boxed()
     }
 
-    fn subscribe(&self, channel: &ChannelName) -> Result<(), BrokerError> {
-        self.subscriber.want(channel)
+    fn subscribe(&self, channel: &ChannelName, request: RequestSize) -> Result<(), BrokerError> {
+        self.subscriber.want(channel, request)
     }
 
     fn unsubscribe(&self, channel: &ChannelName) {

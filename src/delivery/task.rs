@@ -26,7 +26,7 @@ use super::session::{Session, SubscriptionKey, Waits};
 use super::shard::Shard;
 use super::subscription::{NewSubscription, Rights, Subscription};
 use crate::backoff::Backoff;
-use crate::broker::{BrokerError, Page, Publication, ReadFrom};
+use crate::broker::{BrokerError, Page, Publication, ReadFrom, RequestSize};
 use crate::channel::ChannelName;
 use crate::close::{Close, Code};
 use crate::hub::topic::{Start, Topic};
@@ -180,10 +180,11 @@ impl ConnectionTask {
     fn join(&mut self, channels: Vec<AwaitedChannel>) {
         self.connection.notify(|encoding, out| encoding.dialect.write_waiting(out));
         let hub = self.shard.context.app.hub.clone();
+        let size = RequestSize::of(channels.len());
         let joining = channels.into_iter().map(move |AwaitedChannel { channel, start, rights }| {
             let hub = hub.clone();
             async move {
-                let membership = hub.join_when_available(&channel).await?;
+                let membership = hub.join_when_available(&channel, size).await?;
                 Ok(NewSubscription { membership, start, rights })
             }
         });

@@ -19,7 +19,7 @@ use super::query::Query;
 use crate::access::origin::Page;
 use crate::access::{Action, Credentials, Permissions};
 use crate::app::App;
-use crate::broker::BrokerError;
+use crate::broker::{BrokerError, RequestSize};
 use crate::channel::ChannelName;
 use crate::delivery::encoding::{
     BARE_EVENTS, BARE_MULTI_CHANNEL_EVENTS, EVENTS, Encoding, MULTI_CHANNEL_EVENTS, WEBSOCKET_JSON, WEBSOCKET_RAW,
@@ -256,7 +256,8 @@ impl Wanted {
         if app.drain.is_draining() {
             return Err(JoinError::Draining);
         }
-        let joined = try_join_all(self.channels.iter().map(|channel| app.hub.join(channel)));
+        let size = RequestSize::of(self.channels.len());
+        let joined = try_join_all(self.channels.iter().map(|channel| app.hub.join(channel, size)));
         let memberships = tokio::time::timeout(JOIN_TIMEOUT, joined)
             .await
             .unwrap_or_else(|_| Err(BrokerError::Unavailable("no subscription in time".into())))

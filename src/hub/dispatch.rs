@@ -125,7 +125,7 @@ impl Hub {
 mod tests {
     use super::*;
     use crate::broker::memory::MemoryBroker;
-    use crate::broker::{Broker, Publication};
+    use crate::broker::{Broker, Publication, RequestSize};
     use crate::channel::ChannelName;
     use crate::hub::log::Bounds;
     use crate::message::Entry;
@@ -141,7 +141,7 @@ mod tests {
         let hub = Hub::new(broker.clone(), rules, bounds, usize::MAX, 1, metrics);
         tokio::spawn(hub.clone().run(queue.clone()));
         let channel: ChannelName = "a".parse().expect("valid");
-        let member = hub.join(&channel).await.expect("joined");
+        let member = hub.join(&channel, RequestSize::Small).await.expect("joined");
         let topic = member.topic();
         topic.served(0, None);
         // The hub's own task has processed the subscription, and waits for more.

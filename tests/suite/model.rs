@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use livebridge::broker::{Broker, BrokerError, Event, Health, Page, Publication, ReadFrom, Tail};
+use livebridge::broker::{Broker, BrokerError, Event, Health, Page, Publication, ReadFrom, RequestSize, Tail};
 use livebridge::channel::ChannelName;
 use livebridge::delivery::batch::EncodedBatch;
 use livebridge::delivery::encoding::WEBSOCKET_JSON;

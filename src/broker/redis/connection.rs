@@ -51,9 +51,19 @@ impl Connection {
             .unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, "no answer in time").into()))
     }
 
+    fn over(stream: Box<dyn Stream>) -> Self {
+        let (reader, writer) = tokio::io::split(stream);
+        Self { reader, writer, incoming: BytesMut::new(), outgoing: BytesMut::new() }
+    }
+
+    /// A connection to nobody, for tests of what is sent.
+    #[cfg(test)]
+    pub(super) fn unconnected() -> Self {
+        Self::over(Box::new(tokio::io::empty()))
+    }
+
     async fn try_open(endpoint: &Endpoint) -> Result<Self, ConnectionError> {
-        let (reader, writer) = tokio::io::split(endpoint.stream().await?);
-        let mut connection = Self { reader, writer, incoming: BytesMut::new(), outgoing: BytesMut::new() };
+        let mut connection = Self::over(endpoint.stream().await?);
         let credentials = endpoint.credentials();
         match credentials.password() {
             Some(password) => {
@@ -151,9 +161,7 @@ mod tests {
     #[tokio::test]
     async fn the_buffer_of_a_large_message_is_given_back() {
         let (ours, mut theirs) = tokio::io::duplex(READ);
-        let stream: Box<dyn Stream> = Box::new(ours);
-        let (reader, writer) = tokio::io::split(stream);
-        let mut connection = Connection { reader, writer, incoming: BytesMut::new(), outgoing: BytesMut::new() };
+        let mut connection = Connection::over(Box::new(ours));
         let payload = vec![b'x'; 3 * KEPT];
         let head = format!(">3\r\n$7\r\nmessage\r\n$1\r\na\r\n${}\r\n", payload.len());
         let message = [head.as_bytes(), &payload, b"\r\n"].concat();

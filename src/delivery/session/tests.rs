@@ -1,8 +1,8 @@
 //! A living session on a real hub with the embedded broker: subscriptions come and go, sockets take what they like.
 
 use super::*;
-use crate::broker::Publication;
 use crate::broker::memory::MemoryBroker;
+use crate::broker::{Publication, RequestSize};
 use crate::channel::ChannelName;
 use crate::delivery::encoding::{EVENTS, MULTI_CHANNEL_EVENTS, WEBSOCKET_JSON, WEBSOCKET_RAW};
 use crate::delivery::framing::websocket::{self, Opcode};
@@ -37,7 +37,7 @@ impl World {
     }
 
     async fn subscribe(&mut self, channel: &str, start: Start) -> SubscriptionKey {
-        let membership = self.hub.join(&name(channel)).await.expect("a broker");
+        let membership = self.hub.join(&name(channel), RequestSize::Small).await.expect("a broker");
         self.session.subscribe(NewSubscription { membership, start, rights: Rights { publish: channel == "a" } }).0
     }
 

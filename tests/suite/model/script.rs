@@ -80,7 +80,7 @@ impl Broker for Script {
         async { Vec::new() }.boxed()
     }
 
-    fn subscribe(&self, channel: &ChannelName) -> Result<(), BrokerError> {
+    fn subscribe(&self, channel: &ChannelName, _: RequestSize) -> Result<(), BrokerError> {
         self.truths.lock().unwrap().get_mut(channel).unwrap().wanted = true;
         if self.switches.lock().unwrap().connected {
             self.queue.push(Event::Subscribed(channel.clone()));

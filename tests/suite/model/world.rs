@@ -155,7 +155,7 @@ impl World {
         client.joining = Some(tokio::spawn(async move {
             let mut memberships = Vec::new();
             for name in names {
-                memberships.push(hub.join(&name).await.unwrap());
+                memberships.push(hub.join(&name, RequestSize::Small).await.unwrap());
             }
             memberships
         }));
