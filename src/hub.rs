@@ -31,7 +31,7 @@ use crate::rules::Rules;
 
 /// How long a channel without subscribers is kept: a page reload must not cost a round trip to Redis.
 const IDLE_TOPIC_TTL: Duration = Duration::from_secs(5);
-/// How often shared pages are looked through for those that are too old.
+/// How often shared pages are checked for those that nobody can use any more.
 const PAGES_SWEPT: u64 = 5;
 /// How many histories are asked at once: of channels that only large requests have joined, and of others.
 const CHECKS_AT_ONCE: [usize; 2] = [32, 32];
@@ -236,7 +236,7 @@ impl Hub {
                 continue;
             }
             let topics: Vec<_> = self.lock().values().cloned().collect();
-            topics.iter().for_each(|topic| topic.shared_reads.sweep());
+            topics.iter().for_each(|topic| topic.sweep_page());
             if trimmed.elapsed() > LOG_IDLE {
                 trimmed = Instant::now();
                 topics.iter().for_each(|topic| topic.trim_idle());

@@ -1,5 +1,5 @@
-//! Pages of history for subscribers. Many who come back at the same time ask for the same, or for parts
-//! of it: they share one read of the broker, and the page stays for those who come a little later.
+//! Pages of history for subscribers. Clients that come back at the same time ask for the same messages, or
+//! for parts of them: they share one read of the broker, and the page is kept for those that come later.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -11,10 +11,13 @@ use super::Hub;
 use crate::broker::{Broker, BrokerError, PAGE_MESSAGES, Page, ReadFrom};
 use crate::hub::topic::{ReadAt, Topic};
 use crate::message::{Gap, GapReason, Position};
+use crate::rules::Rule;
 
-/// How long a page is handed to others. Whatever was published since it was read follows from the log,
-/// so it never is out of date; it only takes memory, and its oldest messages may be a little too old.
-const PAGE_AGE: Duration = Duration::from_secs(5);
+/// A page that nobody asked for in this time is dropped: it takes memory.
+const PAGE_IDLE: Duration = Duration::from_secs(5);
+/// What was published since a page was read follows from the log, so a page that connects to the log is never
+/// out of date. But its messages may exceed the history's age: by this part of it, or by [`PAGE_IDLE`].
+const EXCESS_AGE: u32 = 10;
 
 type Answer = Result<Option<Arc<Page>>, BrokerError>;
 type Read = BoxFuture<'static, Answer>;
@@ -30,26 +33,33 @@ struct State {
     under_way: Vec<(ReadFrom, WeakShared<Read>)>,
 }
 
-/// A page of history, what it was the answer to, and when it was read.
+/// A page of history, what it was the answer to, when it was read, and when it was last asked for.
 #[derive(Clone)]
 struct SharedPage {
     from: ReadFrom,
     page: Arc<Page>,
     read_at: Instant,
+    used_at: Instant,
 }
 
 impl SharedReads {
-    /// Forgets the page if it is too old to be handed out.
-    pub(crate) fn sweep(&self) {
-        self.lock().page.take_if(|page| page.read_at.elapsed() > PAGE_AGE);
+    /// The page, if there is one for a topic with this rule that may be handed out.
+    fn page(&self, rule: &Rule) -> Option<SharedPage> {
+        let now = Instant::now();
+        let mut state = self.lock();
+        let kept = state.page.as_mut().filter(|kept| kept.is_fresh(rule, now))?;
+        kept.used_at = now;
+        Some(kept.clone())
     }
 
-    fn page(&self) -> Option<SharedPage> {
-        self.lock().page.clone().filter(|page| page.read_at.elapsed() <= PAGE_AGE)
+    fn keep(&self, page: SharedPage) {
+        self.lock().page = Some(page);
     }
 
-    fn keep(&self, from: ReadFrom, page: &Arc<Page>) {
-        self.lock().page = Some(SharedPage { from, page: page.clone(), read_at: Instant::now() });
+    fn drop_unless(&self, is_kept: impl FnOnce(&SharedPage) -> bool) {
+        let dropped = self.lock().page.take_if(|page| !is_kept(page));
+        // Outside of the lock: it may be the last to hold a page of megabytes.
+        drop(dropped);
     }
 
     /// Joins the read of `from` that is under way, or begins one.
@@ -78,16 +88,16 @@ impl Hub {
     /// As [`Broker::read`].
     pub async fn history(&self, topic: &Topic, from: ReadFrom) -> Answer {
         let shared = &topic.shared_reads;
-        if let Some(known) = shared.page()
+        if let Some(known) = shared.page(&topic.rule)
             && connects(topic, &known.page)
-            && let Some(page) = known.answer(from)
+            && let Some(page) = known.answer(from, newer(topic, &known.page))
         {
             return Ok(Some(page));
         }
         let wider = wider(topic, from);
         let Some(page) = self.read_shared(topic, wider).await? else { return Ok(None) };
-        let read = SharedPage { from: wider, page, read_at: Instant::now() };
-        match read.answer(from) {
+        let newer = newer(topic, &page);
+        match SharedPage::new(wider, page).answer(from, newer) {
             Some(page) => Ok(Some(page)),
             // What is asked for is not in what was read (too far back, or a page too large): the broker says it exactly.
             None => self.read_shared(topic, from).await,
@@ -97,9 +107,17 @@ impl Hub {
     async fn read_shared(&self, topic: &Topic, from: ReadFrom) -> Answer {
         let answer = topic.shared_reads.join(from, || read(self.broker.clone(), topic.channel.clone(), from)).await?;
         if let Some(page) = &answer {
-            topic.shared_reads.keep(from, page);
+            topic.shared_reads.keep(SharedPage::new(from, page.clone()));
         }
         Ok(answer)
+    }
+}
+
+impl Topic {
+    /// Drops the page that its readers share, unless somebody may still be given it.
+    pub(crate) fn sweep_page(&self) {
+        let now = Instant::now();
+        self.shared_reads.drop_unless(|kept| kept.is_fresh(&self.rule, now) && connects(self, &kept.page));
     }
 }
 
@@ -112,6 +130,13 @@ fn connects(topic: &Topic, page: &Page) -> bool {
     let through = page.through.position;
     topic.delivered().is_some_and(|tail| tail.position.epoch == through.epoch)
         && matches!(topic.after_history(through), ReadAt::Log(_))
+}
+
+/// How many messages the log has delivered that are newer than the page.
+fn newer(topic: &Topic, page: &Page) -> usize {
+    let (delivered, tail) = (topic.delivered().map(|tail| tail.position), page.tail.position);
+    let newer = |position: Position| position.offset.saturating_sub(tail.offset);
+    delivered.filter(|position| position.epoch == tail.epoch).map_or(0, |position| newer(position) as usize)
 }
 
 /// What to read so that others, who stand at different places, can share the answer.
@@ -128,8 +153,20 @@ fn wider(topic: &Topic, from: ReadFrom) -> ReadFrom {
 }
 
 impl SharedPage {
-    /// The part of the page that answers `from`, if it does in full.
-    fn answer(&self, from: ReadFrom) -> Option<Arc<Page>> {
+    /// A page that has just been read.
+    fn new(from: ReadFrom, page: Arc<Page>) -> Self {
+        let now = Instant::now();
+        Self { from, page, read_at: now, used_at: now }
+    }
+
+    /// Whether readers still ask for it, and its messages are not much older than the history keeps them.
+    fn is_fresh(&self, rule: &Rule, now: Instant) -> bool {
+        let excess = rule.history.map_or(PAGE_IDLE, |history| PAGE_IDLE.max(history.age / EXCESS_AGE));
+        now.duration_since(self.used_at) <= PAGE_IDLE && now.duration_since(self.read_at) <= excess
+    }
+
+    /// The part of the page that answers `from`, if it does in full. `newer`: so many messages follow from the log.
+    fn answer(&self, from: ReadFrom, newer: usize) -> Option<Arc<Page>> {
         let epoch = self.page.tail.position.epoch;
         // Of a position with offset 0 only the broker knows whether nothing was missed.
         let is_foreign = |position: Position| position.epoch != epoch && position.offset > 0;
@@ -147,7 +184,7 @@ impl SharedPage {
             (ReadFrom::Oldest, ReadFrom::Oldest) => Some(self.page.clone()),
             (ReadFrom::Oldest, _) if self.page.through != self.page.tail => None,
             (ReadFrom::Oldest, ReadFrom::Last(count)) => {
-                Some(self.with(None, self.page.messages.len().saturating_sub(count)))
+                Some(self.with(None, self.page.messages.len().saturating_sub(count.saturating_sub(newer))))
             }
             (ReadFrom::Oldest, ReadFrom::After(position)) => {
                 let messages = &self.page.messages;
@@ -172,6 +209,7 @@ mod tests {
     use super::*;
     use crate::broker::Tail;
     use crate::message::Message;
+    use crate::rules::History;
 
     fn page(from: ReadFrom, offsets: std::ops::RangeInclusive<u64>, tail: u64) -> SharedPage {
         let tail = Tail { position: Position::new(7, tail), stamp: 1 };
@@ -179,7 +217,7 @@ mod tests {
         let message =
             |offset| Arc::new(Message { position: Some(Position::new(7, offset)), stamp: 1, ..Message::plain("x") });
         let page = Page { gap: None, messages: offsets.map(message).collect(), through, tail };
-        SharedPage { from, page: Arc::new(page), read_at: Instant::now() }
+        SharedPage::new(from, Arc::new(page))
     }
 
     fn offsets(page: Option<Arc<Page>>) -> Option<Vec<u64>> {
@@ -189,23 +227,44 @@ mod tests {
     #[test]
     fn a_whole_history_answers_all_who_stand_within_it() {
         let whole = page(ReadFrom::Oldest, 3..=5, 5);
-        assert_eq!(offsets(whole.answer(ReadFrom::After(Position::new(7, 3)))), Some(vec![4, 5]));
-        assert_eq!(offsets(whole.answer(ReadFrom::Last(2))), Some(vec![4, 5]));
-        assert_eq!(offsets(whole.answer(ReadFrom::After(Position::new(7, 1)))), None, "the broker says what is gone");
+        assert_eq!(offsets(whole.answer(ReadFrom::After(Position::new(7, 3)), 0)), Some(vec![4, 5]));
+        assert_eq!(offsets(whole.answer(ReadFrom::Last(2), 0)), Some(vec![4, 5]));
+        assert_eq!(offsets(whole.answer(ReadFrom::Last(2), 1)), Some(vec![5]), "one of the two is in the log");
+        assert_eq!(offsets(whole.answer(ReadFrom::Last(2), 7)), Some(vec![]));
+        assert_eq!(
+            offsets(whole.answer(ReadFrom::After(Position::new(7, 1)), 0)),
+            None,
+            "the broker says what is gone"
+        );
         let part = page(ReadFrom::Oldest, 3..=5, 9);
-        assert_eq!(offsets(part.answer(ReadFrom::After(Position::new(7, 3)))), None);
+        assert_eq!(offsets(part.answer(ReadFrom::After(Position::new(7, 3)), 0)), None);
+    }
+
+    #[test]
+    fn a_page_is_kept_while_it_is_asked_for_and_no_longer_than_its_age_allows() {
+        let history = |seconds| Some(History { messages: 100, age: Duration::from_secs(seconds) });
+        let rule = |seconds| Rule { history: history(seconds), ..Rule::default() };
+        let mut kept = page(ReadFrom::Oldest, 1..=3, 3);
+        let after = |seconds: u64| kept.read_at + Duration::from_secs(seconds);
+        let later = [1, 5, 6, 30, 31].map(after);
+        assert!(kept.is_fresh(&rule(300), later[1]) && !kept.is_fresh(&rule(300), later[2]), "nobody asked for it");
+        kept.used_at = later[3];
+        assert!(kept.is_fresh(&rule(300), later[3]), "it is asked for");
+        assert!(!kept.is_fresh(&rule(300), later[4]), "its messages may be a tenth too old");
+        kept.used_at = later[2];
+        assert!(!kept.is_fresh(&rule(1), later[2]));
     }
 
     #[test]
     fn positions_of_other_epochs_share_one_answer() {
         let whole = page(ReadFrom::Oldest, 3..=5, 5);
         for epoch in [1, 6, 8] {
-            let answer = whole.answer(ReadFrom::After(Position::new(epoch, 4))).expect("the same for all");
+            let answer = whole.answer(ReadFrom::After(Position::new(epoch, 4)), 0).expect("the same for all");
             let gap = answer.gap.expect("they missed something");
             assert_eq!((gap.resumes_after, gap.reason), (Position::new(7, 2), GapReason::EpochChanged));
             assert_eq!(answer.messages.len(), 3);
         }
-        assert!(whole.answer(ReadFrom::After(Position::new(6, 0))).is_none(), "it may have missed nothing");
+        assert!(whole.answer(ReadFrom::After(Position::new(6, 0)), 0).is_none(), "it may have missed nothing");
     }
 
     #[tokio::test]
