@@ -322,14 +322,14 @@ fn address_to_listen_on(text: &str) -> Result<SocketAddr, String> {
     if let Ok(address) = text.parse() {
         return Ok(address);
     }
-    let form = |problem: &str| format!("{problem}; it looks like {FORMS}");
-    let (host, port) = text.rsplit_once(':').ok_or_else(|| form("there is no port, or no address"))?;
+    let form = |problem: &str| format!("{problem}; examples: {FORMS}");
+    let (host, port) = text.rsplit_once(':').ok_or_else(|| form("the port or the address is missing"))?;
     if host.is_empty() {
-        return Err(form("there is no address before the port"));
+        return Err(form("the address before the port is missing"));
     }
-    let port: u16 = port.parse().map_err(|_| form("the port is no number from 0 to 65535"))?;
+    let port: u16 = port.parse().map_err(|_| form("the port must be a number from 0 to 65535"))?;
     if host.contains(':') {
-        return Err(form("an IPv6 address stands in brackets"));
+        return Err(form("write an IPv6 address in brackets"));
     }
     let addresses: Vec<_> = (host, port)
         .to_socket_addrs()

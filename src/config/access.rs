@@ -62,9 +62,9 @@ pub struct AccessArgs {
 pub enum AccessSettingsError {
     /// Protected mode.
     #[error(
-        "refusing to listen on {0}, where others can reach it, while everybody may publish and listen; set \
-         LIVEBRIDGE_PUBLISH_KEY for producers or LIVEBRIDGE_TOKEN_SECRET (or another key for clients' tokens, see --help), \
-         listen on 127.0.0.1, or say --insecure if something in front of it keeps strangers out"
+        "refusing to listen on {0} without access control: every client that reaches it could publish and subscribe. \
+         Set LIVEBRIDGE_PUBLISH_KEY for producers or LIVEBRIDGE_TOKEN_SECRET (or another key for clients' tokens, see \
+         --help), listen on 127.0.0.1, or use --insecure if something in front restricts access"
     )]
     Unprotected(SocketAddr),
     /// A publish key.
@@ -93,7 +93,9 @@ pub enum AccessSettingsError {
     #[error("--token-jwks-url: {0}")]
     Url(#[from] FetchError),
     /// Settings of tokens without a key.
-    #[error("{0} is set, but no key for tokens: add LIVEBRIDGE_TOKEN_SECRET, --token-public-key or --token-jwks-url")]
+    #[error(
+        "{0} is set, but no key verifies tokens: set LIVEBRIDGE_TOKEN_SECRET, --token-public-key or --token-jwks-url"
+    )]
     NoTokenKey(&'static str),
     /// A name that no cookie has.
     #[error("--token-cookie: a cookie's name has letters, digits, `-`, `_` and `.`")]
@@ -129,7 +131,7 @@ impl AccessArgs {
         }
         if !access.is_open() && !access.lets_anybody_subscribe() {
             tracing::warn!(
-                "nobody can subscribe: add a key for clients' tokens, or `anonymous = [\"subscribe\"]` to a rule"
+                "no client can subscribe: configure a key for tokens, or add `anonymous = [\"subscribe\"]` to a rule"
             );
         }
         Ok(access)

@@ -27,10 +27,10 @@ const MOST_BYTES: usize = 256 << 10;
 #[derive(Debug, thiserror::Error)]
 pub enum FetchError {
     /// Not a URL that is spoken here.
-    #[error("this is not a URL such as https://HOST/PATH (user and password are not spoken here)")]
+    #[error("not a URL such as https://HOST/PATH (user and password are not supported)")]
     Url,
     /// The system has no certificates to trust.
-    #[error("no certificate authorities are found on this system; install ca-certificates, or set SSL_CERT_FILE")]
+    #[error("no certificate authorities found on this system; install ca-certificates, or set SSL_CERT_FILE")]
     NoRoots,
 }
 

@@ -75,10 +75,10 @@ impl Refusal {
     pub fn answer(self) -> (u16, &'static str, &'static str) {
         match self {
             Self::Connections | Self::Descriptors => {
-                (503, "server_full", "this instance has as many connections as it can have; try again in a moment")
+                (503, "server_full", "this instance has reached its connection limit; try again in a moment")
             }
             Self::AddressConnections => {
-                (429, "too_many_connections", "your address has as many connections as it may have; close some")
+                (429, "too_many_connections", "your address has reached its connection limit; close some connections")
             }
             Self::AddressHandshakes => {
                 (429, "too_many_handshakes", "your address opens connections too fast; try again in a moment")
