@@ -19,7 +19,8 @@ pub async fn run(settings: &Settings, out: &mut impl Write) -> io::Result<bool> 
     match &settings.redis_url {
         Some(url) => findings.extend(check_redis(url, &settings.rules).await),
         None => {
-            findings.push(Finding::ok("the embedded broker: one instance, and a history that ends with the process"))
+            let broker = "using the embedded broker: one instance, and the history is lost when the process ends";
+            findings.push(Finding::ok(broker));
         }
     }
     for finding in &findings {

@@ -273,7 +273,7 @@ impl Events {
             return;
         }
         if kind == "livebridge:refused" {
-            tracing::warn!(answer = %data.join(""), "the instance refuses for now; trying again");
+            tracing::warn!(answer = %data.join(""), "the instance refused temporarily; reconnecting");
             return;
         }
         if kind == "livebridge:gap" {

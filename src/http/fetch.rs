@@ -98,7 +98,7 @@ impl Source {
 pub async fn keep_keys(jwks: Arc<Jwks>) {
     match Source::new(jwks.url()) {
         Ok(source) => jwks.keep_fresh(|| source.fetch()).await,
-        Err(error) => tracing::error!(%error, "the keys of --token-jwks-url are never fetched"),
+        Err(error) => tracing::error!(%error, "cannot start fetching --token-jwks-url"),
     }
 }
 
