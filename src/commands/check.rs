@@ -1,5 +1,5 @@
-//! `livebridge check`: says of each thing that an instance needs whether it is there, and how to mend it where it is not. What
-//! Redis says of itself is found out in `broker/redis/probe.rs`.
+//! `livebridge check`: checks everything that an instance needs, and prints one finding per line, with a
+//! suggested fix for each problem. `broker/redis/probe.rs` checks Redis.
 
 use std::io::{self, Write};
 
@@ -46,11 +46,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_finding_is_one_line_that_ends_with_the_mend() {
+    fn a_finding_is_one_line_that_ends_with_the_suggested_fix() {
         assert_eq!(Finding::ok("it is there").to_string(), "ok       it is there");
         assert_eq!(
             Finding::warning("it is small", "make it large").to_string(),
-            "warning  it is small — make it large"
+            "warning  it is small - make it large"
         );
     }
 }

@@ -94,7 +94,7 @@ impl Refusal {
         }
     }
 
-    fn mend(self) -> &'static str {
+    fn fix(self) -> &'static str {
         match self {
             Self::Connections => "raise --max-connections, or start another instance",
             Self::Descriptors => "raise the limit of descriptors (`ulimit -n`), or start another instance",
@@ -207,7 +207,7 @@ impl Admission {
         let reason = refusal.reason();
         self.metrics.count_refused(reason);
         if let Some(refused) = self.told.happened(reason) {
-            tracing::warn!(reason, client = %address, refused, "connections are refused; {}", refusal.mend());
+            tracing::warn!(reason, client = %address, refused, "connections are refused; {}", refusal.fix());
         }
         refusal
     }
