@@ -51,13 +51,13 @@ pub struct Credentials {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AccessError {
     /// The page's origin may not.
-    #[error("pages of this origin may not speak to this instance; it allows {0}")]
+    #[error("pages of this origin may not connect to this instance; it allows {0}")]
     Origin(String),
     /// Nothing was shown, and everybody may not.
-    #[error("{0} the channel {1} needs a token (or, to publish, a key): `Authorization: Bearer …`")]
+    #[error("{0} the channel {1} needs a token (or, to publish, a key): `Authorization: Bearer TOKEN`")]
     Anonymous(&'static str, ChannelName),
     /// The same, before the channels are known.
-    #[error("this needs a token (or, to publish, a key): `Authorization: Bearer …`")]
+    #[error("this needs a token (or, to publish, a key): `Authorization: Bearer TOKEN`")]
     Nobody,
     /// What was shown is not a key.
     #[error("the key is not valid here")]
@@ -67,7 +67,7 @@ pub enum AccessError {
     Token(TokenError),
     /// The token came with a cookie, from a page that may not use it.
     #[error(
-        "the cookie counts only for pages of this origin or of an --allowed-origin; send the token with the request"
+        "cookies are accepted only from pages of this origin or of an --allowed-origin; send the token in the request"
     )]
     Cookie,
     /// Not with this key or token.

@@ -83,10 +83,12 @@ pub const PAGE_BYTES: usize = 4 << 20;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BrokerError {
     /// Not reachable, or no answer in time. Whether a publish took effect is unknown.
-    #[error("the broker is unavailable: {0}; try again, with the same Idempotency-Key if it must not appear twice")]
+    #[error(
+        "the broker is unavailable: {0}; try again, with the same Idempotency-Key if the message must not appear twice"
+    )]
     Unavailable(String),
     /// A keyed channel is at its bound.
-    #[error("the keyed channel is full ({0}); remove keys, or raise its bounds in the rules")]
+    #[error("the keyed channel is full ({0}); remove keys, or raise its limits in the rules")]
     KeyedChannelFull(String),
     /// `key` or `remove` for a channel that is not keyed.
     #[error("the channel is not keyed; add `keyed = true` to its rule, or leave out `key` and `remove`")]
@@ -98,7 +100,7 @@ pub enum BrokerError {
     )]
     IdReused,
     /// The broker refuses subscriptions to this channel.
-    #[error("the broker refuses the channel {0}: livebridge may not subscribe to it there")]
+    #[error("the broker does not allow livebridge to subscribe to the channel {0}")]
     ChannelRefused(ChannelName),
     /// The broker refuses: it is out of memory, read-only, or lacks a permission.
     #[error("the broker refused: {0}")]

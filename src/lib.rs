@@ -1,5 +1,5 @@
-//! livebridge puts what a backend publishes on its users' screens: Redis or `curl` in, WebSocket and Server-Sent Events
-//! out, any number of instances.
+//! livebridge relays messages from backends to WebSocket and Server-Sent Events clients: HTTP or Redis
+//! in, any number of instances.
 //!
 //! # Layout, in the order of a message's way
 //!

@@ -259,7 +259,7 @@ fn history(written: WrittenHistoryBounds) -> Result<History, String> {
             .map_err(|error| format!("`history.age` = {text:?}: {error}; write it as \"90s\", \"5m\" or \"1h\""))?,
     };
     if age < Duration::from_secs(1) || age > LONGEST_AGE {
-        return Err("`history.age` must lie between 1s and 7days".into());
+        return Err("`history.age` must be between 1s and 7days".into());
     }
     Ok(History { messages, age })
 }
@@ -277,7 +277,7 @@ fn in_range(name: &str, value: usize, least: usize, most: usize) -> Result<usize
     if (least..=most).contains(&value) {
         Ok(value)
     } else {
-        Err(format!("`{name}` must lie between {least} and {most}"))
+        Err(format!("`{name}` must be between {least} and {most}"))
     }
 }
 

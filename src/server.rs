@@ -144,7 +144,7 @@ impl Server {
             tokio::time::sleep(self.drain.notice).await;
         }
         self.app.drain.start_draining();
-        tracing::info!("draining: nothing new is begun");
+        tracing::info!("draining: new work is refused");
         let Self { threads, drain, .. } = self;
         let joined = tokio::task::spawn_blocking(move || threads.into_iter().for_each(|thread| drop(thread.join())));
         // Each thread ends by itself when its last connection has; the bound is for those that do not.
@@ -176,7 +176,7 @@ impl Thread {
     fn run(self) {
         let runtime = match Builder::new_current_thread().enable_all().build() {
             Ok(runtime) => runtime,
-            Err(error) => return tracing::error!(%error, "a thread could not start its runtime"),
+            Err(error) => return tracing::error!(%error, "cannot start the runtime of a thread"),
         };
         LocalSet::new().block_on(&runtime, self.serve());
     }
@@ -185,7 +185,7 @@ impl Thread {
         let Self { index, listener, mut handed_over, senders, app, threads, window } = self;
         let acceptor = match Acceptor::new(index, listener, app.admission.clone(), senders) {
             Ok(acceptor) => acceptor,
-            Err(error) => return tracing::error!(%error, "a thread could not use its socket on the port"),
+            Err(error) => return tracing::error!(%error, "cannot use the listening socket of a thread"),
         };
         let routes = routes::routes(app.clone());
         let shard = Shard::new(index, app.clone());

@@ -93,15 +93,15 @@ impl Jwks {
             match outcome {
                 Ok(keys) => {
                     if std::mem::take(&mut failed) {
-                        tracing::info!(keys = keys.len(), "the keys of --token-jwks-url are there again");
+                        tracing::info!(keys = keys.len(), "fetching --token-jwks-url works again");
                     }
                     *self.keys.write().unwrap_or_else(PoisonError::into_inner) = Some(keys);
                     backoff.reset();
                 }
                 Err(error) if !std::mem::replace(&mut failed, true) => {
-                    tracing::warn!(%error, "the keys of --token-jwks-url can't be fetched; those that are known stay valid");
+                    tracing::warn!(%error, "cannot fetch --token-jwks-url; known keys stay valid");
                 }
-                Err(error) => tracing::debug!(%error, "the keys of --token-jwks-url still can't be fetched"),
+                Err(error) => tracing::debug!(%error, "still cannot fetch --token-jwks-url"),
             }
             self.cooling.store(true, Ordering::Release);
             self.attempts.send_modify(|attempts| *attempts += 1);

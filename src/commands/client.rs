@@ -22,7 +22,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// Not `http://HOST[:PORT]`.
-    #[error("{0:?} is not a URL of an instance; it looks like http://127.0.0.1:8000 (https is not spoken here)")]
+    #[error("{0:?} is not a URL of an instance; it looks like http://127.0.0.1:8000 (https is not supported)")]
     Url(String),
     /// Nobody answers there.
     #[error("cannot reach {url}: {why}; is livebridge running there?")]
@@ -273,7 +273,7 @@ impl Events {
             return;
         }
         if kind == "livebridge:refused" {
-            tracing::warn!(answer = %data.join(""), "the instance refuses for now; trying again");
+            tracing::warn!(answer = %data.join(""), "the instance refused temporarily; reconnecting");
             return;
         }
         if kind == "livebridge:gap" {

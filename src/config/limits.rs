@@ -21,52 +21,58 @@ const CLIENT_BURST: u32 = 5;
 /// Bounds on what clients may do, beside those on messages and channels.
 #[derive(Args, Debug, Clone)]
 pub struct LimitArgs {
-    /// The most connections; more are answered 503 [default: as many as descriptors allow].
+    /// Maximum number of connections. Further ones are answered 503 [default: as many as descriptors allow].
     #[arg(long, env = "LIVEBRIDGE_MAX_CONNECTIONS", value_name = "COUNT",
           value_parser = clap::value_parser!(u32).range(1..))]
     pub max_connections: Option<u32>,
-    /// The most connections of one address (IPv6: of a /64); more are answered 429; 0: no limit [default: 2000 for public
-    /// addresses, no limit for private ones and loopback].
+    /// Maximum number of connections per address (IPv6: per /64). Further ones are answered 429. 0: no
+    /// limit [default: 2000 for public addresses, no limit for private ones and loopback].
     #[arg(long, env = "LIVEBRIDGE_MAX_CONNECTIONS_PER_ADDRESS", value_name = "COUNT")]
     pub max_connections_per_address: Option<u32>,
-    /// New connections a second of one address, ten times as many at once; more are answered 429; 0: no limit [default: 100 for
-    /// public addresses, no limit for private ones and loopback].
+    /// New connections per second and address, with bursts of ten times as many. Further ones are
+    /// answered 429. 0: no limit [default: 100 for public addresses, no limit for private ones and
+    /// loopback].
     #[arg(long, env = "LIVEBRIDGE_MAX_HANDSHAKES_PER_ADDRESS", value_name = "COUNT")]
     pub max_handshakes_per_address: Option<u32>,
-    /// A proxy's address or network, such as 10.0.0.0/8: its X-Forwarded-For or Forwarded says who the client is; may repeat.
+    /// Address or network of a proxy, such as 10.0.0.0/8, whose X-Forwarded-For or Forwarded names the
+    /// client. May repeat.
     #[arg(long, env = "LIVEBRIDGE_TRUSTED_PROXY", value_name = "NETWORK", value_parser = parse_network, value_delimiter = ',')]
     pub trusted_proxy: Vec<IpNet>,
-    /// Frames a second that a WebSocket client may send; 0: no limit. It is read more slowly, and closed with 4029 if that does
-    /// not do.
+    /// Frames per second that a WebSocket client may send. 0: no limit. livebridge reads a faster client
+    /// more slowly, and closes it with 4029 if it keeps sending.
     #[arg(long, env = "LIVEBRIDGE_MAX_FRAMES_PER_SECOND", default_value_t = 1000, value_name = "COUNT")]
     pub max_frames_per_second: u32,
-    /// Bytes a second that a WebSocket client may send; 0: no limit. It is read more slowly.
+    /// Bytes per second that a WebSocket client may send. 0: no limit. livebridge reads a faster client
+    /// more slowly.
     #[arg(long, env = "LIVEBRIDGE_MAX_BYTES_PER_SECOND", default_value_t = 4 << 20, value_name = "BYTES",
           value_parser = bytes_per_second)]
     pub max_bytes_per_second: u32,
-    /// How long a client has for the head of a request, and for its body, and how long an idle connection is kept, in seconds.
+    /// Time limit in seconds for the head of a request, for its body, and for an idle connection.
     #[arg(long, env = "LIVEBRIDGE_REQUEST_SECONDS", default_value_t = 30, value_name = "SECONDS",
           value_parser = clap::value_parser!(u32).range(1..=3600))]
     pub request_seconds: u32,
-    /// After how many seconds of silence a subscriber is sent a heartbeat: a ping, or a comment on an event stream. Less than
-    /// any proxy on the way waits. A WebSocket that leaves three unanswered is taken for gone.
+    /// Seconds of silence after which livebridge sends a heartbeat: a ping, or a comment on an event
+    /// stream. Choose less than the timeout of any proxy in between. A WebSocket that leaves three pings
+    /// unanswered is closed.
     #[arg(long, env = "LIVEBRIDGE_HEARTBEAT_SECONDS", default_value_t = 15, value_name = "SECONDS",
           value_parser = clap::value_parser!(u32).range(1..=3600))]
     pub heartbeat_seconds: u32,
-    /// The most bytes of unfinished bodies and WebSocket messages in all; more are answered 503, or closed with 1013.
+    /// Maximum size of all unfinished bodies and WebSocket messages together, in bytes. Beyond it,
+    /// requests are answered 503 and WebSockets closed with 1013.
     #[arg(long, env = "LIVEBRIDGE_INCOMING_BYTES_TOTAL", default_value_t = 256 << 20, value_name = "BYTES",
           value_parser = clap::value_parser!(u64).range(1 << 20..))]
     pub incoming_bytes_total: u64,
-    /// The most bytes of all channels' logs together; beyond, the largest are shortened.
+    /// Maximum size of all logs together, in bytes. Beyond it, the largest logs are shortened.
     #[arg(long, env = "LIVEBRIDGE_LOG_BYTES_TOTAL", default_value_t = 512 << 20, value_name = "BYTES",
           value_parser = clap::value_parser!(u64).range(1 << 16..))]
     pub log_bytes_total: u64,
-    /// How long clients have to leave at a shutdown, in seconds; they are told one after the other, over three quarters of it.
+    /// Time for clients to leave at shutdown, in seconds. They are closed one after the other, over three
+    /// quarters of it.
     #[arg(long, env = "LIVEBRIDGE_DRAIN_SECONDS", default_value_t = 8, value_name = "SECONDS",
           value_parser = clap::value_parser!(u64).range(0..=3600))]
     pub drain_seconds: u64,
-    /// How long the instance goes on as usual at a shutdown while /readyz answers 503, so that load balancers notice, in
-    /// seconds.
+    /// Seconds at shutdown during which /readyz answers 503 and everything else continues, so that load
+    /// balancers notice.
     #[arg(long, env = "LIVEBRIDGE_DRAIN_NOTICE_SECONDS", default_value_t = 0, value_name = "SECONDS",
           value_parser = clap::value_parser!(u64).range(0..=3600))]
     pub drain_notice_seconds: u64,

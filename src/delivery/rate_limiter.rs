@@ -81,7 +81,9 @@ impl Excess {
     /// What the client is told.
     pub(super) fn close(self) -> Close {
         match self {
-            Self::IncomingBytes => Close::new(Code::PublishFailed, "too much is on its way in; try again in a moment"),
+            Self::IncomingBytes => {
+                Close::new(Code::PublishFailed, "too many unfinished messages; try again in a moment")
+            }
             Self::Rate => Close::new(Code::TooFast, "too many frames; connect again after a moment, and send fewer"),
         }
     }

@@ -363,7 +363,7 @@ impl ConnectionTask {
             return self.connection.close(Close::new(Code::PublishRefused, detail));
         };
         if !rights.publish {
-            let message = "this token allows no publishing to the channel";
+            let message = "this token does not allow publishing to the channel";
             return self.tell(commands[0].id, "publish_refused", message.into(), Code::PublishRefused);
         }
         let ids: Vec<_> = commands.iter().map(|command| command.id).collect();

@@ -19,7 +19,7 @@ pub struct ApiError {
     pub status: StatusCode,
     /// The machine-readable name.
     pub code: &'static str,
-    /// What and why, and the mend.
+    /// What is wrong, why, and the suggested fix.
     pub message: String,
     /// In a batch: which line, from 1.
     pub line: Option<usize>,

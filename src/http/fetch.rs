@@ -27,10 +27,10 @@ const MOST_BYTES: usize = 256 << 10;
 #[derive(Debug, thiserror::Error)]
 pub enum FetchError {
     /// Not a URL that is spoken here.
-    #[error("this is not a URL such as https://HOST/PATH (user and password are not spoken here)")]
+    #[error("not a URL such as https://HOST/PATH (user and password are not supported)")]
     Url,
     /// The system has no certificates to trust.
-    #[error("no certificate authorities are found on this system; install ca-certificates, or set SSL_CERT_FILE")]
+    #[error("no certificate authorities found on this system; install ca-certificates, or set SSL_CERT_FILE")]
     NoRoots,
 }
 
@@ -98,7 +98,7 @@ impl Source {
 pub async fn keep_keys(jwks: Arc<Jwks>) {
     match Source::new(jwks.url()) {
         Ok(source) => jwks.keep_fresh(|| source.fetch()).await,
-        Err(error) => tracing::error!(%error, "the keys of --token-jwks-url are never fetched"),
+        Err(error) => tracing::error!(%error, "cannot start fetching --token-jwks-url"),
     }
 }
 

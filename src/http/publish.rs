@@ -80,7 +80,7 @@ async fn try_publish(
     let (limit, what) =
         if is_batch { (app.limits.batch_bytes, "batch") } else { (app.limits.message_bytes, "message") };
     if is_batch && query.get("key").or(query.get("remove")).is_some() {
-        return Err(ApiError::parameter("in a batch, `key` and `remove` stand in each line, not in the URL"));
+        return Err(ApiError::parameter("in a batch, set `key` and `remove` in each line, not in the URL"));
     }
     let channels = query.channels(app)?;
     // Permissions are checked before the body is read; those of a batch, whose lines name the channels, again with each line.
@@ -137,8 +137,7 @@ impl<'a> Receipt<'a> {
 
 /// Refuses a compressed body. Unpacking would let a client spend a thousand times the CPU and memory that it sent.
 fn refused_coding() -> Response {
-    let message =
-        "bodies are published as they are, and not unpacked: send it uncompressed, without `Content-Encoding`";
+    let message = "bodies are not decompressed: send the body uncompressed, without `Content-Encoding`";
     let error = ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "encoding_unsupported", message);
     let mut response = error.into_response();
     // RFC 9110, 15.5.16.
@@ -152,8 +151,8 @@ fn idempotency_key(value: &str) -> Result<Arc<str>, ApiError> {
     let Some(quoted) = value.strip_prefix('"') else { return check_key(value) };
     let malformed = || {
         ApiError::parameter(
-            "the `Idempotency-Key` begins with a quote and is no quoted string: \
-             end it with a quote, and write \\\" and \\\\ for a quote and a backslash within",
+            "the `Idempotency-Key` starts with a quote but is not a quoted string: \
+             end it with a quote, and escape quotes and backslashes as \\\" and \\\\",
         )
     };
     let mut key = String::with_capacity(quoted.len());
@@ -193,15 +192,15 @@ fn refused(app: &App, why: Unread, what: &str, limit: usize) -> ApiError {
             ("body_size", ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", message))
         }
         Unread::Slow => {
-            let message = format!("the body was not whole within {} s", app.limits.request_time.as_secs());
+            let message = format!("the body was not complete within {} s", app.limits.request_time.as_secs());
             ("body_time", ApiError::new(StatusCode::REQUEST_TIMEOUT, "body_too_slow", message))
         }
         Unread::NoRoom => {
-            let message = "too many bodies are on their way in; try again in a moment";
+            let message = "too many unfinished bodies; try again in a moment";
             ("incoming_bytes", ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "incoming_full", message))
         }
         Unread::Broken => {
-            let message = "the body ended before it was whole";
+            let message = "the body ended before it was complete";
             return ApiError::new(StatusCode::BAD_REQUEST, "body_incomplete", message);
         }
     };
@@ -293,7 +292,7 @@ pub fn parse_batch(
 ) -> Result<Vec<Publication>, ApiError> {
     let [fallback] = fallback else {
         return Err(ApiError::parameter(
-            "a batch names the channel in each line; at most one in the URL, for lines without",
+            "a batch names the channel in each line; the URL may name at most one, for lines without a channel",
         ));
     };
     let mut batch = Vec::new();
@@ -344,7 +343,7 @@ fn parse_line(app: &App, fallback: &ChannelName, likely: &ChannelName, text: &[u
     }
     let key = line.key.map(|Text(key)| check_key(&key)).transpose()?;
     if line.remove && key.is_none() {
-        return Err(invalid_line("`remove` needs the `key` that is to be removed".into()));
+        return Err(invalid_line("`remove` needs the `key` to remove".into()));
     }
     let id = line.id.map(|Text(id)| check_key(&id)).transpose()?;
     Ok(Publication { channel, payload, key, remove: line.remove, id })

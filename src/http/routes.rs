@@ -173,13 +173,13 @@ fn metrics(app: &App, accept: Option<&str>) -> Response {
 /// What no filter took.
 fn refuse(rejection: &Rejection) -> Response {
     if rejection.is_not_found() {
-        let message = "no such path; see / for the demo and /openapi.json for the others";
+        let message = "no such path; /openapi.json lists all paths";
         return ApiError::new(StatusCode::NOT_FOUND, "not_found", message).into_response();
     }
     let Some(WrongMethod(allowed)) = rejection.find() else {
-        return ApiError::parameter("a header line of the request can't be understood").into_response();
+        return ApiError::parameter("a request header is malformed").into_response();
     };
-    let message = format!("this path wants another method: {allowed}");
+    let message = format!("method not allowed; this path supports: {allowed}");
     let mut response = ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message).into_response();
     response.headers_mut().insert(ALLOW, HeaderValue::from_static(allowed));
     response

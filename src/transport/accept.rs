@@ -120,7 +120,7 @@ impl Acceptor {
                 }
                 // Out of descriptors: the connections that are here stay, the others wait in the backlog.
                 Err(error) if matches!(error.raw_os_error(), Some(EMFILE | ENFILE)) => {
-                    tracing::warn!(%error, "no descriptor for another connection; raise `ulimit -n`");
+                    tracing::warn!(%error, "out of descriptors: cannot accept a connection; raise `ulimit -n`");
                     tokio::time::sleep(EXHAUSTED_PAUSE).await;
                 }
                 // The client was gone before it was accepted.

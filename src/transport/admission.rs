@@ -75,10 +75,10 @@ impl Refusal {
     pub fn answer(self) -> (u16, &'static str, &'static str) {
         match self {
             Self::Connections | Self::Descriptors => {
-                (503, "server_full", "this instance has as many connections as it can have; try again in a moment")
+                (503, "server_full", "this instance has reached its connection limit; try again in a moment")
             }
             Self::AddressConnections => {
-                (429, "too_many_connections", "your address has as many connections as it may have; close some")
+                (429, "too_many_connections", "your address has reached its connection limit; close some connections")
             }
             Self::AddressHandshakes => {
                 (429, "too_many_handshakes", "your address opens connections too fast; try again in a moment")
@@ -94,7 +94,7 @@ impl Refusal {
         }
     }
 
-    fn mend(self) -> &'static str {
+    fn fix(self) -> &'static str {
         match self {
             Self::Connections => "raise --max-connections, or start another instance",
             Self::Descriptors => "raise the limit of descriptors (`ulimit -n`), or start another instance",
@@ -207,7 +207,7 @@ impl Admission {
         let reason = refusal.reason();
         self.metrics.count_refused(reason);
         if let Some(refused) = self.told.happened(reason) {
-            tracing::warn!(reason, client = %address, refused, "connections are refused; {}", refusal.mend());
+            tracing::warn!(reason, client = %address, refused, "connections are refused; {}", refusal.fix());
         }
         refusal
     }

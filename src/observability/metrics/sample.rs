@@ -67,7 +67,7 @@ impl Samples {
             by_shard: Mutex::new(vec![Sample::default(); shards].into()),
             connections,
             subscriptions: gauge("subscriptions", "Channels of all connected subscribers together"),
-            behind: gauge("subscribers_behind", "Subscribers that do not take what there is for them"),
+            behind: gauge("subscribers_behind", "Subscribers whose sockets are full"),
             backlog: gauge("backlog_messages", "Messages that the slowest subscriber has yet to take"),
             channels: gauge("channels", "Channels with subscribers"),
             log_bytes: gauge("log_bytes", "Bytes in the channels' logs"),
