@@ -6,7 +6,8 @@
 //! * [`session`]: a client's subscriptions, and which bytes are due next. Knows no socket.
 //! * [`encoding`]: what the bytes look like: a [`dialect`] (what a message says) over a [`framing`] (how messages travel).
 //!
-//! Beside the way: [`context`] is what all connections of a thread share, `keepalive` and `rate_limiter` say when a
+//! Beside the way: [`context`] is what all connections of a thread share, [`pace`] is how much of its time goes to
+//! clients that catch up, `keepalive` and `rate_limiter` say when a
 //! client is asked whether it is there, closed, or read more slowly.
 
 pub mod batch;
@@ -17,6 +18,7 @@ pub mod drain;
 pub mod encoding;
 pub mod framing;
 mod keepalive;
+pub mod pace;
 mod rate_limiter;
 pub mod session;
 pub mod shard;

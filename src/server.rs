@@ -4,6 +4,7 @@
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::pin::pin;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -33,6 +34,8 @@ use crate::transport::byte_budget::Budget;
 
 /// How many connections that another thread accepted may wait for a thread.
 const ACCEPTED_QUEUE: usize = 1024;
+/// So many connections a thread accepts before it looks again for new messages and requests.
+const ACCEPTED_AT_ONCE: usize = 16;
 /// How long the first connection is put off for a broker that does not answer yet.
 const FIRST_BROKER_ATTEMPT: Duration = Duration::from_secs(2);
 
@@ -182,46 +185,69 @@ impl Thread {
     }
 
     async fn serve(self) {
-        let Self { index, listener, mut handed_over, senders, app, threads, window } = self;
+        let Self { index, listener, handed_over, senders, app, threads, window } = self;
         let acceptor = match Acceptor::new(index, listener, app.admission.clone(), senders) {
             Ok(acceptor) => acceptor,
             Err(error) => return tracing::error!(%error, "cannot use the listening socket of a thread"),
         };
-        let routes = routes::routes(app.clone());
         let shard = Shard::new(index, app.clone());
-        spawn_local(shard.clone().fan_out(app.hub.wake_list(index)));
         spawn_local(shard.clone().sweep());
         spawn_local(allocator::give_back());
-        let mut requests = JoinSet::new();
-        let mut serve = |accepted| {
-            while requests.try_join_next().is_some() {}
-            requests.spawn_local(connection::serve(accepted, routes.clone(), shard.clone()));
-        };
-        let mut draining = pin!(app.drain.draining());
+        // In this order, after every round of the thread's tasks: no message waits behind the requests of
+        // thousands, and nobody who connects behind those that catch up.
         tokio::select! {
-            () = first_broker_attempt(&app) => {}
-            () = &mut draining => {}
+            biased;
+            () = shard.clone().fan_out(app.hub.wake_list(index)) => {}
+            () = serve_connections(acceptor, handed_over, &shard, threads, window) => {}
+            () = shard.context.pace.grant() => {}
         }
-        // What can happen: the instance drains, a connection comes, or another thread has too many.
-        loop {
-            tokio::select! {
-                biased;
-                () = &mut draining => break,
-                Some(connection) = handed_over.recv() => connection.take().into_iter().for_each(&mut serve),
-                accepted = acceptor.accept() => serve(accepted),
-            }
-        }
-        acceptor.pending().for_each(&mut serve);
-        drop(acceptor);
-        // The others do the same, so no more follow soon.
-        while let Some(connection) = handed_over.recv().await {
-            connection.take().into_iter().for_each(&mut serve);
-        }
-        close_evenly(&shard, window, threads).await;
-        // A request that was under way may have become a subscription meanwhile.
-        while requests.join_next().await.is_some() {
-            close_evenly(&shard, Duration::ZERO, threads).await;
-        }
-        close_evenly(&shard, Duration::ZERO, threads).await;
     }
+}
+
+/// Serves connections until the instance drains and the last has gone.
+async fn serve_connections(
+    acceptor: Acceptor,
+    mut handed_over: mpsc::Receiver<HandedOver>,
+    shard: &Rc<Shard>,
+    threads: usize,
+    window: Duration,
+) {
+    let app = shard.context.app.clone();
+    let routes = routes::routes(app.clone());
+    let mut requests = JoinSet::new();
+    let mut serve = |accepted| {
+        while requests.try_join_next().is_some() {}
+        requests.spawn_local(connection::serve(accepted, routes.clone(), shard.clone()));
+    };
+    let mut draining = pin!(app.drain.draining());
+    tokio::select! {
+        () = first_broker_attempt(&app) => {}
+        () = &mut draining => {}
+    }
+    let mut accepted = 0_usize;
+    // What can happen: the instance drains, a connection comes, or another thread has too many.
+    loop {
+        tokio::select! {
+            biased;
+            () = &mut draining => break,
+            Some(connection) = handed_over.recv() => connection.take().into_iter().for_each(&mut serve),
+            connection = acceptor.accept() => serve(connection),
+        }
+        accepted += 1;
+        if accepted.is_multiple_of(ACCEPTED_AT_ONCE) {
+            tokio::task::yield_now().await;
+        }
+    }
+    acceptor.pending().for_each(&mut serve);
+    drop(acceptor);
+    // The others do the same, so no more follow soon.
+    while let Some(connection) = handed_over.recv().await {
+        connection.take().into_iter().for_each(&mut serve);
+    }
+    close_evenly(shard, window, threads).await;
+    // A request that was under way may have become a subscription meanwhile.
+    while requests.join_next().await.is_some() {
+        close_evenly(shard, Duration::ZERO, threads).await;
+    }
+    close_evenly(shard, Duration::ZERO, threads).await;
 }

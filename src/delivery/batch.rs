@@ -17,7 +17,7 @@ use crate::message::{Entry, Position};
 /// The bytes after which the fan-out ends a batch: enough to make system calls rare, few enough to stay in the cache.
 const SHARED_BYTES: usize = 128 << 10;
 /// The same for a subscriber that catches up: what its socket does not take is encoded again.
-const OWN_BYTES: usize = 64 << 10;
+pub(super) const OWN_BYTES: usize = 64 << 10;
 /// What a frame adds to a payload, roughly.
 const FRAME_BYTES: usize = 16;
 
@@ -142,6 +142,11 @@ impl EncodedBatch {
     /// Whether it holds no entry.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
+    }
+
+    /// How many bytes the frames have.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes.len()
     }
 
     /// Why subscribers that have received all of it are to be closed.

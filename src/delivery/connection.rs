@@ -147,7 +147,7 @@ impl Connection {
     /// received before must not be left to the fan-out, which may not have had its turn here yet.
     pub(super) fn finish(&self, close: Close) {
         if self.session.borrow().ending().is_none() {
-            self.pump();
+            while self.pump() == Waits::Turn {}
             self.close(close);
         }
     }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::batch::EncodedBatch;
 use super::keepalive::Times;
+use super::pace::Pace;
 use crate::app::App;
 use crate::transport::socket::Socket;
 
@@ -17,6 +18,8 @@ const READ_BYTES: usize = 64 << 10;
 pub struct Context {
     /// What the whole instance shares.
     pub app: Arc<App>,
+    /// The turns of clients that catch up.
+    pub pace: Pace,
     now: Cell<u32>,
     alive: Cell<usize>,
     /// What is not in the metrics yet: counted here, where it costs no atomic operation.
@@ -42,6 +45,7 @@ impl Context {
     pub(super) fn new(app: Arc<App>) -> Rc<Self> {
         Rc::new(Self {
             app,
+            pace: Pace::new(),
             now: Cell::new(0),
             alive: Cell::new(0),
             written: Cell::default(),

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use bytes::{Buf, Bytes};
 use slab::Slab;
 
-use super::batch::EncodedBatch;
+use super::batch::{EncodedBatch, OWN_BYTES};
 use super::dialect::SubscriptionStart;
 use super::encoding::Encoding;
 use super::framing::FrameWriter;
@@ -32,6 +32,8 @@ pub type SubscriptionKey = usize;
 pub enum Waits {
     /// New messages.
     News,
+    /// Its next turn: it has written enough for now.
+    Turn,
     /// Room in the socket.
     Room,
     /// The answer of the history for a subscription.
@@ -51,6 +53,8 @@ pub struct Session {
     /// What concerns the connection itself.
     outbox: Vec<u8>,
     blocked: bool,
+    /// The subscription whose turn it is to catch up.
+    turn: SubscriptionKey,
     /// Messages written since they were last counted.
     delivered: u32,
     ending: Option<Box<Close>>,
@@ -65,6 +69,7 @@ impl Session {
             rest: Bytes::new(),
             outbox: head,
             blocked: false,
+            turn: 0,
             delivered: 0,
             ending: None,
         }
@@ -203,7 +208,8 @@ impl Session {
         self.write_batch(key, batch, write).is_ok() && batch.close().is_none()
     }
 
-    /// Writes what is due, as far as it can be written now. `scratch` is for the batches of this subscriber alone.
+    /// Writes what is due, as far as it can be written now, and of what it has to catch up with about one batch.
+    /// `scratch` is for the batches of this subscriber alone.
     pub fn pump(&mut self, scratch: &mut EncodedBatch, write: Write<'_>) -> Waits {
         let waits = self.try_pump(scratch, write).unwrap_or_else(|error| match error.kind() {
             io::ErrorKind::WouldBlock => Waits::Room,
@@ -214,6 +220,7 @@ impl Session {
     }
 
     fn try_pump(&mut self, scratch: &mut EncodedBatch, write: Write<'_>) -> io::Result<Waits> {
+        let mut written = 0;
         loop {
             self.flush(write)?;
             if self.ending.is_some() {
@@ -221,10 +228,18 @@ impl Session {
             }
             let mut asks = None;
             let mut moved = false;
-            for key in 0..self.subscriptions.capacity() {
+            let (turn, capacity) = (self.turn, self.subscriptions.capacity());
+            for key in (0..capacity).map(|key| (turn + key) % capacity) {
                 match self.catch_up(key, scratch, write)? {
                     CatchUp::Done => {}
-                    CatchUp::Moved => moved = true,
+                    CatchUp::Moved => {
+                        moved = true;
+                        written += scratch.bytes();
+                        if written >= OWN_BYTES {
+                            self.turn = key + 1;
+                            return Ok(Waits::Turn);
+                        }
+                    }
                     CatchUp::Asks(from) => asks = asks.or(Some(Waits::History(key, from))),
                     CatchUp::Ends(close) => {
                         self.end(close);

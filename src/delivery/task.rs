@@ -212,8 +212,13 @@ impl ConnectionTask {
     }
 
     async fn exchange(&mut self) {
+        let mut waits = Waits::News;
         loop {
-            let waits = self.connection.take_turn();
+            if waits == Waits::Turn || self.connection.session().reads_page() {
+                // On the heap: every idle connection would carry its size.
+                Box::pin(self.shard.context.pace.turn()).await;
+            }
+            waits = self.connection.take_turn();
             match waits {
                 Waits::End | Waits::Gone => return,
                 Waits::History(key, from) if self.awaited.is_none() => self.awaited = self.ask(key, from),
@@ -256,8 +261,16 @@ impl ConnectionTask {
 
     /// What can happen: the session changed; the socket has room again, if that is waited for; the
     /// channels are joined; the history has answered, or the broker; the client may be read again; it
-    /// said something, if nothing of what it said before waits to be published or answered.
+    /// said something, if nothing of what it said before waits to be published or answered. If nothing
+    /// of this happens, the session may have more to write.
     fn poll(&mut self, context: &mut Context<'_>, waits: Waits) -> Poll<Event> {
+        match self.poll_event(context, waits) {
+            Poll::Pending if waits == Waits::Turn => Poll::Ready(Event::Pump),
+            event => event,
+        }
+    }
+
+    fn poll_event(&mut self, context: &mut Context<'_>, waits: Waits) -> Poll<Event> {
         if self.connection.poll_woken(context) {
             return Poll::Ready(Event::Pump);
         }

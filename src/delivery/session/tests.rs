@@ -204,3 +204,26 @@ async fn a_client_that_is_closed_gets_the_frame_under_way_and_then_the_close() {
     websocket::write_close(&too_slow(Some(held)), &mut expected);
     assert_eq!(world.take(), expected);
 }
+
+#[tokio::test]
+async fn a_session_that_catches_up_writes_one_batch_in_a_turn_and_its_channels_take_turns() {
+    let mut world = World::new(&WEBSOCKET_RAW);
+    let (a, b) = (world.subscribe("a", Start::Live).await, world.subscribe("b", Start::Live).await);
+    for channel in ["a", "b"] {
+        for number in 10..30 {
+            world.publish(channel, &format!("{channel}{number}").repeat(4000)).await;
+        }
+    }
+    world.hub.join(&name("c")).await.expect("all before it was heard");
+    let mut received = Vec::new();
+    while world.pump() == Waits::Turn {
+        let taken = world.take();
+        assert!(taken.len() < OWN_BYTES + 13_000, "{} bytes in one turn", taken.len());
+        received.push(taken[4]);
+    }
+    assert_eq!(received[..4], *b"abab", "a batch of the one, then a batch of the other");
+    let last = world.take();
+    assert!(last.len() < OWN_BYTES, "{} bytes in one turn", last.len());
+    let ends = [a, b].map(|key| world.session.subscription(key).expect("a subscription").backlog());
+    assert_eq!((ends, received.len()), ([0, 0], 6));
+}
