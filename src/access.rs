@@ -216,6 +216,11 @@ impl Permissions {
         }
     }
 
+    /// Whether a publish key was shown: the operator's own producer.
+    pub fn is_by_key(&self) -> bool {
+        matches!(self.holder, Holder::Key(_))
+    }
+
     /// Whether it covers this with some channel.
     fn allows_any(&self, action: Action) -> bool {
         let held = match &self.holder {

@@ -39,11 +39,13 @@ pub struct LimitArgs {
     #[arg(long, env = "LIVEBRIDGE_TRUSTED_PROXY", value_name = "NETWORK", value_parser = parse_network, value_delimiter = ',')]
     pub trusted_proxy: Vec<IpNet>,
     /// Frames per second that a WebSocket client may send. 0: no limit. livebridge reads a faster client
-    /// more slowly, and closes it with 4029 if it keeps sending.
+    /// more slowly, and closes it with 4029 if it keeps sending. The limit is also the number of messages
+    /// per second that a public address may POST without a publish key; more are answered 429.
     #[arg(long, env = "LIVEBRIDGE_MAX_FRAMES_PER_SECOND", default_value_t = 1000, value_name = "COUNT")]
     pub max_frames_per_second: u32,
     /// Bytes per second that a WebSocket client may send. 0: no limit. livebridge reads a faster client
-    /// more slowly.
+    /// more slowly. The limit is also the number of bytes per second, times their channels, that a public
+    /// address may POST without a publish key; more are answered 429.
     #[arg(long, env = "LIVEBRIDGE_MAX_BYTES_PER_SECOND", default_value_t = 4 << 20, value_name = "BYTES",
           value_parser = bytes_per_second)]
     pub max_bytes_per_second: u32,
@@ -99,16 +101,24 @@ pub struct Drain {
 impl LimitArgs {
     /// The bounds on connections.
     pub fn bounds(&self) -> Bounds {
-        let limits = |connections: u32, handshakes: u32| AddressLimits {
+        let limits = |connections: u32, handshakes: u32, publishing: Rates| AddressLimits {
             connections: (connections > 0).then_some(connections as usize),
             handshakes: Rate::new(handshakes, HANDSHAKE_BURST),
+            published_messages: publishing.frames,
+            published_bytes: publishing.bytes,
+            new_channels: None,
         };
         let (connections, handshakes) = (self.max_connections_per_address, self.max_handshakes_per_address);
         Bounds {
             connections: self.max_connections.map(|most| most as usize),
-            public: limits(connections.unwrap_or(PUBLIC_CONNECTIONS), handshakes.unwrap_or(PUBLIC_HANDSHAKES)),
+            public: limits(
+                connections.unwrap_or(PUBLIC_CONNECTIONS),
+                handshakes.unwrap_or(PUBLIC_HANDSHAKES),
+                self.rates(),
+            ),
             // Proxies that nobody has named yet, backends and load programs: limited only where that is asked for.
-            near: limits(connections.unwrap_or(0), handshakes.unwrap_or(0)),
+            // Backends publish from there, as fast as they can.
+            near: limits(connections.unwrap_or(0), handshakes.unwrap_or(0), Rates::default()),
             proxies: TrustedProxies::new(self.trusted_proxy.clone()),
         }
     }

@@ -141,6 +141,10 @@ impl HttpConnection {
         if credentials != Credentials::default() {
             request.extensions_mut().insert(credentials);
         }
+        // Only who has a limit is named, for the same reason.
+        if request.method() == Method::POST && app.admission.limits_publishing(client) {
+            request.extensions_mut().insert(client);
+        }
         let sender = (request.method() == Method::GET).then(|| HandshakeSender::new(client, request.version()));
         sender.clone().into_iter().for_each(|sender| drop(request.extensions_mut().insert(sender)));
         let response = match preflight {

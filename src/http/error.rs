@@ -10,7 +10,7 @@ use crate::access::token::TokenError;
 use crate::broker::BrokerError;
 use crate::channel::ChannelError;
 use crate::close::{Close, Code, Refused};
-use crate::transport::admission::Refusal;
+use crate::transport::refusal::Refusal;
 
 /// Why a request was not done.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -23,6 +23,8 @@ use crate::app::App;
 use crate::broker::Publication;
 use crate::channel::ChannelName;
 use crate::message::Position;
+use crate::transport::address::ClientAddress;
+use crate::transport::admission::Charge;
 use crate::transport::byte_budget::Held;
 
 /// The names under which lines of JSON are sent; none of them is registered.
@@ -50,15 +52,16 @@ pub struct Headers {
     pub idempotency_key: Option<String>,
 }
 
-/// Answers a request to publish.
+/// Answers a request to publish. `client` is whose address is charged, where that has a limit.
 pub async fn publish(
     app: Arc<App>,
     query: String,
     headers: Headers,
     credentials: Credentials,
+    client: Option<ClientAddress>,
     body: impl Stream<Item = Result<impl Buf, warp::Error>> + Unpin,
 ) -> Response {
-    match try_publish(&app, &Query::parse(&query), &headers, credentials, body).await {
+    match try_publish(&app, &Query::parse(&query), &headers, credentials, client, body).await {
         Ok(response) => response,
         Err(error) => error.into_response(),
     }
@@ -69,6 +72,7 @@ async fn try_publish(
     query: &Query,
     headers: &Headers,
     credentials: Credentials,
+    client: Option<ClientAddress>,
     body: impl Stream<Item = Result<impl Buf, warp::Error>> + Unpin,
 ) -> Result<Response, ApiError> {
     let coding = headers.content_encoding.as_deref().map_or("", str::trim);
@@ -87,17 +91,24 @@ async fn try_publish(
     let known = if is_batch { &[] } else { channels.as_slice() };
     let permissions = credentials::authorize(app, credentials, query, known, Action::Publish).await?;
     let id = headers.idempotency_key.as_deref().map(idempotency_key).transpose()?;
+    // A body costs its bytes once for each channel that it goes to.
+    let copies = if is_batch { 1 } else { channels.len() };
+    let meter = Meter { app, client: client.filter(|_| !permissions.is_by_key()) };
+    meter.charge(Charge::PublishedMessages, if is_batch { 0 } else { copies })?;
     // Held until the broker has answered.
     let mut held = Held::new(app.incoming.clone());
-    let reading = collect(headers.content_length, body, limit, &mut held);
-    let body = in_time(app.limits.request_time, reading).await.unwrap_or(Err(Unread::Slow));
-    let body = body.map_err(|error| refused(app, error, what, limit))?;
+    let body = read(&meter, headers.content_length, body, Bound { what, limit, copies }, &mut held).await?;
     permissions.check_time().map_err(|error| denied(app, error))?;
     let batch = if is_batch {
         parse_batch(app, &channels, &permissions, &body, id.as_deref())?
     } else {
         single(query, channels, &body, id.as_ref())?
     };
+    // The messages of a batch are copies.
+    drop(body);
+    if is_batch {
+        meter.charge(Charge::PublishedMessages, batch.len())?;
+    }
     if app.drain.is_draining() {
         return Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "draining", "this instance is stopping; try again"));
     }
@@ -112,6 +123,20 @@ async fn try_publish(
         }
     }
     Ok(json_response(StatusCode::OK, &Receipts { messages }))
+}
+
+/// Charges a client's address for what it publishes.
+struct Meter<'a> {
+    app: &'a App,
+    /// `None` where there is no limit.
+    client: Option<ClientAddress>,
+}
+
+impl Meter<'_> {
+    fn charge(&self, charge: Charge, amount: usize) -> Result<(), ApiError> {
+        let charged = self.client.map(|client| self.app.admission.charge(charge, client, amount));
+        charged.transpose().map(drop).map_err(ApiError::from)
+    }
 }
 
 #[derive(Serialize)]
@@ -178,17 +203,23 @@ fn idempotency_key(value: &str) -> Result<Arc<str>, ApiError> {
 #[derive(Clone, Copy)]
 enum Unread {
     TooLarge,
+    TooManyCopies,
     Slow,
     Broken,
     NoRoom,
 }
 
 /// Counts a body that hit a limit, and says what to do.
-fn refused(app: &App, why: Unread, what: &str, limit: usize) -> ApiError {
+fn refused(app: &App, why: Unread, Bound { what, limit, .. }: Bound) -> ApiError {
     let (reason, error) = match why {
         Unread::TooLarge => {
             let message =
                 format!("a {what} may have at most {limit} bytes; send less, or raise the limit of the server");
+            ("body_size", ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", message))
+        }
+        Unread::TooManyCopies => {
+            let message = "the message times its channels is more than this server takes in at once: \
+                           name fewer channels, or raise the server's --incoming-bytes-total";
             ("body_size", ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", message))
         }
         Unread::Slow => {
@@ -217,26 +248,64 @@ async fn in_time<T>(limit: Duration, future: impl Future<Output = T>) -> Option<
     }
 }
 
-/// Reads the body, as long as it is within the limits.
+/// How large a body may be.
+#[derive(Clone, Copy)]
+struct Bound {
+    /// Of what, to people.
+    what: &'static str,
+    /// In bytes.
+    limit: usize,
+    /// How many times its bytes count.
+    copies: usize,
+}
+
+impl Bound {
+    /// Whether a body of so many bytes may be read. `most` is what all bodies together may have.
+    fn check(self, length: usize, most: usize) -> Result<(), Unread> {
+        if length > self.limit {
+            Err(Unread::TooLarge)
+        } else if length.saturating_mul(self.copies) > most {
+            Err(Unread::TooManyCopies)
+        } else {
+            Ok(())
+        }
+    }
+}
+
+/// Reads the body, as long as it is within the limits, and charges for it.
+async fn read(
+    meter: &Meter<'_>,
+    announced: Option<usize>,
+    body: impl Stream<Item = Result<impl Buf, warp::Error>> + Unpin,
+    bound: Bound,
+    held: &mut Held,
+) -> Result<Bytes, ApiError> {
+    let app = meter.app;
+    let refused = |why| refused(app, why, bound);
+    bound.check(announced.unwrap_or(0), held.budget().limit()).map_err(refused)?;
+    // Before it is read, as far as can be told; a body of unknown length passes only without a debt.
+    meter.charge(Charge::PublishedBytes, announced.unwrap_or(0) * bound.copies)?;
+    let collected = in_time(app.limits.request_time, collect(announced, body, bound, held)).await;
+    let body = collected.unwrap_or(Err(Unread::Slow)).map_err(refused)?;
+    if announced.is_none() {
+        meter.charge(Charge::PublishedBytes, body.len() * bound.copies)?;
+    }
+    Ok(body)
+}
+
 async fn collect(
     announced: Option<usize>,
     mut body: impl Stream<Item = Result<impl Buf, warp::Error>> + Unpin,
-    limit: usize,
+    bound: Bound,
     held: &mut Held,
 ) -> Result<Bytes, Unread> {
-    let announced = announced.unwrap_or(0);
-    if announced > limit {
-        return Err(Unread::TooLarge);
-    }
     // What is only announced costs nothing: the first piece of most bodies is the whole.
-    let mut bytes = BytesMut::with_capacity(announced.min(FIRST_PIECE));
+    let mut bytes = BytesMut::with_capacity(announced.unwrap_or(0).min(FIRST_PIECE));
     while let Some(chunk) = body.next().await {
         let mut chunk = chunk.map_err(|_| Unread::Broken)?;
         let length = bytes.len() + chunk.remaining();
-        if length > limit {
-            return Err(Unread::TooLarge);
-        }
-        if !held.set(length) {
+        bound.check(length, held.budget().limit())?;
+        if !held.set(length * bound.copies) {
             return Err(Unread::NoRoom);
         }
         bytes.extend_from_slice(&chunk.copy_to_bytes(chunk.remaining()));

@@ -33,6 +33,7 @@ pub fn routes(app: Arc<App>) -> BoxedFilter<(Response,)> {
         .and(query())
         .and(publish_headers())
         .and(credentials())
+        .and(warp::ext::optional())
         .and(warp::body::stream())
         .then(publish::publish);
     // The most frequent first, and the others in one piece: whatever is tried next is cloned for each request.

@@ -14,8 +14,9 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::spawn_local;
 
-use crate::transport::admission::{Admission, Admitted, Refusal};
+use crate::transport::admission::{Admission, Admitted};
 use crate::transport::lingering_close::lingering_close;
+use crate::transport::refusal::Refusal;
 use crate::transport::socket::Socket;
 
 /// How many connections may wait to be accepted; the kernel caps it by `net.core.somaxconn`.

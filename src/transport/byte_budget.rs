@@ -17,6 +17,11 @@ impl Budget {
         Arc::new(Self { used: AtomicUsize::new(0), limit })
     }
 
+    /// How many bytes there are in all.
+    pub fn limit(&self) -> usize {
+        self.limit
+    }
+
     /// What is used, in bytes.
     pub fn used(&self) -> usize {
         self.used.load(Ordering::Relaxed)
@@ -49,6 +54,11 @@ impl Held {
     /// Nothing yet.
     pub fn new(budget: Arc<Budget>) -> Self {
         Self { budget, bytes: 0 }
+    }
+
+    /// The budget that it holds of.
+    pub fn budget(&self) -> &Budget {
+        &self.budget
     }
 
     /// Holds so many bytes from now on, more or less than before. `false`, and no change, if there are not so many.

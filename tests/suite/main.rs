@@ -4,6 +4,7 @@
 //! * `access`: keys, tokens, and what is let through without
 //! * `token_keys`: where the keys of tokens come from
 //! * `origins`: which pages may speak to an instance
+//! * `address_rates`: what the clients of one address may use up
 //! * `limits`: each limit's answer, while others notice nothing
 //! * `pages`: what a browser's WebSocket can see and say
 //! * `drain`: how an instance ends
@@ -38,6 +39,7 @@
 #![allow(missing_docs, unreachable_pub, reason = "nothing here is anybody else's interface")]
 
 mod access;
+mod address_rates;
 mod attacks;
 mod before_first;
 mod broker_alike;

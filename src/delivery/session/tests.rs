@@ -214,7 +214,7 @@ async fn a_session_that_catches_up_writes_one_batch_in_a_turn_and_its_channels_t
             world.publish(channel, &format!("{channel}{number}").repeat(4000)).await;
         }
     }
-    world.hub.join(&name("c")).await.expect("all before it was heard");
+    world.hub.join(&name("c"), RequestSize::Small).await.expect("all before it was heard");
     let mut received = Vec::new();
     while world.pump() == Waits::Turn {
         let taken = world.take();
