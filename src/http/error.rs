@@ -74,7 +74,7 @@ impl ApiError {
         }
         if self.status == StatusCode::NOT_IMPLEMENTED {
             // The body is in a coding that is not understood.
-            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            close_after(&mut response);
         }
         response.extensions_mut().insert(self.into_problem());
         response
@@ -137,6 +137,12 @@ impl From<BrokerError> for ApiError {
         };
         Self::new(status, error.code(), error.to_string())
     }
+}
+
+/// Says that the connection ends after a response (RFC 9112, 9.6), as it does where a request's body was not
+/// read: a client that is not told would send its next request on it, and lose that.
+pub fn close_after(response: &mut Response) {
+    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
 }
 
 /// A JSON answer.

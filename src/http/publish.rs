@@ -9,14 +9,14 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::{Buf, Bytes, BytesMut};
 use futures::{FutureExt, Stream, StreamExt};
-use hyper::StatusCode;
 use hyper::header::{ACCEPT_ENCODING, HeaderValue};
+use hyper::{Method, Request, StatusCode};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use warp::reply::Response;
 
 use super::credentials::{self, denied};
-use super::error::{ApiError, json_response};
+use super::error::{ApiError, close_after, json_response};
 use super::query::{Query, check_key};
 use crate::access::{Action, Credentials, Permissions};
 use crate::app::App;
@@ -61,10 +61,18 @@ pub async fn publish(
     client: Option<ClientAddress>,
     body: impl Stream<Item = Result<impl Buf, warp::Error>> + Unpin,
 ) -> Response {
-    match try_publish(&app, &Query::parse(&query), &headers, credentials, client, body).await {
-        Ok(response) => response,
-        Err(error) => error.into_response(),
+    let mut is_read = headers.content_length == Some(0);
+    let result = try_publish(&app, &Query::parse(&query), &headers, credentials, client, body, &mut is_read).await;
+    let mut response = result.unwrap_or_else(ApiError::into_response);
+    if !is_read {
+        close_after(&mut response);
     }
+    response
+}
+
+/// Whether a request is one that is answered here.
+pub fn is_publish<B>(request: &Request<B>) -> bool {
+    request.method() == Method::POST && request.uri().path() == "/publish"
 }
 
 async fn try_publish(
@@ -74,6 +82,7 @@ async fn try_publish(
     credentials: Credentials,
     client: Option<ClientAddress>,
     body: impl Stream<Item = Result<impl Buf, warp::Error>> + Unpin,
+    is_read: &mut bool,
 ) -> Result<Response, ApiError> {
     let coding = headers.content_encoding.as_deref().map_or("", str::trim);
     if !coding.is_empty() && !coding.eq_ignore_ascii_case("identity") {
@@ -98,6 +107,7 @@ async fn try_publish(
     // Held until the broker has answered.
     let mut held = Held::new(app.incoming.clone());
     let body = read(&meter, headers.content_length, body, Bound { what, limit, copies }, &mut held).await?;
+    *is_read = true;
     permissions.check_time().map_err(|error| denied(app, error))?;
     let batch = if is_batch {
         parse_batch(app, &channels, &permissions, &body, id.as_deref())?
