@@ -4,7 +4,6 @@
 //! round trip look like is `calls.rs`.
 
 use std::collections::VecDeque;
-use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -12,13 +11,15 @@ use tokio::sync::{Notify, oneshot};
 use tokio::time::{sleep, timeout};
 
 use super::calls::{Answer, Call, group};
-use super::commands::{Commands, broker_error, refusal};
-use super::connection::{Connection, ConnectionError};
+use super::connection::Connection;
 use super::endpoint::{ANSWER_TIMEOUT, CONNECT_TIMEOUT};
+use super::error::{ClientError, refusal};
 use super::library::is_missing;
+use super::node::Node;
 use crate::broker::{BrokerError, Publication};
 use crate::message::Position;
 use crate::observability::metrics::latency::Moment;
+use crate::rules::Rules;
 
 /// About the most messages, and bytes, of one round trip.
 const BATCH_MESSAGES: usize = 512;
@@ -80,8 +81,8 @@ impl Pipeline {
     }
 
     /// Sends batch after batch, for as long as the thread lives.
-    pub(super) async fn run(self: Arc<Self>, commands: Arc<Commands>) {
-        let mut worker = Worker { commands, connection: None, generation: 0 };
+    pub(super) async fn run(self: Arc<Self>, node: Arc<Node>, rules: Arc<Rules>) {
+        let mut worker = Worker { node, rules, connection: None };
         loop {
             let callers = self.take();
             if callers.is_empty() {
@@ -193,10 +194,9 @@ impl Caller {
 
 /// The connection behind a pipeline.
 struct Worker {
-    commands: Arc<Commands>,
+    node: Arc<Node>,
+    rules: Arc<Rules>,
     connection: Option<Connection>,
-    /// The generation of connections that the line belongs to, see [`Commands::generation`].
-    generation: u64,
 }
 
 impl Worker {
@@ -223,7 +223,9 @@ impl Worker {
         let missing = |answer: &Answer| answer.as_ref().is_err_and(|said| is_missing(said));
         let again: Vec<_> = (0..batch.len()).filter(|&index| missing(&answers[index])).collect();
         if !again.is_empty() {
-            self.commands.disconnect().await;
+            if let Some(connection) = &self.connection {
+                self.node.give_up(connection.generation);
+            }
             let publications: Vec<_> = again.iter().map(|&index| batch[index]).collect();
             match self.send(&publications).await {
                 Ok(second) => again.into_iter().zip(second).for_each(|(index, answer)| answers[index] = answer),
@@ -240,26 +242,18 @@ impl Worker {
 
     /// The server's answers; an error if there are none.
     async fn send(&mut self, batch: &[&Publication]) -> Result<Vec<Answer>, BrokerError> {
-        let Self { commands, connection: slot, generation } = self;
-        if *generation != commands.generation() {
-            *slot = None;
-        }
-        let mut connection = match slot.take() {
+        let Self { node, rules, connection: slot } = self;
+        let mut connection = match slot.take().filter(|connection| connection.generation == node.generation()) {
             Some(connection) => connection,
-            None => {
-                // Whoever publishes needs the library, and this sees to it.
-                commands.connection().await.map_err(|error| broker_error(&error))?;
-                *generation = commands.generation();
-                Connection::open(&commands.endpoint).await.map_err(|error| failure(&error))?
-            }
+            None => node.connect_prepared().await.map_err(|error| BrokerError::from(&error))?,
         };
-        let calls = group(batch, &commands.rules);
-        calls.iter().for_each(|call| call.write(batch, &commands.library, connection.outgoing()));
+        let calls = group(batch, rules);
+        calls.iter().for_each(|call| call.write(batch, node.library(), connection.outgoing()));
         let asked = Moment::now();
         let answers = timeout(ANSWER_TIMEOUT, answers(&mut connection, &calls, batch.len())).await;
-        let timed_out = |_| Err(io::Error::new(io::ErrorKind::TimedOut, LATE).into());
-        let answers = answers.unwrap_or_else(timed_out).map_err(|error| failure(&error))?;
-        commands.metrics.latency.redis_round_trip.observe(asked);
+        let answers = answers.unwrap_or_else(|_| Err(ClientError::timed_out()));
+        let answers = answers.map_err(|error| BrokerError::from(&error))?;
+        node.metrics.latency.redis_round_trip.observe(asked);
         // Only a connection on which nothing is due any more is used again.
         *slot = Some(connection);
         Ok(answers)
@@ -267,7 +261,7 @@ impl Worker {
 }
 
 /// Sends what is queued and waits for the answers to calls; returns one for each of `count` messages.
-async fn answers(connection: &mut Connection, calls: &[Call], count: usize) -> Result<Vec<Answer>, ConnectionError> {
+async fn answers(connection: &mut Connection, calls: &[Call], count: usize) -> Result<Vec<Answer>, ClientError> {
     let mut answers = vec![Ok(None); count];
     let mut answered = 0;
     while answered < calls.len() {
@@ -281,13 +275,6 @@ async fn answers(connection: &mut Connection, calls: &[Call], count: usize) -> R
         })?;
     }
     Ok(answers)
-}
-
-fn failure(error: &ConnectionError) -> BrokerError {
-    match error {
-        ConnectionError::Refused(said) => refusal(said),
-        other => BrokerError::Unavailable(other.to_string()),
-    }
 }
 
 fn unavailable(count: usize, why: &str) -> Vec<Outcome> {

@@ -5,14 +5,13 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use redis::RedisError;
 use tokio::sync::Notify;
 use tokio::time::{Instant, MissedTickBehavior};
 
-use super::commands::{Commands, broker_error, refusal};
-use super::connection::{Connection, ConnectionError};
+use super::connection::Connection;
 use super::decoder::SubscriptionDecoder;
-use super::endpoint::Endpoint;
+use super::error::ClientError;
+use super::node::Node;
 use super::resp::Frame;
 use super::subscriptions::Subscriptions;
 use super::wanted::Wanted;
@@ -49,9 +48,9 @@ pub(super) struct Subscriber {
 #[derive(Debug, thiserror::Error)]
 enum Ended {
     #[error(transparent)]
-    Connection(#[from] ConnectionError),
+    Connection(ClientError),
     #[error("a canary could not be sent: {0}")]
-    Canary(#[from] RedisError),
+    Canary(ClientError),
     #[error("the connection is deaf: messages sent through Redis do not come back")]
     Deaf,
 }
@@ -60,8 +59,9 @@ impl Ended {
     /// Why, to those who ask whether it works: without Redis' own words, which are for the log.
     fn public(&self) -> String {
         match self {
-            Self::Connection(ConnectionError::Refused(said)) => refusal(said).to_string(),
-            Self::Canary(error) => broker_error(error).to_string(),
+            Self::Connection(error @ ClientError::Refused(_)) | Self::Canary(error) => {
+                BrokerError::from(error).to_string()
+            }
             other => other.to_string(),
         }
     }
@@ -104,15 +104,15 @@ impl Subscriber {
     }
 
     /// Keeps a connection for as long as the process lives.
-    pub(super) async fn supervise(self: Arc<Self>, endpoint: Endpoint, commands: Arc<Commands>) {
+    pub(super) async fn supervise(self: Arc<Self>, node: Arc<Node>) {
         let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
         loop {
             let began = Instant::now();
-            let ended = self.listen(&endpoint, &commands).await;
+            let ended = self.listen(&node).await;
             self.wanted().disconnected();
             self.set_down(&ended);
             // Publishing shares the fate: a half-dead Redis must not take what it will lose.
-            commands.disconnect().await;
+            node.give_up(node.generation());
             if began.elapsed() > GOOD_AFTER {
                 backoff.reset();
             }
@@ -121,20 +121,20 @@ impl Subscriber {
     }
 
     /// One connection's life; returns why it ended.
-    async fn listen(&self, endpoint: &Endpoint, commands: &Commands) -> Ended {
-        let connection = match Connection::open(endpoint).await {
+    async fn listen(&self, node: &Node) -> Ended {
+        let connection = match node.connect().await {
             Ok(connection) => connection,
-            Err(error) => return error.into(),
+            Err(error) => return Ended::Connection(error),
         };
         let unanswered = AtomicU32::new(0);
         tokio::select! {
-            ended = self.hear(connection, &unanswered) => ended.into(),
-            ended = self.send_canaries(commands, &unanswered) => ended,
+            ended = self.hear(connection, &unanswered) => Ended::Connection(ended),
+            ended = self.send_canaries(node, &unanswered) => ended,
         }
     }
 
     /// Subscribes what is wanted and hands over what is heard, until the connection breaks.
-    async fn hear(&self, mut connection: Connection, unanswered: &AtomicU32) -> ConnectionError {
+    async fn hear(&self, mut connection: Connection, unanswered: &AtomicU32) -> ClientError {
         let mut subscriptions = Subscriptions::default();
         subscriptions.subscribe_canary(&self.canary, &mut connection);
         let all = self.wanted().connected();
@@ -190,7 +190,7 @@ impl Subscriber {
     }
 
     /// Sends canaries, until one can't be sent or too many did not come back.
-    async fn send_canaries(&self, commands: &Commands, unanswered: &AtomicU32) -> Ended {
+    async fn send_canaries(&self, node: &Node, unanswered: &AtomicU32) -> Ended {
         let mut beats = tokio::time::interval(BEAT);
         beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -198,8 +198,8 @@ impl Subscriber {
             if unanswered.fetch_add(1, Ordering::Relaxed) >= DEAF_AFTER {
                 return Ended::Deaf;
             }
-            if let Err(error) = commands.publish_plain(&self.canary, "beat").await {
-                return error.into();
+            if let Err(error) = node.publish_plain(&self.canary, "beat").await {
+                return Ended::Canary(error);
             }
         }
     }

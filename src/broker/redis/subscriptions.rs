@@ -5,7 +5,8 @@
 
 use std::collections::VecDeque;
 
-use super::connection::{Connection, ConnectionError};
+use super::connection::Connection;
+use super::error::ClientError;
 use super::position_marker::{RUN_PREFIX, SINGLE_PREFIX};
 use super::wanted::{ByKind, KINDS};
 use crate::channel::ChannelName;
@@ -119,12 +120,12 @@ impl Subscriptions {
 
     /// Redis refused a command. Returns the channels that it named, if it was for the lack of a
     /// permission and does not concern the connection as such.
-    pub(super) fn refused(&mut self, why: &[u8]) -> Result<Vec<ChannelName>, ConnectionError> {
+    pub(super) fn refused(&mut self, why: &[u8]) -> Result<Vec<ChannelName>, ClientError> {
         match self.take_answered() {
             Some(What::Subscribe(channels)) if why.starts_with(b"NOPERM") => Ok(channels),
             // What is heard without being wanted is ignored.
             Some(What::Unsubscribe) if why.starts_with(b"NOPERM") => Ok(Vec::new()),
-            _ => Err(ConnectionError::Refused(String::from_utf8_lossy(why).into_owned())),
+            _ => Err(ClientError::Refused(String::from_utf8_lossy(why).into_owned())),
         }
     }
 
