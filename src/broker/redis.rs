@@ -27,9 +27,8 @@ use self::commands::Commands;
 use self::endpoint::Endpoint;
 use self::pipeline::Pipeline;
 use self::subscriber::Subscriber;
-use super::{Broker, BrokerError, Health, Page, Publication, ReadFrom, RequestSize};
+use super::{Broker, BrokerError, EventSink, Health, Page, Publication, ReadFrom, RequestSize};
 use crate::channel::ChannelName;
-use crate::hub::event_queue::EventQueue;
 use crate::message::Position;
 use crate::observability::metrics::Metrics;
 use crate::rules::Rules;
@@ -52,13 +51,13 @@ impl RedisBroker {
     pub fn start(
         url: &str,
         instance: &str,
-        queue: Arc<EventQueue>,
+        sink: Arc<dyn EventSink>,
         rules: Arc<Rules>,
         metrics: Arc<Metrics>,
     ) -> Result<Self, UrlError> {
         let endpoint = Endpoint::parse(url).map_err(UrlError)?;
         let commands = Arc::new(Commands::new(endpoint.clone(), rules, metrics.clone()));
-        let subscriber = Arc::new(Subscriber::new(instance, queue, metrics));
+        let subscriber = Arc::new(Subscriber::new(instance, sink, metrics));
         tokio::spawn(subscriber.clone().supervise(endpoint, commands.clone()));
         Ok(Self { commands, pipelines: ThreadLocal::new(), subscriber })
     }

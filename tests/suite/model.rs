@@ -15,13 +15,15 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use livebridge::broker::{Broker, BrokerError, Event, Health, Page, Publication, ReadFrom, RequestSize, Tail};
+use livebridge::broker::{
+    Broker, BrokerError, Event, EventSink, Health, Page, Publication, ReadFrom, RequestSize, Tail,
+};
 use livebridge::channel::ChannelName;
 use livebridge::delivery::batch::EncodedBatch;
 use livebridge::delivery::encoding::WEBSOCKET_JSON;
 use livebridge::delivery::session::{Session, Waits};
 use livebridge::delivery::subscription::{NewSubscription, Rights};
-use livebridge::hub::event_queue::EventQueue;
+use livebridge::hub::dispatch::Dispatcher;
 use livebridge::hub::log::Bounds;
 use livebridge::hub::topic::{Start, Topic};
 use livebridge::hub::wake_list::WakeList;
