@@ -23,7 +23,7 @@ use crate::config::limits::Drain as DrainTimes;
 use crate::delivery::drain::close_evenly;
 use crate::delivery::shard::Shard;
 use crate::drain::Drain;
-use crate::http::{connection, fetch, routes};
+use crate::http::{connection, routes};
 use crate::hub::Hub;
 use crate::hub::dispatch::Dispatcher;
 use crate::observability::log_throttle::LogThrottle;
@@ -109,7 +109,7 @@ impl Server {
         let admission = Admission::new(settings.admission, descriptors, settings.threads, metrics.clone());
         let incoming = Budget::new(settings.incoming_bytes);
         if let Some(jwks) = settings.access.remote_keys() {
-            tokio::spawn(fetch::keep_keys(jwks.clone()));
+            tokio::spawn(jwks.clone().keep_fresh());
         }
         let app = Arc::new(App {
             instance: settings.instance,
