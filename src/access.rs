@@ -1,6 +1,7 @@
 //! Who may do what: one check, from what a request shows (a key or a token, and the page it comes from) to what it may do with
 //! which channels. Knows neither HTTP nor sockets: `http/` takes what is shown out of a request, and answers.
 
+pub mod action;
 pub mod claims;
 pub mod issue;
 pub mod jwks;
@@ -12,6 +13,8 @@ pub mod token_key;
 
 use std::sync::Arc;
 
+pub use self::action::Action;
+use self::action::AnonymousRules;
 use self::claims::Claims;
 use self::jwks::Jwks;
 use self::keys::PublishKey;
@@ -19,18 +22,6 @@ use self::origin::{Origins, Page};
 use self::secret::Secret;
 use self::token::{TokenError, Tokens};
 use crate::channel::ChannelName;
-use crate::rules::Rules;
-
-/// What a request wants to do with channels.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Action {
-    /// Listen.
-    Subscribe,
-    /// Publish.
-    Publish,
-    /// Read the history.
-    Read,
-}
 
 /// What a request shows of who asks.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
@@ -103,19 +94,19 @@ pub struct Access {
     tokens: Option<Tokens>,
     origins: Origins,
     cookie: Option<String>,
-    rules: Arc<Rules>,
+    anonymous: Arc<dyn AnonymousRules>,
 }
 
 impl Access {
-    /// With these keys, tokens and origins; the rules say what everybody may do.
+    /// With these keys, tokens and origins; `anonymous` says what clients without credentials may do.
     pub fn new(
         keys: Vec<PublishKey>,
         tokens: Option<Tokens>,
         origins: Origins,
         cookie: Option<String>,
-        rules: Arc<Rules>,
+        anonymous: Arc<dyn AnonymousRules>,
     ) -> Arc<Self> {
-        Arc::new(Self { keys, tokens, origins, cookie, rules })
+        Arc::new(Self { keys, tokens, origins, cookie, anonymous })
     }
 
     /// Whether nothing is configured, so that everybody may do everything.
@@ -125,7 +116,7 @@ impl Access {
 
     /// Whether there is a way to subscribe, by a token or for everybody.
     pub fn lets_anybody_subscribe(&self) -> bool {
-        self.is_open() || self.tokens.is_some() || self.rules.allow_anonymous(Action::Subscribe)
+        self.is_open() || self.tokens.is_some() || self.anonymous.allow_anywhere(Action::Subscribe)
     }
 
     /// Which pages may speak to this instance.
@@ -169,8 +160,8 @@ impl Access {
         }
         let holder = if self.is_open() { Holder::Everybody } else { self.holder(credentials).await? };
         match holder {
-            Holder::Anonymous if !self.rules.allow_anonymous(action) => return Err(AccessError::Nobody),
-            Holder::Stranger if !self.rules.allow_anonymous(action) => return Err(AccessError::Cookie),
+            Holder::Anonymous if !self.anonymous.allow_anywhere(action) => return Err(AccessError::Nobody),
+            Holder::Stranger if !self.anonymous.allow_anywhere(action) => return Err(AccessError::Cookie),
             _ => {}
         }
         Ok(Permissions { holder, access: self.clone() })
@@ -201,7 +192,7 @@ impl Access {
 impl Permissions {
     /// Whether it covers this.
     pub fn check(&self, channel: &ChannelName, action: Action) -> Result<(), AccessError> {
-        let everybody = || self.access.rules.of(channel).anonymous.allows(action);
+        let everybody = || self.access.anonymous.allow(channel, action);
         let held = match &self.holder {
             Holder::Everybody => true,
             Holder::Anonymous | Holder::Stranger => false,
@@ -229,7 +220,7 @@ impl Permissions {
             Holder::Key(_) => action != Action::Subscribe,
             Holder::Token(claims) => !claims.livebridge.patterns(action).is_empty(),
         };
-        held || self.access.rules.allow_anonymous(action)
+        held || self.access.anonymous.allow_anywhere(action)
     }
 
     /// Checks again that it has not expired: a request may take longer than its token is valid.
@@ -245,16 +236,6 @@ impl Permissions {
         match (&self.holder, &self.access.tokens) {
             (Holder::Token(claims), Some(tokens)) => Some(tokens.holds_for(claims)),
             _ => None,
-        }
-    }
-}
-
-impl Action {
-    fn doing(self) -> &'static str {
-        match self {
-            Self::Subscribe => "subscribing to",
-            Self::Publish => "publishing to",
-            Self::Read => "reading",
         }
     }
 }

@@ -3,6 +3,7 @@
 
 pub mod dispatch;
 pub mod event_queue;
+mod history;
 pub mod log;
 pub mod sequence;
 pub(crate) mod shared_reads;

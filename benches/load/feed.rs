@@ -12,7 +12,6 @@ use tokio::net::{TcpSocket, TcpStream};
 use crate::Outcome;
 use crate::dialect::Dialect;
 use crate::frames::{self, Frame, find};
-use crate::life::Position;
 use crate::message::channel_name;
 
 /// A slow reader's receive buffer: small, so that the server and not the kernel has to cope with it.
@@ -20,6 +19,13 @@ const SLOW_BUFFER: u32 = 4096;
 
 /// How long a connection may take to be answered.
 const OPEN_LIMIT: Duration = Duration::from_secs(10);
+
+/// A place in a channel, as the server writes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Position {
+    pub(crate) epoch: String,
+    pub(crate) offset: u64,
+}
 
 /// What arrived.
 pub(crate) enum Event {

@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::Outcome;
-use crate::feed::{Event, Feed};
+use crate::feed::{Event, Feed, Position};
 use crate::message::Message;
 
 /// The first channels carry much more than the others: that is where slow readers fall behind.
@@ -114,13 +114,6 @@ fn count(counter: &AtomicU64) {
 async fn ended(over: &mut watch::Receiver<bool>) {
     // The sender lives as long as the world.
     over.wait_for(|over| *over).await.ok();
-}
-
-/// Where a client stands in its channel.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Position {
-    pub(crate) epoch: String,
-    pub(crate) offset: u64,
 }
 
 /// One client.
