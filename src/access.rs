@@ -1,5 +1,5 @@
-//! Who may do what: one check, from what a request shows (a key or a token, and the page it comes from) to what it may do with
-//! which channels. Knows neither HTTP nor sockets: `http/` takes what is shown out of a request, and answers.
+//! Authorization: one check, from the credentials of a request (a key or a token, and its origin) to what it may do with
+//! which channels. It knows neither HTTP nor sockets: `http/` extracts the credentials and writes the response.
 
 pub mod action;
 pub mod claims;
@@ -18,7 +18,7 @@ use self::action::AnonymousRules;
 use self::claims::Claims;
 use self::jwks::Jwks;
 use self::keys::PublishKey;
-use self::origin::{Origins, Page};
+use self::origin::{OriginCheck, Origins};
 use self::secret::Secret;
 use self::token::{TokenError, Tokens};
 use crate::channel::ChannelName;
@@ -32,9 +32,9 @@ pub struct Credentials {
     pub query: Option<Secret>,
     /// A token in the configured cookie.
     pub cookie: Option<Secret>,
-    /// The page that asks.
-    pub page: Page,
-    /// The browser itself says that the page is of our own origin, where it sends no `Origin`.
+    /// What the `Origin` header says of the page that sent the request.
+    pub origin: OriginCheck,
+    /// Without an `Origin`: whether the browser says that the page has the same origin (`Sec-Fetch-Site`).
     pub says_same_origin: bool,
 }
 
@@ -81,8 +81,8 @@ enum Holder {
     /// Nothing is configured: everybody may do everything.
     Everybody,
     Anonymous,
-    /// The same, with a cookie that does not count: a browser adds cookies to whatever any page asks for.
-    Stranger,
+    /// The same, with a cookie that does not count: browsers send cookies with the requests of any page.
+    UntrustedCookie,
     Key(usize),
     Token(Arc<Claims>),
 }
@@ -155,13 +155,13 @@ impl Access {
         credentials: &Credentials,
         action: Action,
     ) -> Result<Permissions, AccessError> {
-        if credentials.page == Page::Foreign {
+        if credentials.origin == OriginCheck::Refused {
             return Err(AccessError::Origin(self.origins.to_string()));
         }
         let holder = if self.is_open() { Holder::Everybody } else { self.holder(credentials).await? };
         match holder {
             Holder::Anonymous if !self.anonymous.allow_anywhere(action) => return Err(AccessError::Nobody),
-            Holder::Stranger if !self.anonymous.allow_anywhere(action) => return Err(AccessError::Cookie),
+            Holder::UntrustedCookie if !self.anonymous.allow_anywhere(action) => return Err(AccessError::Cookie),
             _ => {}
         }
         Ok(Permissions { holder, access: self.clone() })
@@ -176,9 +176,10 @@ impl Access {
         } else if let Some(token) = &credentials.query {
             token
         } else if let Some(token) = &credentials.cookie {
-            if credentials.page != Page::Trusted && !(credentials.page == Page::Unnamed && credentials.says_same_origin)
+            if credentials.origin != OriginCheck::Trusted
+                && !(credentials.origin == OriginCheck::Absent && credentials.says_same_origin)
             {
-                return Ok(Holder::Stranger);
+                return Ok(Holder::UntrustedCookie);
             }
             token
         } else {
@@ -195,14 +196,14 @@ impl Permissions {
         let everybody = || self.access.anonymous.allow(channel, action);
         let held = match &self.holder {
             Holder::Everybody => true,
-            Holder::Anonymous | Holder::Stranger => false,
+            Holder::Anonymous | Holder::UntrustedCookie => false,
             Holder::Key(index) => action != Action::Subscribe && self.access.keys[*index].allows(channel),
             Holder::Token(claims) => claims.livebridge.covers(action, channel),
         };
         match &self.holder {
             _ if held || everybody() => Ok(()),
             Holder::Anonymous => Err(AccessError::Anonymous(action.doing(), channel.clone())),
-            Holder::Stranger => Err(AccessError::Cookie),
+            Holder::UntrustedCookie => Err(AccessError::Cookie),
             _ => Err(AccessError::Forbidden(action.doing(), channel.clone())),
         }
     }
@@ -216,7 +217,7 @@ impl Permissions {
     fn allows_any(&self, action: Action) -> bool {
         let held = match &self.holder {
             Holder::Everybody => true,
-            Holder::Anonymous | Holder::Stranger => false,
+            Holder::Anonymous | Holder::UntrustedCookie => false,
             Holder::Key(_) => action != Action::Subscribe,
             Holder::Token(claims) => !claims.livebridge.patterns(action).is_empty(),
         };

@@ -21,7 +21,7 @@ use self::wake_list::WakeList;
 use crate::backoff::Backoff;
 use crate::broker::{Broker, BrokerError, Health, PAGE_MESSAGES, Page, ReadFrom, RequestSize};
 use crate::channel::ChannelName;
-use crate::hub::log::Bounds;
+use crate::hub::log::LogBounds;
 use crate::hub::sequence::Next;
 use crate::hub::topic::Topic;
 use crate::rules::Rules;
@@ -41,13 +41,18 @@ pub struct Hub {
     next_id: AtomicU64,
     broker: Arc<dyn Broker>,
     rules: Arc<Rules>,
-    bounds: Bounds,
+    bounds: LogBounds,
     checks: [Semaphore; 2],
 }
 
 impl Hub {
     /// A hub without channels. `broker` must deliver its events to `dispatcher`.
-    pub fn new(dispatcher: Arc<Dispatcher>, broker: Arc<dyn Broker>, rules: Arc<Rules>, bounds: Bounds) -> Arc<Self> {
+    pub fn new(
+        dispatcher: Arc<Dispatcher>,
+        broker: Arc<dyn Broker>,
+        rules: Arc<Rules>,
+        bounds: LogBounds,
+    ) -> Arc<Self> {
         let checks = CHECKS_AT_ONCE.map(Semaphore::new);
         Arc::new(Self { dispatcher, next_id: AtomicU64::new(0), broker, rules, bounds, checks })
     }

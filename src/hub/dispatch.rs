@@ -238,7 +238,7 @@ mod tests {
     use crate::broker::memory::MemoryBroker;
     use crate::broker::{Broker, Publication, RequestSize};
     use crate::hub::Hub;
-    use crate::hub::log::Bounds;
+    use crate::hub::log::LogBounds;
     use crate::message::Entry;
     use crate::rules::Rules;
 
@@ -247,7 +247,7 @@ mod tests {
         let dispatcher = Arc::new(Dispatcher::new(usize::MAX, 1, Arc::new(Metrics::new(1))));
         let rules = Arc::new(Rules::parse("[[channel]]\nmatch = '*'\nhistory = false\n").expect("rules"));
         let broker = Arc::new(MemoryBroker::new(dispatcher.clone(), rules.clone()));
-        let bounds = Bounds { entries: 4, bytes: usize::MAX };
+        let bounds = LogBounds { entries: 4, bytes: usize::MAX };
         let hub = Hub::new(dispatcher, broker.clone(), rules, bounds);
         tokio::spawn(hub.clone().run());
         let channel: ChannelName = "a".parse().expect("valid");

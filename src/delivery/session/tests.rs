@@ -9,7 +9,7 @@ use crate::delivery::framing::websocket::{self, Opcode};
 use crate::delivery::subscription::Rights;
 use crate::hub::Hub;
 use crate::hub::dispatch::Dispatcher;
-use crate::hub::log::Bounds;
+use crate::hub::log::LogBounds;
 use crate::hub::topic::Start;
 use crate::observability::metrics::Metrics;
 use crate::rules::Rules;
@@ -30,7 +30,7 @@ impl World {
         let dispatcher = Arc::new(Dispatcher::new(usize::MAX, 1, Arc::new(Metrics::new(1))));
         let rules = Arc::new(Rules::parse("[[channel]]\nmatch = '*'\nhistory = { messages = 100 }\n").expect("rules"));
         let broker = Arc::new(MemoryBroker::new(dispatcher.clone(), rules.clone()));
-        let bounds = Bounds { entries: 100, bytes: 1 << 20 };
+        let bounds = LogBounds { entries: 100, bytes: 1 << 20 };
         let hub = Hub::new(dispatcher, broker.clone(), rules, bounds);
         tokio::spawn(hub.clone().run());
         let session = Session::new(encoding, Vec::new(), 1);
