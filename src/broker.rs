@@ -121,7 +121,7 @@ impl BrokerError {
     }
 }
 
-/// What a broker tells the hub through the queue, in order.
+/// What a broker tells its [`EventSink`], in order.
 #[derive(Debug)]
 pub enum Event {
     /// From here on every message of the channel arrives. Said again after each reconnect.
@@ -154,6 +154,37 @@ impl RequestSize {
     }
 }
 
+/// Where a broker delivers its events. The hub implements it; nothing here waits but [`EventSink::room`].
+pub trait EventSink: Send + Sync + 'static {
+    /// Queues an event behind those before it. [`EventSink::process`] or [`EventSink::wake`] must follow.
+    /// A message that finds no room is dropped, and [`Event::Missed`] takes its place.
+    fn add(&self, event: Event);
+
+    /// Queues events in their order and empties the vector, with one lock for all.
+    fn add_all(&self, events: &mut Vec<Event>);
+
+    /// Has the queued events processed by the task of the sink.
+    fn wake(&self);
+
+    /// Processes the queued events on the calling thread, which saves waking another one. Wakes the
+    /// task of the sink instead if there are many, or if another thread is processing events.
+    fn process(&self) {
+        self.wake();
+    }
+
+    /// Whether the queue is less than half full.
+    fn has_room(&self) -> bool;
+
+    /// Waits until the queue is less than half full.
+    fn room(&self) -> BoxFuture<'_, ()>;
+
+    /// Queues an event, and wakes the task of the sink.
+    fn push(&self, event: Event) {
+        self.add(event);
+        self.wake();
+    }
+}
+
 /// Whether publishing and receiving work.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Health {
@@ -169,7 +200,7 @@ pub trait Broker: Send + Sync + 'static {
     /// position, or `None` where the channel keeps no history. Ends within a bounded time, whatever happens.
     fn publish(&self, batch: Vec<Publication>) -> BoxFuture<'_, Vec<Result<Option<Position>, BrokerError>>>;
 
-    /// Wants the channel's messages, for a client's request of that size. Never waits; the queue hears
+    /// Wants the channel's messages, for a client's request of that size. Never waits; the sink is told
     /// `Subscribed` or `Refused`.
     ///
     /// # Errors

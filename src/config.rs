@@ -19,7 +19,7 @@ use crate::access::issue::{self, Patterns, TokenSpec};
 use crate::access::secret::Secret;
 use crate::app::Limits;
 use crate::channel::ChannelName;
-use crate::hub::log::Bounds;
+use crate::hub::log::LogBounds;
 use crate::observability::logging::LogFormat;
 use crate::rules::{Rules, RulesError};
 use crate::transport::admission;
@@ -212,7 +212,7 @@ pub struct TailArgs {
 
 impl TokenArgs {
     /// What the token says.
-    pub fn wish(&self) -> TokenSpec {
+    pub fn spec(&self) -> TokenSpec {
         TokenSpec {
             livebridge: Patterns { subscribe: self.subscribe.clone(), publish: self.publish.clone() },
             exp: issue::expiry(self.expires),
@@ -252,11 +252,11 @@ pub struct Settings {
     /// What clients may send.
     pub limits: Limits,
     /// How much of each channel's log is kept.
-    pub log: Bounds,
+    pub log: LogBounds,
     /// How much of all logs together is kept, in bytes.
     pub log_bytes_total: usize,
     /// Who gets in.
-    pub admission: admission::Bounds,
+    pub admission: admission::ConnectionLimits,
     /// The most bytes of unfinished bodies and WebSocket messages together.
     pub incoming_bytes: usize,
     /// How the instance ends.
@@ -304,7 +304,7 @@ impl Settings {
                 request_time: Duration::from_secs(args.limits.request_seconds.into()),
                 heartbeat_seconds: args.limits.heartbeat_seconds,
             },
-            log: Bounds { entries: args.log_messages as usize, bytes: args.log_bytes as usize },
+            log: LogBounds { entries: args.log_messages as usize, bytes: args.log_bytes as usize },
             log_bytes_total: args.limits.log_bytes_total as usize,
             admission: args.limits.bounds(),
             incoming_bytes: args.limits.incoming_bytes_total as usize,

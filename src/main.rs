@@ -81,7 +81,7 @@ async fn serve(args: ServeArgs) -> ExitCode {
 
 /// Prints a token.
 fn token(args: &TokenArgs) -> ExitCode {
-    match issue::issue(&args.wish(), &args.token_secret[0]) {
+    match issue::issue(&args.spec(), &args.token_secret[0]) {
         Ok(token) => done(writeln!(std::io::stdout(), "{token}")),
         Err(error) => fail(error),
     }

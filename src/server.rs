@@ -23,9 +23,9 @@ use crate::config::limits::Drain as DrainTimes;
 use crate::delivery::drain::close_evenly;
 use crate::delivery::shard::Shard;
 use crate::drain::Drain;
-use crate::http::{connection, fetch, routes};
+use crate::http::{connection, routes};
 use crate::hub::Hub;
-use crate::hub::event_queue::EventQueue;
+use crate::hub::dispatch::Dispatcher;
 use crate::observability::log_throttle::LogThrottle;
 use crate::observability::metrics::Metrics;
 use crate::transport::accept::{Acceptor, HandedOver, listen};
@@ -92,29 +92,30 @@ impl Server {
 
         let metrics = Arc::new(Metrics::new(settings.threads));
         let rules = settings.rules;
-        let queue = Arc::new(EventQueue::default());
+        let dispatcher = Arc::new(Dispatcher::new(settings.log_bytes_total, settings.threads, metrics.clone()));
         let broker: Arc<dyn Broker> = match &settings.redis_url {
-            None => Arc::new(MemoryBroker::new(queue.clone(), rules.clone())),
+            None => Arc::new(MemoryBroker::new(dispatcher.clone(), rules.clone())),
             Some(url) => {
                 // People may give two instances one name; the canary must still tell them apart.
                 let unique = format!("{}:{:016x}", settings.instance, rand::random::<u64>());
-                let (queue, rules, metrics) = (queue.clone(), rules.clone(), metrics.clone());
-                Arc::new(RedisBroker::start(url, &unique, queue, rules, metrics)?)
+                let (sink, rules, metrics) = (dispatcher.clone(), rules.clone(), metrics.clone());
+                Arc::new(RedisBroker::start(url, &unique, sink, rules, metrics)?)
             }
         };
-        let hub = Hub::new(broker, rules, settings.log, settings.log_bytes_total, settings.threads, metrics.clone());
-        tokio::spawn(hub.clone().run(queue));
+        let hub = Hub::new(dispatcher, broker.clone(), rules, settings.log);
+        tokio::spawn(hub.clone().run());
         tokio::spawn(hub.clone().sweep());
         tokio::spawn(allocator::give_back());
         let admission = Admission::new(settings.admission, descriptors, settings.threads, metrics.clone());
         let incoming = Budget::new(settings.incoming_bytes);
         if let Some(jwks) = settings.access.remote_keys() {
-            tokio::spawn(fetch::keep_keys(jwks.clone()));
+            tokio::spawn(jwks.clone().keep_fresh());
         }
         let app = Arc::new(App {
             instance: settings.instance,
             default_channel: settings.default_channel,
             limits: settings.limits,
+            broker,
             hub,
             metrics,
             admission,
@@ -157,7 +158,7 @@ impl Server {
 
 /// A load balancer may send clients as soon as the port accepts them: better when they can be served.
 async fn first_broker_attempt(app: &App) {
-    let broker = app.hub.broker();
+    let broker = &app.broker;
     let up = async {
         while broker.health() != Health::Up {
             tokio::time::sleep(Duration::from_millis(5)).await;

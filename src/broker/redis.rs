@@ -31,9 +31,8 @@ use self::history::History;
 use self::node::{Node, Role};
 use self::pipeline::Pipeline;
 use self::subscriber::Subscriber;
-use super::{Broker, BrokerError, Health, Page, Publication, ReadFrom, RequestSize};
+use super::{Broker, BrokerError, EventSink, Health, Page, Publication, ReadFrom, RequestSize};
 use crate::channel::ChannelName;
-use crate::hub::event_queue::EventQueue;
 use crate::message::Position;
 use crate::observability::metrics::Metrics;
 use crate::rules::Rules;
@@ -58,13 +57,13 @@ impl RedisBroker {
     pub fn start(
         url: &str,
         instance: &str,
-        queue: Arc<EventQueue>,
+        sink: Arc<dyn EventSink>,
         rules: Arc<Rules>,
         metrics: Arc<Metrics>,
     ) -> Result<Self, UrlError> {
         let endpoint = Endpoint::parse(url).map_err(UrlError)?;
         let node = Arc::new(Node::new(endpoint, Role::Master, &rules, metrics.clone()));
-        let subscriber = Arc::new(Subscriber::new(instance, queue, metrics));
+        let subscriber = Arc::new(Subscriber::new(instance, sink, metrics));
         tokio::spawn(subscriber.clone().supervise(node.clone()));
         let history = History::new(node.clone(), rules.clone());
         Ok(Self { node, rules, history, pipelines: ThreadLocal::new(), subscriber })

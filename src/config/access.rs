@@ -6,15 +6,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
+use futures::future::FutureExt;
 
 use crate::access::Access;
-use crate::access::jwks::Jwks;
+use crate::access::jwks::{FETCH_TIMEOUT, Jwks, MOST_BYTES};
 use crate::access::keys::{KeyError, PublishKey};
 use crate::access::origin::{OriginError, Origins};
 use crate::access::secret::Secret;
 use crate::access::token::Tokens;
 use crate::access::token_key::{Key, TokenKeyError};
-use crate::http::fetch::{FetchError, Source};
+use crate::http_client::{Url, UrlError};
 use crate::rules::Rules;
 
 /// Keys, tokens and origins.
@@ -91,7 +92,7 @@ pub enum AccessSettingsError {
     },
     /// A URL.
     #[error("--token-jwks-url: {0}")]
-    Url(#[from] FetchError),
+    Url(#[from] UrlError),
     /// Settings of tokens without a key.
     #[error(
         "{0} is set, but no key verifies tokens: set LIVEBRIDGE_TOKEN_SECRET, --token-public-key or --token-jwks-url"
@@ -149,8 +150,12 @@ impl AccessArgs {
         let remote = match self.token_jwks_url.as_deref().filter(|url| !url.is_empty()) {
             None => None,
             Some(url) => {
-                Source::new(url)?;
-                Some(Jwks::new(url))
+                let url = Arc::new(Url::parse(url)?);
+                let fetch = move || {
+                    let url = url.clone();
+                    async move { url.fetch_json(MOST_BYTES, FETCH_TIMEOUT).await }.boxed()
+                };
+                Some(Jwks::new(Box::new(fetch)))
             }
         };
         let (audience, issuer) = (named(&self.token_audience), named(&self.token_issuer));

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 
 use crate::app::Rates;
 use crate::transport::address::{TrustedProxies, parse_network};
-use crate::transport::admission::{AddressLimits, Bounds};
+use crate::transport::admission::{AddressLimits, ConnectionLimits};
 use crate::transport::token_bucket::Rate;
 
 /// Of an address of the public internet, where nothing is set: an office or a school behind one address, but not a flood.
@@ -100,7 +100,7 @@ pub struct Drain {
 
 impl LimitArgs {
     /// The bounds on connections.
-    pub fn bounds(&self) -> Bounds {
+    pub fn bounds(&self) -> ConnectionLimits {
         let limits = |connections: u32, handshakes: u32, publishing: Rates| AddressLimits {
             connections: (connections > 0).then_some(connections as usize),
             handshakes: Rate::new(handshakes, HANDSHAKE_BURST),
@@ -109,7 +109,7 @@ impl LimitArgs {
             new_channels: None,
         };
         let (connections, handshakes) = (self.max_connections_per_address, self.max_handshakes_per_address);
-        Bounds {
+        ConnectionLimits {
             connections: self.max_connections.map(|most| most as usize),
             public: limits(
                 connections.unwrap_or(PUBLIC_CONNECTIONS),

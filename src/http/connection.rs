@@ -143,7 +143,7 @@ impl HttpConnection {
             return Ok(log.answered(app, response));
         }
         let credentials = credentials::credentials(&app.access, request.headers());
-        let reply = cors::Reply::new(app.access.origins(), credentials.page, request.headers());
+        let reply = cors::Reply::new(app.access.origins(), credentials.origin, request.headers());
         let preflight = reply.preflight(app.access.origins(), request.method(), request.headers());
         // Most show nothing, and the first extension costs several allocations.
         if credentials != Credentials::default() {

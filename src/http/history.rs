@@ -54,7 +54,7 @@ async fn try_messages(app: &App, name: &str, query: &Query, credentials: Credent
             ReadFrom::After(text.parse::<Position>().map_err(|error| ApiError::parameter(error.to_string()))?)
         }
     };
-    let Some(page) = app.hub.broker().read(&channel, from, limit).await? else {
+    let Some(page) = app.broker.read(&channel, from, limit).await? else {
         let message = "the channel keeps no history; give it one in the rules";
         return Err(ApiError::new(StatusCode::NOT_FOUND, "no_history", message));
     };

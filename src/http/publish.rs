@@ -25,7 +25,7 @@ use crate::channel::ChannelName;
 use crate::message::Position;
 use crate::transport::address::ClientAddress;
 use crate::transport::admission::Charge;
-use crate::transport::byte_budget::Held;
+use crate::transport::byte_budget::Reservation;
 
 /// The names under which lines of JSON are sent; none of them is registered.
 const BATCH_TYPES: [&str; 5] = [
@@ -105,7 +105,7 @@ async fn try_publish(
     let meter = Meter { app, client: client.filter(|_| !permissions.is_by_key()) };
     meter.charge(Charge::PublishedMessages, if is_batch { 0 } else { copies })?;
     // Held until the broker has answered.
-    let mut held = Held::new(app.incoming.clone());
+    let mut held = Reservation::new(app.incoming.clone());
     let body = read(&meter, headers.content_length, body, Bound { what, limit, copies }, &mut held).await?;
     *is_read = true;
     permissions.check_time().map_err(|error| denied(app, error))?;
@@ -288,7 +288,7 @@ async fn read(
     announced: Option<usize>,
     body: impl Stream<Item = Result<impl Buf, warp::Error>> + Unpin,
     bound: Bound,
-    held: &mut Held,
+    held: &mut Reservation,
 ) -> Result<Bytes, ApiError> {
     let app = meter.app;
     let refused = |why| refused(app, why, bound);
@@ -307,7 +307,7 @@ async fn collect(
     announced: Option<usize>,
     mut body: impl Stream<Item = Result<impl Buf, warp::Error>> + Unpin,
     bound: Bound,
-    held: &mut Held,
+    held: &mut Reservation,
 ) -> Result<Bytes, Unread> {
     // What is only announced costs nothing: the first piece of most bodies is the whole.
     let mut bytes = BytesMut::with_capacity(announced.unwrap_or(0).min(FIRST_PIECE));

@@ -105,7 +105,7 @@ impl RequestLog {
 
 /// Whether it is worth a line of its own: an outage has one already.
 fn is_failure(app: &App, reason: &str) -> bool {
-    let outage = || reason == "broker_unavailable" && app.hub.broker().health() != Health::Up;
+    let outage = || reason == "broker_unavailable" && app.broker.health() != Health::Up;
     !REFUSALS.contains(&reason) && !outage()
 }
 

@@ -150,7 +150,7 @@ fn readyz(app: &App) -> Response {
     let (status, text) = if app.drain.is_leaving() {
         (StatusCode::SERVICE_UNAVAILABLE, "draining".to_owned())
     } else {
-        match app.hub.broker().health() {
+        match app.broker.health() {
             Health::Up => (StatusCode::OK, "ready".to_owned()),
             Health::Down(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("broker unavailable: {why}")),
         }
@@ -164,7 +164,7 @@ fn metrics(app: &App, accept: Option<&str>) -> Response {
         channels: app.hub.channels(),
         log_bytes: app.hub.log_bytes(),
         incoming_bytes: app.incoming.used(),
-        broker_up: app.hub.broker().health() == Health::Up,
+        broker_up: app.broker.health() == Health::Up,
     };
     let mut response = Response::new(app.metrics.render(format, now).into());
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(format.content_type()));

@@ -16,7 +16,7 @@ use super::credentials;
 use super::error::ApiError;
 use super::handshake::{self, HandshakeError};
 use super::query::Query;
-use crate::access::origin::Page;
+use crate::access::origin::OriginCheck;
 use crate::access::{Action, Credentials, Permissions};
 use crate::app::App;
 use crate::broker::{BrokerError, RequestSize};
@@ -89,7 +89,7 @@ pub async fn websocket(
     credentials: Credentials,
     sender: HandshakeSender,
 ) -> Response {
-    let is_page = matches!(credentials.page, Page::Trusted | Page::Any);
+    let is_page = matches!(credentials.origin, OriginCheck::Trusted | OriginCheck::Allowed);
     match try_websocket(&app, &Query::parse(&query), &headers, credentials, &sender).await {
         Ok(response) => response,
         Err(error) => match handshake::accept(&headers) {

@@ -9,7 +9,7 @@ use tokio::sync::Notify;
 
 use crate::broker::{Page, ReadFrom, RequestSize, Tail};
 use crate::channel::ChannelName;
-use crate::hub::log::{Bounds, Found, Log};
+use crate::hub::log::{Found, Log, LogBounds};
 use crate::hub::sequence::{Next, Sequencer};
 use crate::hub::shared_reads::SharedReads;
 use crate::message::{Entry, Message, Position};
@@ -91,7 +91,7 @@ impl Topic {
         id: u64,
         channel: ChannelName,
         rule: Rule,
-        bounds: Bounds,
+        bounds: LogBounds,
         shards: usize,
         total: Arc<AtomicUsize>,
     ) -> Self {

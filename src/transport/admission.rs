@@ -55,7 +55,7 @@ pub enum Charge {
 
 /// The bounds on connections.
 #[derive(Clone, Debug)]
-pub struct Bounds {
+pub struct ConnectionLimits {
     /// The most connections in all; `None` for as many as descriptors allow.
     pub connections: Option<usize>,
     /// Of an address of the public internet.
@@ -68,7 +68,7 @@ pub struct Bounds {
 
 /// The counts.
 pub struct Admission {
-    bounds: Bounds,
+    bounds: ConnectionLimits,
     /// No descriptor at or above this is given to a client.
     descriptors: u64,
     metrics: Arc<Metrics>,
@@ -97,7 +97,7 @@ struct Address {
 impl Admission {
     /// Nobody is in yet. `descriptors` is the process's limit, part of which is kept back;
     /// `threads` is how many serve connections.
-    pub fn new(bounds: Bounds, descriptors: u64, threads: usize, metrics: Arc<Metrics>) -> Arc<Self> {
+    pub fn new(bounds: ConnectionLimits, descriptors: u64, threads: usize, metrics: Arc<Metrics>) -> Arc<Self> {
         Arc::new(Self {
             bounds,
             descriptors: descriptors - reserve(descriptors),
@@ -310,7 +310,7 @@ mod tests {
     fn admission(connections: Option<usize>, per_address: Option<usize>, handshakes: Option<Rate>) -> Arc<Admission> {
         let limits = AddressLimits { connections: per_address, handshakes, ..AddressLimits::default() };
         let proxies = TrustedProxies::new(vec![parse_network("10.0.0.0/8").expect("a network")]);
-        let bounds = Bounds { connections, public: limits, near: AddressLimits::default(), proxies };
+        let bounds = ConnectionLimits { connections, public: limits, near: AddressLimits::default(), proxies };
         Admission::new(bounds, 1000, 2, Arc::new(Metrics::new(1)))
     }
 

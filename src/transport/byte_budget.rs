@@ -45,12 +45,12 @@ impl Budget {
 
 /// What one request or connection holds of a [`Budget`]; given back when dropped.
 #[derive(Debug)]
-pub struct Held {
+pub struct Reservation {
     budget: Arc<Budget>,
     bytes: usize,
 }
 
-impl Held {
+impl Reservation {
     /// Nothing yet.
     pub fn new(budget: Arc<Budget>) -> Self {
         Self { budget, bytes: 0 }
@@ -73,7 +73,7 @@ impl Held {
     }
 }
 
-impl Drop for Held {
+impl Drop for Reservation {
     fn drop(&mut self) {
         self.budget.give(self.bytes);
     }
@@ -86,7 +86,7 @@ mod tests {
     #[test]
     fn all_together_hold_no_more_than_the_budget() {
         let budget = Budget::new(100);
-        let (mut one, mut two) = (Held::new(budget.clone()), Held::new(budget.clone()));
+        let (mut one, mut two) = (Reservation::new(budget.clone()), Reservation::new(budget.clone()));
         assert!(one.set(60) && two.set(40) && !one.set(61));
         assert_eq!(budget.used(), 100);
         assert!(one.set(10) && two.set(90));

@@ -16,9 +16,8 @@ use super::resp::Frame;
 use super::subscriptions::Subscriptions;
 use super::wanted::Wanted;
 use crate::backoff::Backoff;
-use crate::broker::{BrokerError, Event, Health, RequestSize};
+use crate::broker::{BrokerError, Event, EventSink, Health, RequestSize};
 use crate::channel::ChannelName;
-use crate::hub::event_queue::EventQueue;
 use crate::observability::log_throttle::LogThrottle;
 use crate::observability::metrics::Metrics;
 
@@ -39,7 +38,7 @@ pub(super) struct Subscriber {
     health: Mutex<Health>,
     /// The same in short, for those who ask at every publish.
     is_up: AtomicBool,
-    queue: Arc<EventQueue>,
+    sink: Arc<dyn EventSink>,
     metrics: Arc<Metrics>,
     canary: String,
 }
@@ -69,13 +68,13 @@ impl Ended {
 
 impl Subscriber {
     /// A subscriber that wants nothing yet. `instance` must differ between instances.
-    pub(super) fn new(instance: &str, queue: Arc<EventQueue>, metrics: Arc<Metrics>) -> Self {
+    pub(super) fn new(instance: &str, sink: Arc<dyn EventSink>, metrics: Arc<Metrics>) -> Self {
         Self {
             wanted: Mutex::default(),
             changed: Notify::new(),
             health: Mutex::new(Health::Down(NOT_YET.into())),
             is_up: AtomicBool::new(false),
-            queue,
+            sink,
             metrics,
             canary: format!("livebridge:canary:{instance}"),
         }
@@ -146,10 +145,10 @@ impl Subscriber {
                 let wanted = self.wanted();
                 subscriptions.send_due(|channel| wanted.contains(channel), &mut connection);
             }
-            let has_room = self.queue.has_room();
+            let has_room = self.sink.has_room();
             tokio::select! {
                 // With no room for more, Redis holds what follows, as much as it is configured to.
-                () = self.queue.room(), if !has_room => {}
+                () = async { self.sink.room().await }, if !has_room => {}
                 () = self.changed.notified() => self.send_pending(&mut subscriptions, &mut connection),
                 exchanged = connection.exchange(), if has_room => {
                     let mut refused = Vec::new();
@@ -174,7 +173,10 @@ impl Subscriber {
                         unanswered.store(0, Ordering::Relaxed);
                         self.set_up(count);
                     }
-                    self.queue.push_all(events);
+                    if !events.is_empty() {
+                        self.sink.add_all(events);
+                        self.sink.wake();
+                    }
                     for channels in refused {
                         let is_wanted = |channel: &ChannelName| self.wanted().contains(channel);
                         subscriptions.retry(channels, is_wanted, &mut connection).into_iter().for_each(|channel| self.refuse(channel));
@@ -217,7 +219,7 @@ impl Subscriber {
         if let Some(times) = REPEATED.happened("channel") {
             tracing::warn!(%channel, times, "Redis lets this user not subscribe to the channel; `livebridge check` says more");
         }
-        self.queue.push(Event::Refused(channel));
+        self.sink.push(Event::Refused(channel));
     }
 
     fn set_up(&self, channels: usize) {

@@ -2,20 +2,21 @@
 
 use super::*;
 use crate::broker::memory::MemoryBroker;
-use crate::broker::{Publication, RequestSize};
+use crate::broker::{Broker, Publication, RequestSize};
 use crate::channel::ChannelName;
 use crate::delivery::encoding::{EVENTS, MULTI_CHANNEL_EVENTS, WEBSOCKET_JSON, WEBSOCKET_RAW};
 use crate::delivery::framing::websocket::{self, Opcode};
 use crate::delivery::subscription::Rights;
 use crate::hub::Hub;
-use crate::hub::event_queue::EventQueue;
-use crate::hub::log::Bounds;
+use crate::hub::dispatch::Dispatcher;
+use crate::hub::log::LogBounds;
 use crate::hub::topic::Start;
 use crate::observability::metrics::Metrics;
 use crate::rules::Rules;
 
 /// A hub whose channels keep histories, and a session.
 struct World {
+    broker: Arc<MemoryBroker>,
     hub: Arc<Hub>,
     session: Session,
     batch: EncodedBatch,
@@ -26,14 +27,14 @@ struct World {
 
 impl World {
     fn new(encoding: &'static Encoding) -> Self {
-        let queue = Arc::new(EventQueue::default());
+        let dispatcher = Arc::new(Dispatcher::new(usize::MAX, 1, Arc::new(Metrics::new(1))));
         let rules = Arc::new(Rules::parse("[[channel]]\nmatch = '*'\nhistory = { messages = 100 }\n").expect("rules"));
-        let broker = Arc::new(MemoryBroker::new(queue.clone(), rules.clone()));
-        let bounds = Bounds { entries: 100, bytes: 1 << 20 };
-        let hub = Hub::new(broker, rules, bounds, usize::MAX, 1, Arc::new(Metrics::new(1)));
-        tokio::spawn(hub.clone().run(queue));
+        let broker = Arc::new(MemoryBroker::new(dispatcher.clone(), rules.clone()));
+        let bounds = LogBounds { entries: 100, bytes: 1 << 20 };
+        let hub = Hub::new(dispatcher, broker.clone(), rules, bounds);
+        tokio::spawn(hub.clone().run());
         let session = Session::new(encoding, Vec::new(), 1);
-        Self { hub, session, batch: EncodedBatch::default(), room: usize::MAX, taken: Vec::new() }
+        Self { broker, hub, session, batch: EncodedBatch::default(), room: usize::MAX, taken: Vec::new() }
     }
 
     async fn subscribe(&mut self, channel: &str, start: Start) -> SubscriptionKey {
@@ -50,7 +51,7 @@ impl World {
             remove: false,
             id: None,
         };
-        let result = self.hub.broker().publish(vec![publication]).await.remove(0).expect("a broker");
+        let result = self.broker.publish(vec![publication]).await.remove(0).expect("a broker");
         result.expect("a history").to_string()
     }
 
