@@ -94,6 +94,12 @@ impl Hub {
         self.lock().len()
     }
 
+    /// How many of some channels have no subscribers here, so that the broker must be asked for them.
+    pub fn count_new(&self, channels: &[ChannelName]) -> usize {
+        let topics = self.lock();
+        channels.iter().filter(|channel| !topics.contains_key(*channel)).count()
+    }
+
     /// What all logs weigh, in bytes.
     pub fn log_bytes(&self) -> usize {
         self.log_bytes.load(Ordering::Relaxed)
@@ -145,6 +151,23 @@ impl Hub {
     /// Forgets a channel that the broker refuses. Its subscribers are told so, and those who wait to be.
     fn refuse(&self, channel: &ChannelName) {
         let Some(topic) = self.lock().remove(channel) else { return };
+        self.tell_refused(&topic);
+    }
+
+    /// The same where the broker takes the subscription, but refuses the history that proves its order.
+    fn refuse_unread(&self, topic: &Arc<Topic>) {
+        {
+            // Under the lock, as in `join`: see `sweep`.
+            let mut topics = self.lock();
+            if topics.get(&topic.channel).is_some_and(|held| Arc::ptr_eq(held, topic)) {
+                topics.remove(&topic.channel);
+                self.broker.unsubscribe(&topic.channel);
+            }
+        }
+        self.tell_refused(topic);
+    }
+
+    fn tell_refused(&self, topic: &Arc<Topic>) {
         for shard in topic.refuse() {
             self.wake_lists[shard].push(topic.clone());
         }
@@ -194,6 +217,7 @@ impl Hub {
                     self.apply(&topic, change);
                     backoff.reset();
                 }
+                Err(BrokerError::ChannelRefused(_)) => return self.refuse_unread(&topic),
                 Err(error) => {
                     tracing::debug!(channel = %topic.channel, %error, "cannot read the history yet");
                     // Only a forgotten topic may be left so: one that is joined again would wait for ever.
