@@ -84,6 +84,12 @@ impl Hub {
         self.dispatcher.topics().len()
     }
 
+    /// How many of some channels have no subscribers here, so that the broker must be asked for them.
+    pub fn count_new(&self, channels: &[ChannelName]) -> usize {
+        let topics = self.dispatcher.topics();
+        channels.iter().filter(|channel| !topics.contains_key(*channel)).count()
+    }
+
     /// What all logs weigh, in bytes.
     pub fn log_bytes(&self) -> usize {
         self.dispatcher.log_bytes().load(Ordering::Relaxed)
@@ -132,6 +138,20 @@ impl Hub {
         Ok(Arc::new(Topic::new(id, channel.clone(), rule, self.bounds, shards, self.dispatcher.log_bytes().clone())))
     }
 
+    /// Forgets a channel whose subscription the broker accepts, but not the read of the history that proves its
+    /// order.
+    fn refuse_unread(&self, topic: &Arc<Topic>) {
+        {
+            // Under the lock, as in `join`: see `sweep`.
+            let mut topics = self.dispatcher.topics();
+            if topics.get(&topic.channel).is_some_and(|held| Arc::ptr_eq(held, topic)) {
+                topics.remove(&topic.channel);
+                self.broker.unsubscribe(&topic.channel);
+            }
+        }
+        self.dispatcher.tell_refused(topic);
+    }
+
     /// Asks the history what is missing until nothing is.
     async fn check(self: Arc<Self>, topic: Arc<Topic>) {
         let mut backoff = Backoff::new(Duration::from_millis(20), Duration::from_secs(2));
@@ -152,6 +172,7 @@ impl Hub {
                     self.dispatcher.apply(&topic, change);
                     backoff.reset();
                 }
+                Err(BrokerError::ChannelRefused(_)) => return self.refuse_unread(&topic),
                 Err(error) => {
                     tracing::debug!(channel = %topic.channel, %error, "cannot read the history yet");
                     // Only a forgotten topic may be left so: one that is joined again would wait for ever.

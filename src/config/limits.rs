@@ -15,6 +15,9 @@ const PUBLIC_CONNECTIONS: u32 = 2000;
 const PUBLIC_HANDSHAKES: u32 = 100;
 /// How many seconds' worth of new connections may come at once: an office whose instance was restarted.
 const HANDSHAKE_BURST: u32 = 10;
+/// New channels a second, and how many seconds' worth at once: a page of many channels, and many such pages that come back.
+const PUBLIC_NEW_CHANNELS: u32 = 500;
+const NEW_CHANNELS_BURST: u32 = 4;
 /// The same for what a WebSocket client sends: a paste, a reconnect.
 const CLIENT_BURST: u32 = 5;
 
@@ -34,6 +37,11 @@ pub struct LimitArgs {
     /// loopback].
     #[arg(long, env = "LIVEBRIDGE_MAX_HANDSHAKES_PER_ADDRESS", value_name = "COUNT")]
     pub max_handshakes_per_address: Option<u32>,
+    /// New channels per second and address, with bursts of four times as many. A channel without
+    /// subscribers on this instance is new. Further ones are answered 429. 0: no limit [default: 500 for
+    /// public addresses, no limit for private ones and loopback].
+    #[arg(long, env = "LIVEBRIDGE_MAX_NEW_CHANNELS_PER_ADDRESS", value_name = "COUNT")]
+    pub max_new_channels_per_address: Option<u32>,
     /// Address or network of a proxy, such as 10.0.0.0/8, whose X-Forwarded-For or Forwarded names the
     /// client. May repeat.
     #[arg(long, env = "LIVEBRIDGE_TRUSTED_PROXY", value_name = "NETWORK", value_parser = parse_network, value_delimiter = ',')]
@@ -101,24 +109,31 @@ pub struct Drain {
 impl LimitArgs {
     /// The bounds on connections.
     pub fn bounds(&self) -> ConnectionLimits {
-        let limits = |connections: u32, handshakes: u32, publishing: Rates| AddressLimits {
+        let limits = |connections: u32, handshakes: u32, new_channels: u32, publishing: Rates| AddressLimits {
             connections: (connections > 0).then_some(connections as usize),
             handshakes: Rate::new(handshakes, HANDSHAKE_BURST),
             published_messages: publishing.frames,
             published_bytes: publishing.bytes,
-            new_channels: None,
+            new_channels: Rate::new(new_channels, NEW_CHANNELS_BURST),
         };
         let (connections, handshakes) = (self.max_connections_per_address, self.max_handshakes_per_address);
+        let new_channels = self.max_new_channels_per_address;
         ConnectionLimits {
             connections: self.max_connections.map(|most| most as usize),
             public: limits(
                 connections.unwrap_or(PUBLIC_CONNECTIONS),
                 handshakes.unwrap_or(PUBLIC_HANDSHAKES),
+                new_channels.unwrap_or(PUBLIC_NEW_CHANNELS),
                 self.rates(),
             ),
             // Proxies that nobody has named yet, backends and load programs: limited only where that is asked for.
             // Backends publish from there, as fast as they can.
-            near: limits(connections.unwrap_or(0), handshakes.unwrap_or(0), Rates::default()),
+            near: limits(
+                connections.unwrap_or(0),
+                handshakes.unwrap_or(0),
+                new_channels.unwrap_or(0),
+                Rates::default(),
+            ),
             proxies: TrustedProxies::new(self.trusted_proxy.clone()),
         }
     }

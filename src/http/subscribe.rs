@@ -29,7 +29,7 @@ use crate::delivery::task::{AwaitedChannel, Channels, Handshake};
 use crate::hub::Membership;
 use crate::hub::topic::Start;
 use crate::transport::address::ClientAddress;
-use crate::transport::admission::AddressClaim;
+use crate::transport::admission::{AddressClaim, Charge};
 
 /// How long joining a channel may take: a round trip or two to Redis, or a Redis that is coming back.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(5);
@@ -59,6 +59,12 @@ impl HandshakeSender {
     fn claim(&self, app: &App) -> Result<Option<AddressClaim>, ApiError> {
         let client = self.0.client;
         if client.proxied { Ok(Some(app.admission.claim(client)?)) } else { Ok(None) }
+    }
+
+    /// Charges a client's address for the channels that nobody here has subscribed to yet: Redis must be asked for each.
+    fn charge_new_channels(&self, app: &App, channels: &[ChannelName]) -> Result<(), ApiError> {
+        let new = app.hub.count_new(channels);
+        if new == 0 { Ok(()) } else { Ok(app.admission.charge(Charge::NewChannels, self.0.client, new)?) }
     }
 
     /// Sends; called once for a request.
@@ -129,6 +135,7 @@ async fn try_websocket(
             return Ok(response);
         }
     };
+    sender.charge_new_channels(app, &channels)?;
     let wanted = Wanted { channels, starts, permissions };
     let channels = Channels::Joined(wanted.join(app).await?);
     sender.send(Handshake { head: Vec::new(), encoding, channels, holds_for: wanted.permissions.holds_for(), claim });
@@ -180,6 +187,7 @@ async fn try_events(
     let permissions = credentials::authorize(app, credentials, query, &channels, Action::Subscribe).await?;
     let starts = query.event_starts(&channels, headers.get("last-event-id").map(HeaderValue::as_bytes))?;
     let encoding = events_encoding(channels.len() > 1, sender.takes_chunks());
+    sender.charge_new_channels(app, &channels)?;
     let wanted = Wanted { channels, starts, permissions };
     let holds_for = wanted.permissions.holds_for();
     let channels = match wanted.join(app).await {

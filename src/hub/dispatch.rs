@@ -195,9 +195,14 @@ impl Dispatcher {
         Ok(())
     }
 
-    /// Forgets a channel that the broker refuses. Its subscribers are told so, and those who wait to be.
+    /// Forgets a channel that the broker refuses. Its subscribers are told so, and those that wait to be.
     fn refuse(&self, channel: &ChannelName) {
         let Some(topic) = self.topics().remove(channel) else { return };
+        self.tell_refused(&topic);
+    }
+
+    /// Tells the subscribers of a forgotten topic that the broker refuses its channel.
+    pub(super) fn tell_refused(&self, topic: &Arc<Topic>) {
         for shard in topic.refuse() {
             self.wake_lists[shard].push(topic.clone());
         }

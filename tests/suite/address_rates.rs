@@ -3,11 +3,12 @@
 
 use std::collections::HashMap;
 
+use futures::{StreamExt, stream};
 use tokio::io::AsyncWriteExt;
 
 use crate::support::instance::{Instance, Options};
 use crate::support::raw::{self, connect_from};
-use crate::support::until;
+use crate::support::{channel, until};
 
 /// A trusted proxy, whose clients come from public addresses.
 const PROXY: &str = "127.0.2.1";
@@ -123,4 +124,60 @@ async fn a_public_address_publishes_messages_at_a_rate() {
     assert_eq!(Post::from(NEIGHBOUR, &channels(80), 1).send(&instance).await.0, 200);
     assert_eq!(Post::from(NEIGHBOUR, "", 1).send(&instance).await.1, "too_much_published");
     until("it may again", || async { Post::from(CLIENT, "", 1).send(&instance).await.0 == 200 }).await;
+}
+
+/// A handshake over a trusted proxy: the status, and what is said instead of a WebSocket.
+async fn subscribe(
+    client: &str,
+    instance: &Instance,
+    query: &str,
+) -> Result<crate::support::ws::Socket, (u16, String)> {
+    raw::websocket(PROXY, instance, query, &[("x-forwarded-for", client)]).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_address_subscribes_to_new_channels_at_a_rate() {
+    let flags = format!("--trusted-proxy {PROXY} --max-new-channels-per-address 10");
+    let instance = Options::default().flag(&flags).start().await;
+    let known = channel("known");
+    let _there = instance.ws(&format!("channel={known}")).await;
+    let page = subscribe(CLIENT, &instance, &channels(60)).await;
+    assert!(page.is_ok(), "a page of many channels passes: {:?}", page.err());
+    let (status, body) = subscribe(CLIENT, &instance, "channel=another").await.err().unwrap();
+    assert!(status == 429 && body.contains("too_many_new_channels"), "{status} {body}");
+    let events = raw::get(PROXY, &instance, "/events?channel=another", "X-Forwarded-For: 192.0.2.1\r\n").await;
+    assert!(events.starts_with("HTTP/1.1 200 ") && events.contains("event: livebridge:refused\n"), "{events}");
+    assert!(events.contains("{\"code\":\"too_many_new_channels\",") && events.contains("retry: "), "{events}");
+    assert_eq!(instance.refused("address_new_channels").await, 2.0);
+    assert!(instance.log().contains("--max-new-channels-per-address"), "{}", instance.log());
+    let query = format!("channel={known}&{}", channels(20));
+    assert!(subscribe(CLIENT, &instance, &query).await.is_ok(), "channels with subscribers are not new");
+    assert!(subscribe(NEIGHBOUR, &instance, "channel=another").await.is_ok(), "another address is another count");
+    drop(page);
+    let again = || async { subscribe(CLIENT, &instance, "channel=one-more").await.is_ok() };
+    until("it may again after a pause", again).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn thousands_who_come_back_at_once_to_channels_of_their_own_are_all_served() {
+    let instance = Options::default().flag(&format!("--trusted-proxy {PROXY}")).start().await;
+    // Behind a load balancer, each from an address of its own; and as many from near by.
+    let clients = (0..1500).map(|number| {
+        let (instance, address) = (&instance, format!("192.0.{}.{}", number / 250, number % 250));
+        async move {
+            let far = subscribe(&address, instance, &format!("channel=far:{number}&channel=shared")).await;
+            let own: String = (0..3).map(|own| format!("channel=near:{number}:{own}&")).collect();
+            (far.is_ok(), instance.ws(&format!("{own}channel=shared")).await)
+        }
+    });
+    let clients: Vec<_> = stream::iter(clients).buffer_unordered(200).collect().await;
+    assert!(clients.len() == 1500 && clients.iter().all(|(far, _)| *far));
+    // An office behind one public address, whose people have a channel each.
+    let office = (0..1000).map(|number| {
+        let instance = &instance;
+        async move { subscribe(CLIENT, instance, &format!("channel=office:{number}&channel=shared")).await.is_ok() }
+    });
+    let office: Vec<_> = stream::iter(office).buffer_unordered(200).collect().await;
+    assert!(office.iter().all(|served| *served), "a burst passes");
+    assert_eq!(instance.refused("address_new_channels").await, 0.0);
 }

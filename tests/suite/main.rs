@@ -23,6 +23,7 @@
 //! * `outages`: Redis and instances go away and come back; clients stop reading or vanish
 //! * `isolation`: what one client asks of Redis leaves the others alone
 //! * `faults`: all of it at once, under load, counted
+//! * `siege`: all attacks at once, beside clients that lose nothing
 //! * `model`: random interleavings against a simple model
 //! * `documents`: what openapi.json and the pages of docs/ name, against what there is
 //! * `readme`: what the README and docs/configuration.md say
@@ -69,6 +70,7 @@ mod outages;
 mod pages;
 mod patterns;
 mod readme;
+mod siege;
 mod support;
 mod token_keys;
 mod upgrade;

@@ -47,6 +47,15 @@ impl ClientError {
         if let Self::Refused(said) = self { Some(said) } else { None }
     }
 
+    /// Whether the user may not use a key: one of the channel, by an ACL that does not cover it.
+    pub(super) fn is_refused_key(&self) -> bool {
+        self.refusal().is_some_and(|said| {
+            // Redis 7.0 has another code and another text for what a function may not do.
+            let refused = said.starts_with("NOPERM ") || said.contains("The user executing the script can't");
+            refused && said.contains("access") && said.contains("key")
+        })
+    }
+
     /// The code of what Redis answered, such as `NOPERM`.
     pub(super) fn code(&self) -> Option<&str> {
         self.refusal()?.split(' ').next()

@@ -90,6 +90,7 @@ impl History {
                 Ok(None) => {}
                 // They are loaded before the next attempt.
                 Err(error) if error.refusal().is_some_and(is_missing) => {}
+                Err(error) if error.is_refused_key() => return Err(BrokerError::ChannelRefused(channel.clone())),
                 Err(error) => return Err((&error).into()),
             }
         }

@@ -19,6 +19,8 @@ use crate::finding::Finding;
 use crate::observability::metrics::Metrics;
 use crate::rules::Rules;
 
+/// What stands for the `*` of a pattern in a name that nobody has.
+const SAMPLE: &str = "livebridge-check";
 /// How many times a round trip is measured; the fastest counts.
 const PINGS: usize = 5;
 
@@ -53,6 +55,7 @@ pub async fn check_redis(url: &str, rules: &Rules) -> Vec<Finding> {
     findings.push(permissions(&mut connection, &channel).await);
     findings.push(functions(&mut connection, &node).await);
     findings.push(hearing(&node, &mut connection, &channel).await);
+    findings.extend(coverage(&node, &mut connection, rules).await);
     findings.extend(times(&mut connection).await);
     findings
 }
@@ -169,6 +172,46 @@ async fn hearing(node: &Node, connection: &mut Connection, channel: &str) -> Fin
         Ok(())
     };
     diagnosis::hearing(tokio::time::timeout(ANSWER_TIMEOUT, heard).await.unwrap_or_else(|_| Err("nothing came".into())))
+}
+
+/// Whether the user's ACL covers the channels of the rules: it subscribes to a sample name of each pattern, and
+/// touches the keys of that in a way that changes none. `None` if the connection does not hold; `hearing` says so.
+async fn coverage(node: &Node, connection: &mut Connection, rules: &Rules) -> Option<Finding> {
+    let patterns: Vec<_> = rules.iter().map(|(pattern, _)| pattern.as_str()).collect();
+    let samples: Vec<_> = patterns.iter().map(|pattern| pattern.replace('*', SAMPLE)).collect();
+    let refused = tokio::time::timeout(ANSWER_TIMEOUT, refused_channels(node, &samples)).await.ok()?.ok()?;
+    let mut lacking = Vec::new();
+    for ((pattern, sample), mut is_refused) in patterns.into_iter().zip(&samples).zip(refused) {
+        for key in [sample.clone(), format!("livebridge:{{{sample}}}:history")] {
+            // Whatever the key holds, nothing of it is cut off.
+            let touched = ask::<Value>(connection, &["LTRIM", &key, "0", "-1"]).await;
+            is_refused |= touched.is_err_and(|error| error.is_refused_key());
+        }
+        if is_refused {
+            lacking.push(pattern.to_owned());
+        }
+    }
+    Some(diagnosis::coverage(&lacking))
+}
+
+/// For each channel, whether Redis refuses this user to subscribe to it.
+async fn refused_channels(node: &Node, channels: &[String]) -> Result<Vec<bool>, ClientError> {
+    let mut connection = node.connect().await?;
+    channels.iter().for_each(|channel| connection.send(&["SUBSCRIBE", channel]));
+    let mut refused = Vec::with_capacity(channels.len());
+    while refused.len() < channels.len() {
+        connection.exchange().await?;
+        connection.frames(|frame| {
+            match frame {
+                Frame::Subscribed(_) => refused.push(false),
+                // Not the command: that concerns all channels, and `hearing` names it.
+                Frame::Refused(why) => refused.push(String::from_utf8_lossy(why).contains("channel")),
+                _ => {}
+            }
+            Ok(())
+        })?;
+    }
+    Ok(refused)
 }
 
 /// How far the clocks are apart, and how long an answer takes.

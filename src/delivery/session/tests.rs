@@ -59,7 +59,7 @@ impl World {
     fn offer(&mut self, key: SubscriptionKey, topic: &Topic, cursor: u64) -> bool {
         assert!(self.batch.fill(topic, cursor, self.session.encoding()));
         let Self { session, batch, room, taken, .. } = self;
-        session.offer(key, batch, &mut |bytes| take(bytes, room, taken))
+        session.offer(key, batch, &mut EncodedBatch::default(), &mut |bytes| take(bytes, room, taken))
     }
 
     fn pump(&mut self) -> Waits {
@@ -182,6 +182,30 @@ async fn delivery_goes_on_from_whatever_byte_the_socket_stopped_at() {
             assert_eq!(taken, whole, "cut at {cut}, offered: {offered}");
             assert_eq!(world.session.take_delivered(), 3);
         }
+    }
+}
+
+#[tokio::test]
+async fn an_event_of_several_channels_lists_the_positions_of_the_client_that_gets_it() {
+    let mut world = World::new(&MULTI_CHANNEL_EVENTS);
+    let mut ids = Vec::new();
+    let b_before = world.publish("b", "before").await;
+    for order in [["a", "b"], ["b", "a"], ["a", "b"]] {
+        world.session = Session::new(&MULTI_CHANNEL_EVENTS, Vec::new(), 2);
+        let mut a = 0;
+        for channel in order {
+            let key = world.subscribe(channel, Start::Live).await;
+            a = if channel == "a" { key } else { a };
+        }
+        let (topic, end) = (world.topic(a), world.topic(a).end());
+        let position = world.publish("a", "x").await;
+        assert!(world.offer(a, &topic, end), "it needs no turn of its own");
+        let text = String::from_utf8(world.take()).expect("UTF-8");
+        let id = text.lines().find_map(|line| line.strip_prefix("id: ")).expect("an id").to_owned();
+        ids.push((id, [position, b_before.clone()]));
+    }
+    for (index, (id, [a, b])) in ids.into_iter().enumerate() {
+        assert_eq!(id, if index == 1 { format!("{b},{a}") } else { format!("{a},{b}") });
     }
 }
 

@@ -251,7 +251,7 @@ impl World {
         let Client { session: Some(session), room, wire, .. } = &mut self.clients[index] else { return Ok(()) };
         let slot = topics(session).position(|held| held.id == topic.id);
         let Some(slot) = slot else { return Ok(()) };
-        if session.offer(slot, batch, &mut |bytes| write(bytes, chunk, room, wire)) {
+        if session.offer(slot, batch, &mut EncodedBatch::default(), &mut |bytes| write(bytes, chunk, room, wire)) {
             return self.decode(index);
         }
         self.pump(index)
