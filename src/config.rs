@@ -277,7 +277,10 @@ pub enum SettingsError {
 }
 
 impl Settings {
-    /// Checks what was typed, and reads the files that it names.
+    /// Validates the arguments, and reads the files that they name.
+    ///
+    /// # Errors
+    /// [`SettingsError`] for the first setting that is not valid.
     pub fn resolve(args: ServeArgs) -> Result<Self, SettingsError> {
         let rules = match &args.rules {
             Some(path) => Rules::load(path)?,
@@ -339,8 +342,11 @@ fn address_to_listen_on(text: &str) -> Result<SocketAddr, String> {
     first.copied().ok_or_else(|| form("the name has no address"))
 }
 
-/// Reads `.env` where there is one, then flags and environment. An error in `.env` is returned; a wrong flag ends the
-/// program, as clap does.
+/// Reads `.env` if there is one, then arguments and the environment. Exits the process for an unknown or invalid
+/// argument, as clap does.
+///
+/// # Errors
+/// If `.env` cannot be read or parsed.
 pub fn parse() -> Result<Cli, dotenvy::Error> {
     match dotenvy::dotenv() {
         Ok(_) => {}

@@ -53,7 +53,10 @@ pub struct RedisBroker {
 pub struct UrlError(#[source] redis::RedisError);
 
 impl RedisBroker {
-    /// Starts connecting, on the runtime that it is called on. `instance` must differ between instances.
+    /// Starts connecting, on the current runtime. `instance` must be unique among the instances.
+    ///
+    /// # Errors
+    /// [`UrlError`] if the URL is not valid.
     pub fn start(
         url: &str,
         instance: &str,

@@ -86,7 +86,10 @@ enum Missing {
     Sense,
 }
 
-/// Reads the first frame and its length; `None` until it is whole.
+/// Parses the first frame, and returns it with its length in bytes; `None` if it is not complete.
+///
+/// # Errors
+/// [`Malformed`] if the bytes are not RESP3.
 pub fn parse(bytes: &[u8]) -> Result<Option<(Frame<'_>, usize)>, Malformed> {
     let mut reader = Reader { bytes, at: 0 };
     match reader.frame() {
