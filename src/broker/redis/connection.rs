@@ -2,6 +2,8 @@
 //! of what an instance does with Redis, read frames in place; whoever asks now and then gets a reply of
 //! its own (`call`). What the frames mean is `decoder.rs` for subscriptions, `calls.rs` for publishing.
 
+use std::io;
+
 use bytes::{Buf, BytesMut};
 use redis::{Cmd, FromRedisValue, Value};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
@@ -11,7 +13,8 @@ use super::endpoint::{ANSWER_TIMEOUT, CONNECT_TIMEOUT, Endpoint, Stream};
 use super::error::ClientError;
 use super::node::Role;
 use super::reply::{self, Reply};
-use super::resp::{self, Frame, Item, Items};
+use super::resp::{self, Frame, Item, Items, Measure};
+use super::url::Login;
 
 /// How much is read at once; a buffer that grew far beyond, for a large message, is given back.
 const READ: usize = 64 << 10;
@@ -23,6 +26,10 @@ pub(super) struct Connection {
     writer: WriteHalf<Box<dyn Stream>>,
     incoming: BytesMut,
     outgoing: BytesMut,
+    /// Something was written that the stream may still hold, as TLS does.
+    unflushed: bool,
+    /// How much of the next reply has been looked at.
+    measure: Measure,
     /// See [`super::node::Node::generation`].
     pub(super) generation: u64,
 }
@@ -33,14 +40,25 @@ impl Connection {
     /// # Errors
     /// Among others, [`ClientError::Cluster`] or [`ClientError::Replica`] if the server does not have the role.
     pub(super) async fn open(endpoint: &Endpoint, role: Role) -> Result<Self, ClientError> {
-        let opened = timeout(CONNECT_TIMEOUT, Self::try_open(endpoint, role)).await;
-        opened.unwrap_or_else(|_| Err(ClientError::timed_out()))
+        match timeout(CONNECT_TIMEOUT, Self::try_open(endpoint, role)).await {
+            Ok(Err(error)) => Err(endpoint.explain(error).await),
+            Ok(opened) => opened,
+            Err(_) => Err(ClientError::timed_out()),
+        }
     }
 
     /// A connection over a stream, without a login.
     pub(super) fn over(stream: Box<dyn Stream>) -> Self {
         let (reader, writer) = tokio::io::split(stream);
-        Self { reader, writer, incoming: BytesMut::new(), outgoing: BytesMut::new(), generation: 0 }
+        Self {
+            reader,
+            writer,
+            incoming: BytesMut::new(),
+            outgoing: BytesMut::new(),
+            unflushed: false,
+            measure: Measure::default(),
+            generation: 0,
+        }
     }
 
     /// A connection to nobody, for tests of what is sent.
@@ -51,16 +69,16 @@ impl Connection {
 
     async fn try_open(endpoint: &Endpoint, role: Role) -> Result<Self, ClientError> {
         let mut connection = Self::over(endpoint.stream().await?);
-        let credentials = endpoint.credentials();
-        match credentials.password() {
+        let Login { user, password, database } = endpoint.login();
+        match password {
             Some(password) => {
-                connection.send(&["HELLO", "3", "AUTH", credentials.username().unwrap_or("default"), password]);
+                connection.send(&["HELLO", "3", "AUTH", user.as_deref().unwrap_or("default"), password]);
             }
             None => connection.send(&["HELLO", "3"]),
         }
         let mut unanswered = 1;
-        if credentials.db() != 0 {
-            connection.send(&["SELECT", &credentials.db().to_string()]);
+        if *database != 0 {
+            connection.send(&["SELECT", &database.to_string()]);
             unanswered += 1;
         }
         while unanswered > 0 {
@@ -88,13 +106,22 @@ impl Connection {
 
     /// Waits until something could be read or written. May be dropped at any time without losing anything.
     pub(super) async fn exchange(&mut self) -> Result<(), ClientError> {
-        let Self { reader, writer, incoming, outgoing, .. } = self;
+        let Self { reader, writer, incoming, outgoing, unflushed, .. } = self;
         incoming.reserve(READ);
-        tokio::select! {
-            written = writer.write_buf(outgoing), if !outgoing.is_empty() => {
-                written?;
+        let is_due = *unflushed || !outgoing.is_empty();
+        let write = async {
+            if outgoing.is_empty() {
+                writer.flush().await?;
+                *unflushed = false;
+            } else {
+                writer.write_buf(outgoing).await?;
+                *unflushed = true;
                 spare(outgoing);
             }
+            Ok::<(), io::Error>(())
+        };
+        tokio::select! {
+            written = write, if is_due => written?,
             read = reader.read_buf(incoming) => if read? == 0 {
                 return Err(ClientError::Closed);
             },
@@ -122,7 +149,7 @@ impl Connection {
         &mut self,
         mut take: impl FnMut(Reply) -> Result<(), ClientError>,
     ) -> Result<(), ClientError> {
-        while let Some((reply, length)) = reply::parse(&self.incoming)? {
+        while let Some((reply, length)) = reply::parse(&mut self.measure, &self.incoming)? {
             self.incoming.advance(length);
             // Nobody asked for a push.
             if !matches!(reply, Ok(Value::Push { .. })) {
