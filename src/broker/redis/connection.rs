@@ -38,7 +38,7 @@ impl Connection {
     /// Connects and logs in, within the time that connecting may take.
     ///
     /// # Errors
-    /// Among others, [`ClientError::Cluster`] or [`ClientError::Replica`] if the server does not have the role.
+    /// Among others, [`ClientError::Cluster`], [`ClientError::Sentinel`] or [`ClientError::Replica`] if the server does not have the role.
     pub(super) async fn open(endpoint: &Endpoint, role: Role) -> Result<Self, ClientError> {
         match timeout(CONNECT_TIMEOUT, Self::try_open(endpoint, role)).await {
             Ok(Err(error)) => Err(endpoint.explain(error).await),
@@ -156,8 +156,12 @@ impl Connection {
                 take(reply)?;
             }
         }
-        spare(&mut self.incoming);
         Ok(())
+    }
+
+    /// Gives back the memory of a large reply. Where more of them are due, they had better find it.
+    pub(super) fn give_back(&mut self) {
+        spare(&mut self.incoming);
     }
 
     /// Sends a command and waits for its reply, within the time that one may take. Nothing else may be
@@ -181,6 +185,7 @@ impl Connection {
                 Ok(())
             })?;
         }
+        self.give_back();
         answer.unwrap_or(Err(ClientError::Closed))
     }
 }
@@ -195,7 +200,7 @@ impl<'a> Frame<'a> {
     }
 }
 
-/// Refuses a server that answers to `HELLO` that it is a node of a Redis Cluster, or a replica.
+/// Refuses a server that answers to `HELLO` that it is a node of a Redis Cluster, a Sentinel or a replica.
 fn expect_master(hello: Items<'_>) -> Result<(), ClientError> {
     let says = |name: &'static [u8], value: &'static [u8]| {
         let mut hello = hello;
@@ -203,6 +208,9 @@ fn expect_master(hello: Items<'_>) -> Result<(), ClientError> {
     };
     if says(b"mode", b"cluster") {
         return Err(ClientError::Cluster);
+    }
+    if says(b"mode", b"sentinel") {
+        return Err(ClientError::Sentinel);
     }
     if says(b"role", b"replica") || says(b"role", b"slave") {
         return Err(ClientError::Replica);

@@ -53,6 +53,16 @@ pub(super) fn unreachable(place: &str, error: &ClientError) -> Finding {
     Finding::error(format!("Redis at {place} {what}: {why}"), mend)
 }
 
+/// Where the server is a Sentinel, nothing else about it matters.
+pub(super) fn sentinel(facts: &Facts) -> Option<Finding> {
+    (facts.info("redis_mode") == "sentinel").then(|| {
+        Finding::error(
+            "this is a Redis Sentinel, which this version does not ask",
+            "name the master itself in the Redis URL; `redis-cli -p PORT SENTINEL MASTERS` says where it is",
+        )
+    })
+}
+
 /// What a server says of itself, judged.
 pub(super) fn server(facts: &Facts) -> Vec<Finding> {
     let mut findings = vec![version(facts.info("redis_version")), role(facts.info("role"))];

@@ -26,6 +26,9 @@ pub(super) enum ClientError {
     /// The other end spreads channels over nodes, of which this would see a part.
     #[error("this is a node of a Redis Cluster, which this version does not support; use a Redis that is not one")]
     Cluster,
+    /// The other end watches over servers, and holds no data.
+    #[error("this is a Redis Sentinel, which this version does not ask; name the master itself in the Redis URL")]
+    Sentinel,
     /// The other end is a replica, which takes no writes.
     #[error("this Redis is a replica at the moment")]
     Replica,

@@ -48,6 +48,10 @@ pub async fn check_redis(options: &RedisOptions, rules: &Rules) -> Vec<Finding> 
     match ask::<String>(&mut connection, &["INFO"]).await {
         Ok(info) => {
             let facts = Facts::new(info, config(&mut connection).await);
+            if let Some(finding) = diagnosis::sentinel(&facts) {
+                findings.push(finding);
+                return findings;
+            }
             findings.extend(diagnosis::server(&facts));
         }
         Err(error) => findings.push(Finding::warning(
