@@ -28,10 +28,11 @@ use std::sync::Arc;
 use futures::future::{BoxFuture, FutureExt};
 use thread_local::ThreadLocal;
 
+use self::connection::Role;
 use self::endpoint::Endpoint;
 pub use self::endpoint::{RedisOptions, RedisOptionsError};
 use self::history::History;
-use self::node::{Node, Role};
+use self::node::Node;
 use self::pipeline::Pipeline;
 use self::subscriber::Subscriber;
 pub use self::tls::{TlsOptions, TlsSettingsError};

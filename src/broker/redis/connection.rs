@@ -11,7 +11,6 @@ use tokio::time::timeout;
 
 use super::endpoint::{ANSWER_TIMEOUT, CONNECT_TIMEOUT, Endpoint, Stream};
 use super::error::ClientError;
-use super::node::Role;
 use super::reply::{self, Reply};
 use super::resp::{self, Frame, Item, Items, Measure};
 use super::url::Login;
@@ -19,6 +18,15 @@ use super::url::Login;
 /// How much is read at once; a buffer that grew far beyond, for a large message, is given back.
 const READ: usize = 64 << 10;
 const KEPT: usize = 1 << 20;
+
+/// What a server must be to be connected to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Role {
+    /// One that stands alone or is a master, and takes writes.
+    Master,
+    /// Anything that speaks RESP3, to find out what it is.
+    Any,
+}
 
 /// An open connection.
 pub(super) struct Connection {

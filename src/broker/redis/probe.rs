@@ -8,12 +8,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use redis::{Cmd, FromRedisValue, Value};
 use tokio::time::Instant;
 
-use super::connection::Connection;
+use super::connection::{Connection, Role};
 use super::diagnosis::{self, Facts};
 use super::endpoint::{ANSWER_TIMEOUT, Endpoint, RedisOptions, RedisOptionsError};
 use super::error::ClientError;
 use super::library::{LIFE_KEY, LibraryState, is_refusal};
-use super::node::{Node, Role};
+use super::node::Node;
 use super::resp::Frame;
 use super::url::UrlError;
 use crate::finding::Finding;
