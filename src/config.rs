@@ -4,6 +4,7 @@
 
 pub mod access;
 pub mod limits;
+pub mod redis;
 
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
@@ -14,10 +15,12 @@ use clap::{Args, Parser, Subcommand};
 
 use self::access::{AccessArgs, AccessSettingsError};
 use self::limits::{Drain, LimitArgs};
+use self::redis::{RedisArgs, RedisSettingsError};
 use crate::access::Access;
 use crate::access::issue::{self, Patterns, TokenSpec};
 use crate::access::secret::Secret;
 use crate::app::Limits;
+use crate::broker::redis::RedisOptions;
 use crate::channel::ChannelName;
 use crate::hub::log::LogBounds;
 use crate::observability::logging::LogFormat;
@@ -95,10 +98,9 @@ pub struct ServeArgs {
     #[arg(long, env = "LISTEN", default_value = "127.0.0.1:8000", value_name = "ADDRESS:PORT",
           value_parser = address_to_listen_on)]
     pub listen: SocketAddr,
-    /// URL of the Redis that the instances share, such as redis://user:password@host:6379/0. Without it,
-    /// the embedded broker is used.
-    #[arg(long, env = "REDIS_URL", value_name = "URL", hide_env_values = true)]
-    pub redis_url: Option<String>,
+    /// Where Redis is.
+    #[command(flatten)]
+    pub redis: RedisArgs,
     /// Rules file with the settings for channels [default: livebridge.toml if it exists].
     #[arg(long, env = "LIVEBRIDGE_RULES", value_name = "FILE")]
     pub rules: Option<PathBuf>,
@@ -240,7 +242,7 @@ pub struct Settings {
     /// Where to listen.
     pub listen: SocketAddr,
     /// Which Redis, if any.
-    pub redis_url: Option<String>,
+    pub redis: Option<RedisOptions>,
     /// What differs by channel.
     pub rules: Arc<Rules>,
     /// Who may do what.
@@ -274,6 +276,9 @@ pub enum SettingsError {
     /// Who may do what.
     #[error(transparent)]
     Access(#[from] AccessSettingsError),
+    /// How to reach Redis.
+    #[error(transparent)]
+    Redis(#[from] RedisSettingsError),
 }
 
 impl Settings {
@@ -293,7 +298,7 @@ impl Settings {
         let cores = std::thread::available_parallelism().map_or(1, usize::from).min(64);
         Ok(Self {
             listen: args.listen,
-            redis_url: args.redis_url.filter(|url| !url.is_empty()),
+            redis: args.redis.resolve()?,
             rules,
             access,
             instance: args.instance_name.unwrap_or_else(|| format!("lb-{:04x}", rand::random::<u16>())),

@@ -16,7 +16,7 @@ use tokio::task::{JoinSet, LocalSet, spawn_local};
 use crate::allocator;
 use crate::app::App;
 use crate::broker::memory::MemoryBroker;
-use crate::broker::redis::{RedisBroker, UrlError};
+use crate::broker::redis::{RedisBroker, RedisOptionsError};
 use crate::broker::{Broker, Health};
 use crate::config::Settings;
 use crate::config::limits::Drain as DrainTimes;
@@ -50,9 +50,9 @@ pub enum StartError {
         /// The error of the system.
         source: io::Error,
     },
-    /// The Redis URL is not valid.
+    /// The URL of Redis, or a file that it needs, is not valid.
     #[error(transparent)]
-    RedisUrl(#[from] UrlError),
+    Redis(#[from] RedisOptionsError),
     /// A thread cannot be started.
     #[error("cannot start a thread: {0}")]
     Thread(#[source] io::Error),
@@ -96,13 +96,13 @@ impl Server {
         let metrics = Arc::new(Metrics::new(settings.threads));
         let rules = settings.rules;
         let dispatcher = Arc::new(Dispatcher::new(settings.log_bytes_total, settings.threads, metrics.clone()));
-        let broker: Arc<dyn Broker> = match &settings.redis_url {
+        let broker: Arc<dyn Broker> = match &settings.redis {
             None => Arc::new(MemoryBroker::new(dispatcher.clone(), rules.clone())),
-            Some(url) => {
+            Some(options) => {
                 // People may give two instances one name; the canary must still tell them apart.
                 let unique = format!("{}:{:016x}", settings.instance, rand::random::<u64>());
                 let (sink, rules, metrics) = (dispatcher.clone(), rules.clone(), metrics.clone());
-                Arc::new(RedisBroker::start(url, &unique, sink, rules, metrics)?)
+                Arc::new(RedisBroker::start(options, &unique, sink, rules, metrics)?)
             }
         };
         let hub = Hub::new(dispatcher, broker.clone(), rules, settings.log);

@@ -399,7 +399,7 @@ async fn a_flush_of_the_functions_is_noticed_by_publishers_and_readers() {
     assert_eq!(instance.ws(&format!("channel={channel}&last=1")).await.text().await, "1");
     redis.cli(&["FUNCTION", "FLUSH"]);
     let history = instance.get_json(&format!("/channels/{channel}/messages")).await;
-    assert_eq!(history["messages"][0]["data"], "1", "{history}");
+    assert_eq!(history["messages"][0]["data"], 1, "{history}");
     redis.cli(&["FUNCTION", "FLUSH"]);
     instance.publish(&channel, "2").await.expect("a position");
     assert_eq!(instance.metric("livebridge_broker_disconnects_total").await, 0.0, "that is no outage");
