@@ -257,4 +257,18 @@ mod tests {
         }
         assert!(!connection.incoming.try_reclaim(KEPT + 1), "a large buffer is kept");
     }
+
+    #[tokio::test]
+    async fn what_a_stream_holds_back_is_flushed() {
+        let (ours, mut theirs) = tokio::io::duplex(READ);
+        let mut connection = Connection::over(Box::new(tokio::io::BufWriter::new(ours)));
+        let server = tokio::spawn(async move {
+            let mut asked = [0; 14];
+            theirs.read_exact(&mut asked).await.expect("a command");
+            theirs.write_all(b"+PONG\r\n").await.expect("it listens");
+            theirs
+        });
+        assert_eq!(connection.call::<String>(&redis::cmd("PING")).await.expect("an answer"), "PONG");
+        server.await.expect("no panic");
+    }
 }
