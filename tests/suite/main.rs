@@ -72,6 +72,7 @@ mod pages;
 mod patterns;
 mod readme;
 mod redis_options;
+mod sentinel;
 mod siege;
 mod support;
 mod token_keys;

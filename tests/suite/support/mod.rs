@@ -11,6 +11,7 @@ pub mod proxy;
 pub mod raw;
 pub mod redis;
 pub mod resp;
+pub mod sentinel;
 pub mod sse;
 pub mod tokens;
 pub mod ws;

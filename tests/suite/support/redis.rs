@@ -39,6 +39,11 @@ impl Redis {
         Self::start_with(&["--save", "", "--appendonly", "yes", "--appendfsync", "always"]).await
     }
 
+    /// A Sentinel, which watches nothing yet.
+    pub async fn sentinel() -> Self {
+        Self::start_with(&["--sentinel"]).await
+    }
+
     pub async fn start_with(arguments: &[&str]) -> Self {
         let arguments: Vec<_> = arguments.iter().map(|&argument| argument.to_owned()).collect();
         // Between choosing a free port and using it, another test may take it.
@@ -184,7 +189,11 @@ fn free_ports() -> [u16; 2] {
 }
 
 fn spawn(port: u16, folder: &TempDir, arguments: &[String]) -> Child {
+    // A Sentinel keeps what it knows in its configuration file.
+    let configuration = folder.path().join("redis.conf");
+    std::fs::OpenOptions::new().create(true).append(true).open(&configuration).unwrap();
     Command::new("redis-server")
+        .arg(configuration)
         .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--enable-debug-command", "local"])
         .arg("--dir")
         .arg(folder.path())

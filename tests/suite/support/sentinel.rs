@@ -1,0 +1,74 @@
+//! A master, a replica, and three Sentinels that watch them.
+
+use super::redis::Redis;
+use super::until;
+
+/// The name under which the Sentinels know the master.
+pub const MASTER: &str = "sheets";
+/// How long a server must be silent before a Sentinel takes it for dead, in milliseconds.
+const DOWN_AFTER: &str = "500";
+
+pub struct SentinelSet {
+    /// The master at first, then its replica.
+    pub servers: [Redis; 2],
+    pub sentinels: Vec<Redis>,
+}
+
+impl SentinelSet {
+    pub async fn start() -> Self {
+        let master = Redis::start().await;
+        let port = master.port.to_string();
+        let replica = Redis::start_with(&["--save", "", "--replicaof", &format!("127.0.0.1 {port}")]).await;
+        let mut sentinels = Vec::new();
+        for _ in 0..3 {
+            let sentinel = Redis::sentinel().await;
+            assert_eq!(sentinel.cli(&["SENTINEL", "MONITOR", MASTER, "127.0.0.1", &port, "2"]), "OK");
+            let times = ["down-after-milliseconds", DOWN_AFTER, "failover-timeout", "3000"];
+            assert_eq!(sentinel.cli(&[&["SENTINEL", "SET", MASTER][..], &times].concat()), "OK");
+            sentinels.push(sentinel);
+        }
+        let set = Self { servers: [master, replica], sentinels };
+        until("the Sentinels know one another and the replica", || async { set.is_whole() }).await;
+        set
+    }
+
+    /// The URL that names all Sentinels.
+    pub fn url(&self) -> String {
+        let hosts: Vec<_> = self.sentinels.iter().map(|sentinel| format!("127.0.0.1:{}", sentinel.port)).collect();
+        format!("redis+sentinel://{}/{MASTER}", hosts.join(","))
+    }
+
+    /// The port of the master, as most Sentinels have it.
+    pub fn master_port(&self) -> Option<u16> {
+        let mut ports: Vec<_> = self.sentinels.iter().filter_map(master_of).collect();
+        ports.sort_unstable();
+        ports.get(ports.len() / 2).copied()
+    }
+
+    /// The present master.
+    pub fn master(&mut self) -> &mut Redis {
+        let port = self.master_port().expect("a Sentinel answers");
+        self.servers.iter_mut().find(|server| server.port == port).expect("one of the two is the master")
+    }
+
+    /// Waits until another server than that on `port` is the master, and takes writes.
+    pub async fn until_failed_over(&self, port: u16) {
+        until("another master", || async {
+            let agreed = self.sentinels.iter().filter_map(master_of).all(|now| now != port);
+            agreed && self.servers.iter().any(|server| server.port != port && server.cli(&["ROLE"]).starts_with("master"))
+        })
+        .await;
+    }
+
+    /// Whether every Sentinel knows the two others and the replica, so that a failover can be agreed on.
+    fn is_whole(&self) -> bool {
+        self.sentinels.iter().all(|sentinel| {
+            let count = |what: &str| sentinel.cli(&["SENTINEL", what, MASTER]).matches("runid").count();
+            sentinel.cli(&["SENTINEL", "CKQUORUM", MASTER]).starts_with("OK 3") && count("REPLICAS") == 1
+        })
+    }
+}
+
+fn master_of(sentinel: &Redis) -> Option<u16> {
+    sentinel.cli(&["SENTINEL", "GET-MASTER-ADDR-BY-NAME", MASTER]).lines().nth(1)?.parse().ok()
+}
