@@ -16,9 +16,12 @@ pub mod probe;
 mod reads;
 mod reply;
 pub mod resp;
+mod sentinel;
+mod sentinel_url;
 mod shared;
 mod subscriber;
 mod subscriptions;
+mod target;
 mod tls;
 mod url;
 mod wanted;
@@ -29,12 +32,12 @@ use futures::future::{BoxFuture, FutureExt};
 use thread_local::ThreadLocal;
 
 use self::connection::Role;
-use self::endpoint::Endpoint;
 pub use self::endpoint::{RedisOptions, RedisOptionsError};
 use self::history::History;
 use self::node::Node;
 use self::pipeline::Pipeline;
 use self::subscriber::Subscriber;
+use self::target::Target;
 pub use self::tls::{TlsOptions, TlsSettingsError};
 pub use self::url::UrlError;
 use super::{Broker, BrokerError, EventSink, Health, Page, Publication, ReadFrom, RequestSize};
@@ -66,8 +69,8 @@ impl RedisBroker {
         rules: Arc<Rules>,
         metrics: Arc<Metrics>,
     ) -> Result<Self, RedisOptionsError> {
-        let endpoint = Endpoint::new(options)?;
-        let node = Arc::new(Node::new(endpoint, Role::Master, &rules, metrics.clone()));
+        let target = Target::new(options, metrics.clone())?;
+        let node = Arc::new(Node::new(target, Role::Master, &rules, metrics.clone()));
         let subscriber = Arc::new(Subscriber::new(instance, sink, metrics));
         tokio::spawn(subscriber.clone().supervise(node.clone()));
         let history = History::new(node.clone(), rules.clone());

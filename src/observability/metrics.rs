@@ -59,6 +59,8 @@ pub struct Metrics {
     pub broker_disconnects: Counter,
     /// How often it was had again.
     pub broker_reconnects: Counter,
+    /// Masters that Sentinels named after the first one.
+    pub failovers: Counter,
     /// How often a client was read more slowly because it sent too fast.
     pub throttled: Counter,
     /// How often logs were shortened for the bound on all of them.
@@ -104,6 +106,7 @@ impl Metrics {
         let unreadable = counter("unreadable_messages", "Stored messages that could not be read and were skipped");
         let broker_disconnects = counter("broker_disconnects", "Lost connections to the broker");
         let broker_reconnects = counter("broker_reconnects", "Restored connections to the broker");
+        let failovers = counter("redis_failovers", "Switches to another Redis master that Sentinels named");
         let throttled = counter("throttled", "Clients that were read more slowly because they sent too fast");
         let log_trims = counter("log_trims", "Times that logs were shortened for the bound on all of them");
         let closes = Family::default();
@@ -132,6 +135,7 @@ impl Metrics {
             unreadable,
             broker_disconnects,
             broker_reconnects,
+            failovers,
             throttled,
             log_trims,
             sockets,

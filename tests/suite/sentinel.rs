@@ -81,7 +81,7 @@ async fn produce(address: String, channel: String, producer: usize, stop: Arc<At
             if let Ok(response) = request.send().await
                 && response.status() == 200
             {
-                let answer: Value = response.json().await.unwrap();
+                let answer: Value = serde_json::from_str(&response.text().await.unwrap()).unwrap();
                 answered.insert(text, position(&answer["messages"][0]).expect("a position"));
                 break;
             }

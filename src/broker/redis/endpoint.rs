@@ -129,6 +129,25 @@ impl Endpoint {
         }
     }
 
+    /// The same login and TLS settings at another address.
+    ///
+    /// # Errors
+    /// [`TlsSettingsError::ServerName`] if no certificate can be for the host.
+    pub(super) fn at(&self, host: &str, port: u16) -> Result<Self, TlsSettingsError> {
+        let tls = self.tls.as_ref().map(|tls| tls.for_host(host)).transpose()?;
+        Ok(Self { address: Address::Tcp { host: host.to_owned(), port }, login: self.login.clone(), tls })
+    }
+
+    /// The same address with another login.
+    pub(super) fn with_login(self, login: Login) -> Self {
+        Self { login, ..self }
+    }
+
+    /// Whether this is the server at a host and port.
+    pub(super) fn is_at(&self, host: &str, port: u16) -> bool {
+        matches!(&self.address, Address::Tcp { host: own, port: own_port } if own == host && *own_port == port)
+    }
+
     /// Where Redis is, to people: without user and password.
     pub(super) fn place(&self) -> String {
         match &self.address {

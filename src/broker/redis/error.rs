@@ -27,8 +27,17 @@ pub(super) enum ClientError {
     #[error("this is a node of a Redis Cluster, which this version does not support; use a Redis that is not one")]
     Cluster,
     /// The other end watches over servers, and holds no data.
-    #[error("this is a Redis Sentinel, which this version does not ask; name the master itself in the Redis URL")]
+    #[error("this is a Redis Sentinel; write redis+sentinel://HOST:PORT/MASTER in the Redis URL to use its master")]
     Sentinel,
+    /// No Sentinel names the master; what the last one said.
+    #[error("no Sentinel names the master ({0})")]
+    NoSentinel(String),
+    /// The Sentinels do not know a master of this name.
+    #[error("the Sentinels know no master named {0:?}; the Redis URL names it behind the last host")]
+    UnknownMaster(String),
+    /// The Sentinels name another master.
+    #[error("the Sentinels name another master")]
+    Switched,
     /// The other end is a replica, which takes no writes.
     #[error("this Redis is a replica at the moment")]
     Replica,

@@ -11,17 +11,17 @@ use tokio::runtime::Handle;
 use tokio::sync::Mutex;
 
 use super::connection::{Connection, Role};
-use super::endpoint::Endpoint;
 use super::error::ClientError;
 use super::library::{Function, LIFE, LIFE_KEY, Library, is_missing};
 use super::shared::SharedConnection;
+use super::target::Target;
 use crate::observability::metrics::Metrics;
 use crate::observability::metrics::latency::Moment;
 use crate::rules::Rules;
 
 /// A server, and what is known about it.
 pub(super) struct Node {
-    endpoint: Endpoint,
+    target: Target,
     role: Role,
     library: Library,
     pub(super) metrics: Arc<Metrics>,
@@ -37,9 +37,9 @@ pub(super) struct Node {
 
 impl Node {
     /// A server that must have a role. To be called on the runtime that is to own the connections.
-    pub(super) fn new(endpoint: Endpoint, role: Role, rules: &Rules, metrics: Arc<Metrics>) -> Self {
+    pub(super) fn new(target: Target, role: Role, rules: &Rules, metrics: Arc<Metrics>) -> Self {
         Self {
-            endpoint,
+            target,
             role,
             library: Library::new(rules),
             metrics,
@@ -58,7 +58,10 @@ impl Node {
     /// Opens a connection of the caller's own.
     pub(super) async fn connect(&self) -> Result<Connection, ClientError> {
         let generation = self.generation();
-        let mut connection = Connection::open(&self.endpoint, self.role).await?;
+        let endpoint = self.target.endpoint().await?;
+        // Another server may be the master by now.
+        let opened = Connection::open(&endpoint, self.role).await.inspect_err(|_| self.target.forget());
+        let mut connection = opened?;
         connection.generation = generation;
         Ok(connection)
     }
@@ -139,9 +142,15 @@ impl Node {
         self.generation.load(Ordering::Acquire)
     }
 
+    /// Resolves when another server is to be used.
+    pub(super) async fn switched(&self) {
+        self.target.switched().await;
+    }
+
     /// Has all users let go of the connections of a generation, the current one or an earlier one: the
     /// next command of each opens another. What runs on one ends with an error of its own.
     pub(super) fn give_up(&self, generation: u64) {
+        self.target.forget();
         let _ = self.generation.compare_exchange(generation, generation + 1, Ordering::AcqRel, Ordering::Acquire);
     }
 

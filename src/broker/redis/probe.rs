@@ -10,11 +10,12 @@ use tokio::time::Instant;
 
 use super::connection::{Connection, Role};
 use super::diagnosis::{self, Facts};
-use super::endpoint::{ANSWER_TIMEOUT, Endpoint, RedisOptions, RedisOptionsError};
+use super::endpoint::{ANSWER_TIMEOUT, RedisOptions, RedisOptionsError};
 use super::error::ClientError;
 use super::library::{LIFE_KEY, LibraryState, is_refusal};
 use super::node::Node;
 use super::resp::Frame;
+use super::target::Target;
 use super::url::UrlError;
 use crate::finding::Finding;
 use crate::observability::metrics::Metrics;
@@ -27,8 +28,10 @@ const PINGS: usize = 5;
 
 /// All that can be said about a Redis.
 pub async fn check_redis(options: &RedisOptions, rules: &Rules) -> Vec<Finding> {
-    let endpoint = match Endpoint::new(options) {
-        Ok(endpoint) => endpoint,
+    // Nobody counts what the checks cost.
+    let metrics = Arc::new(Metrics::new(1));
+    let target = match Target::new(options, metrics.clone()) {
+        Ok(target) => target,
         Err(RedisOptionsError::Url(UrlError { what, form })) => {
             return vec![Finding::error(
                 format!("the Redis URL can't be understood: {what}"),
@@ -37,9 +40,9 @@ pub async fn check_redis(options: &RedisOptions, rules: &Rules) -> Vec<Finding> 
         }
         Err(error) => return vec![Finding::error(error.to_string(), "mend what it says")],
     };
-    let place = endpoint.place();
-    // What it is, is to be found out; nobody counts what the checks cost.
-    let node = Node::new(endpoint, Role::Any, rules, Arc::new(Metrics::new(1)));
+    let place = target.place();
+    // What it is, is to be found out.
+    let node = Node::new(target, Role::Any, rules, metrics);
     let mut connection = match node.connect().await {
         Ok(connection) => connection,
         Err(error) => return vec![diagnosis::unreachable(&place, &error)],

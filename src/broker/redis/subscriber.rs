@@ -129,6 +129,7 @@ impl Subscriber {
         tokio::select! {
             ended = self.hear(connection, &unanswered) => Ended::Connection(ended),
             ended = self.send_canaries(node, &unanswered) => ended,
+            () = node.switched() => Ended::Connection(ClientError::Switched),
         }
     }
 

@@ -73,6 +73,8 @@ pub(super) struct TlsProblem {
 pub(super) struct Tls {
     connector: TlsConnector,
     name: ServerName<'static>,
+    /// The name is a setting, whatever the host.
+    is_fixed: bool,
 }
 
 impl Tls {
@@ -101,7 +103,20 @@ impl Tls {
             }
             _ => return Err(TlsSettingsError::HalfACertificate),
         };
-        Ok(Self { connector: TlsConnector::from(Arc::new(config)), name })
+        let is_fixed = options.server_name.is_some();
+        Ok(Self { connector: TlsConnector::from(Arc::new(config)), name, is_fixed })
+    }
+
+    /// The same for another server.
+    ///
+    /// # Errors
+    /// [`TlsSettingsError::ServerName`] if no certificate can be for the host.
+    pub(super) fn for_host(&self, host: &str) -> Result<Self, TlsSettingsError> {
+        if self.is_fixed {
+            return Ok(self.clone());
+        }
+        let name = ServerName::try_from(host.to_owned()).map_err(|_| TlsSettingsError::ServerName)?;
+        Ok(Self { name, ..self.clone() })
     }
 
     /// Shakes hands.

@@ -56,11 +56,10 @@ impl Url {
             "redis" | "valkey" => parse_tcp(rest, false),
             "rediss" | "valkeys" => parse_tcp(rest, true),
             "unix" | "redis+unix" | "valkey+unix" => parse_unix(rest),
-            other if other.contains("sentinel") => {
-                Err(tcp_error("this version does not ask Sentinels for the master; name the master itself"))
-            }
             other if other.contains("cluster") => Err(tcp_error("this version does not support a Redis Cluster")),
-            _ => Err(tcp_error("its scheme is none of redis, rediss, valkey, valkeys, unix and redis+unix")),
+            _ => Err(tcp_error(
+                "its scheme is none of redis, rediss, redis+sentinel, rediss+sentinel, valkey, valkeys, unix and redis+unix",
+            )),
         }
     }
 }
@@ -186,7 +185,7 @@ mod tests {
             ("", "scheme"),
             ("SECRET:6379", "scheme"),
             ("http://u:SECRET@host", "scheme"),
-            ("redis+sentinel://:SECRET@a:1,b:2/x", "Sentinels"),
+            ("redis-sentinel://:SECRET@a:1,b:2/x", "scheme"),
             ("redis+cluster://:SECRET@a:1,b:2", "Cluster"),
             ("redis://", "no host"),
             ("redis://:SECRET@:6379", "no host"),

@@ -55,7 +55,8 @@ impl SentinelSet {
     pub async fn until_failed_over(&self, port: u16) {
         until("another master", || async {
             let agreed = self.sentinels.iter().filter_map(master_of).all(|now| now != port);
-            agreed && self.servers.iter().any(|server| server.port != port && server.cli(&["ROLE"]).starts_with("master"))
+            agreed
+                && self.servers.iter().any(|server| server.port != port && server.cli(&["ROLE"]).starts_with("master"))
         })
         .await;
     }

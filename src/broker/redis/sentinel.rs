@@ -1,0 +1,184 @@
+//! Finds the master that Sentinels name, and notices when they name another one. Which server that is
+//! may change at any time; whether it really is a master is checked when a connection opens.
+//! See the Redis documentation, "Sentinel client spec".
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use redis::Cmd;
+use tokio::time::{Instant, timeout};
+
+use super::connection::{Connection, Role};
+use super::endpoint::Endpoint;
+use super::error::ClientError;
+use super::resp::{Frame, Item};
+use crate::observability::metrics::Metrics;
+
+/// How long one Sentinel may take to answer before the next one is asked.
+const SENTINEL_TIMEOUT: Duration = Duration::from_millis(500);
+/// How often the watched Sentinel is asked, in case its announcement did not arrive.
+const RECHECK: Duration = Duration::from_secs(2);
+/// The wait before another Sentinel is watched.
+const NEXT_SENTINEL: Duration = Duration::from_millis(500);
+/// The channel on which a Sentinel announces `NAME OLD_HOST OLD_PORT NEW_HOST NEW_PORT`.
+const SWITCH: &[u8] = b"+switch-master";
+
+/// The Sentinels of one master.
+pub(super) struct Sentinels {
+    sentinels: Vec<Endpoint>,
+    /// The name under which they know the master.
+    name: String,
+    /// The master's login and TLS; its address is what the Sentinels say.
+    template: Endpoint,
+    /// Which Sentinel answered last: it is asked first.
+    preferred: AtomicUsize,
+    master: Mutex<Master>,
+    metrics: Arc<Metrics>,
+}
+
+#[derive(Default)]
+struct Master {
+    /// The master, until something shows that it may be another server.
+    current: Option<Endpoint>,
+    /// The master that was named last. It is used while no Sentinel answers.
+    last: Option<Endpoint>,
+}
+
+impl Sentinels {
+    /// The Sentinels at some addresses. The login and the TLS settings of `template` are for the master.
+    pub(super) fn new(sentinels: Vec<Endpoint>, name: String, template: Endpoint, metrics: Arc<Metrics>) -> Self {
+        Self { sentinels, name, template, preferred: AtomicUsize::new(0), master: Mutex::default(), metrics }
+    }
+
+    /// Where the master is.
+    ///
+    /// # Errors
+    /// [`ClientError::UnknownMaster`] if a Sentinel answers, but does not know the name.
+    /// [`ClientError::NoSentinel`] if none answers, and none has before.
+    pub(super) async fn master(&self) -> Result<Endpoint, ClientError> {
+        if let Some(master) = self.lock().current.clone() {
+            return Ok(master);
+        }
+        let found = self.ask_in_turn().await;
+        let mut master = self.lock();
+        match found {
+            Ok(found) => {
+                if master.last.as_ref().is_some_and(|last| last.place() != found.place()) {
+                    self.metrics.failovers.inc();
+                    tracing::info!(master = found.place(), "following the Sentinels to another master");
+                }
+                *master = Master { current: Some(found.clone()), last: Some(found.clone()) };
+                Ok(found)
+            }
+            // The Sentinels may be gone, and the master well.
+            Err(error @ ClientError::NoSentinel(_)) => master.last.clone().ok_or(error),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Asks the Sentinels again before the next connection.
+    pub(super) fn forget(&self) {
+        self.lock().current = None;
+    }
+
+    /// Resolves when a Sentinel names another master than the one that is used.
+    pub(super) async fn switched(&self) {
+        loop {
+            let preferred = self.preferred.load(Ordering::Relaxed);
+            match self.watch(&self.sentinels[preferred]).await {
+                Ok(()) => return,
+                Err(error) => tracing::debug!(%error, "cannot watch a Sentinel"),
+            }
+            let next = (preferred + 1) % self.sentinels.len();
+            self.preferred.store(next, Ordering::Relaxed);
+            tokio::time::sleep(NEXT_SENTINEL).await;
+        }
+    }
+
+    /// All Sentinels, to people.
+    pub(super) fn place(&self) -> String {
+        let places: Vec<_> = self.sentinels.iter().map(Endpoint::place).collect();
+        format!("the master {:?} of the Sentinels {}", self.name, places.join(", "))
+    }
+
+    async fn ask_in_turn(&self) -> Result<Endpoint, ClientError> {
+        let (preferred, count) = (self.preferred.load(Ordering::Relaxed), self.sentinels.len());
+        let mut failure = ClientError::NoSentinel("none is named".into());
+        for index in (0..count).map(|turn| (preferred + turn) % count) {
+            let asked = timeout(SENTINEL_TIMEOUT, self.ask(&self.sentinels[index])).await;
+            match asked.unwrap_or_else(|_| Err(ClientError::timed_out())) {
+                Ok(Some((host, port))) => {
+                    self.preferred.store(index, Ordering::Relaxed);
+                    let master = self.template.at(&host, port);
+                    return master.map_err(|error| ClientError::NoSentinel(error.to_string()));
+                }
+                Ok(None) => failure = ClientError::UnknownMaster(self.name.clone()),
+                // That one knew no such master says more than that another one is silent.
+                Err(_) if matches!(failure, ClientError::UnknownMaster(_)) => {}
+                Err(error) => {
+                    failure = ClientError::NoSentinel(format!("{}: {error}", self.sentinels[index].place()));
+                }
+            }
+        }
+        Err(failure)
+    }
+
+    async fn ask(&self, sentinel: &Endpoint) -> Result<Option<(String, u16)>, ClientError> {
+        let mut connection = Connection::open(sentinel, Role::Any).await?;
+        connection.call(Cmd::new().arg(&["SENTINEL", "GET-MASTER-ADDR-BY-NAME", &self.name])).await
+    }
+
+    /// Listens to one Sentinel until it names another master.
+    async fn watch(&self, sentinel: &Endpoint) -> Result<(), ClientError> {
+        let mut connection = Connection::open(sentinel, Role::Any).await?;
+        connection.send(&["SUBSCRIBE", "+switch-master"]);
+        let mut due = Instant::now();
+        let (mut unanswered, mut switched) = (0, false);
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep_until(due) => {
+                    if unanswered > 1 {
+                        return Err(ClientError::timed_out());
+                    }
+                    unanswered += 1;
+                    connection.send(&["SENTINEL", "GET-MASTER-ADDR-BY-NAME", &self.name]);
+                    due = Instant::now() + RECHECK;
+                }
+                exchanged = connection.exchange() => exchanged?,
+            }
+            connection.frames(|frame| {
+                match frame.accepted()? {
+                    Frame::Message { channel: SWITCH, payload } => switched |= self.is_named(payload),
+                    Frame::Array(mut address) => {
+                        unanswered = 0;
+                        if let (Some(Item::Text(host)), Some(Item::Text(port))) = (address.next(), address.next()) {
+                            switched |= !self.is_current(host, port);
+                        }
+                    }
+                    _ => {}
+                }
+                Ok(())
+            })?;
+            if switched {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Whether an announcement is about this master.
+    fn is_named(&self, announcement: &[u8]) -> bool {
+        announcement.split(|&byte| byte == b' ').next() == Some(self.name.as_bytes())
+    }
+
+    fn is_current(&self, host: &[u8], port: &[u8]) -> bool {
+        let text = |bytes| std::str::from_utf8(bytes).ok();
+        let Some((host, port)) = text(host).zip(text(port).and_then(|port| port.parse().ok())) else { return true };
+        self.lock().last.as_ref().is_none_or(|master| master.is_at(host, port))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Master> {
+        // What is behind the lock is whole after every line that holds it: a panic elsewhere does not spoil it.
+        self.master.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,122 @@
+//! URLs that name Sentinels: `redis+sentinel://user:password@host:26379,host:26379/MASTER/0`. User,
+//! password and database are for the master; `sentinel_user` and `sentinel_password` for the Sentinels.
+
+use super::url::{Address, Login, Url, UrlError};
+
+const FORM: &str = "redis+sentinel://user:password@host:26379,host:26379/MASTER/0\
+                    ?sentinel_user=USER&sentinel_password=PASSWORD";
+/// Where Sentinels listen if a URL names no port.
+const DEFAULT_PORT: u16 = 26379;
+
+/// What such a URL says.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct SentinelUrl {
+    /// Where the Sentinels are.
+    pub(super) sentinels: Vec<(String, u16)>,
+    /// Who we are to the Sentinels.
+    pub(super) login: Login,
+    /// The URL of the master, with the first Sentinel's host in the place of its own.
+    pub(super) master: String,
+    /// The name under which the Sentinels know the master.
+    pub(super) name: String,
+}
+
+impl SentinelUrl {
+    /// Reads a URL; `None` if it names no Sentinels.
+    ///
+    /// # Errors
+    /// Which part of it is wrong.
+    pub(super) fn parse(text: &str) -> Option<Result<Self, UrlError>> {
+        let (scheme, rest) = text.trim().split_once("://")?;
+        let scheme = match scheme.to_ascii_lowercase().as_str() {
+            "redis+sentinel" | "valkey+sentinel" => "redis",
+            "rediss+sentinel" | "valkeys+sentinel" => "rediss",
+            _ => return None,
+        };
+        Some(parse(scheme, rest))
+    }
+}
+
+fn parse(scheme: &str, rest: &str) -> Result<SentinelUrl, UrlError> {
+    let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
+    let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
+    let (user, hosts) = authority.rsplit_once('@').map_or(("", authority), |(user, hosts)| (user, hosts));
+    let (name, database) = path.split_once('/').unwrap_or((path, ""));
+    if name.is_empty() {
+        return Err(error("it does not say under which name the Sentinels know the master"));
+    }
+    let name = percent_encoding::percent_decode_str(name).decode_utf8();
+    let name = name.map_err(|_| error("the name of the master is not UTF-8 when it is decoded"))?.into_owned();
+    let sentinels = hosts.split(',').map(sentinel).collect::<Result<Vec<_>, _>>()?;
+    let at = if user.is_empty() { String::new() } else { format!("{user}@") };
+    let first = hosts.split(',').next().unwrap_or_default();
+    let master = format!("{scheme}://{at}{first}/{database}");
+    // What is wrong with user, password or database is said for the whole URL.
+    Url::parse(&master).map_err(|UrlError { what, .. }| UrlError { what, form: FORM })?;
+    Ok(SentinelUrl { sentinels, login: login(query)?, master, name })
+}
+
+fn sentinel(place: &str) -> Result<(String, u16), UrlError> {
+    let place = place.trim();
+    let has_port = place.rsplit_once(':').is_some_and(|(host, _)| !host.starts_with('[') || host.ends_with(']'));
+    match Url::parse(&format!("redis://{place}")).map(|url| url.address) {
+        Ok(Address::Tcp { host, port }) => Ok((host, if has_port { port } else { DEFAULT_PORT })),
+        Ok(Address::Unix(_)) => Err(error("a Sentinel has a host and a port")),
+        Err(UrlError { what, .. }) => Err(error(&format!("of a Sentinel, {what}"))),
+    }
+}
+
+fn login(query: &str) -> Result<Login, UrlError> {
+    let mut login = Login::default();
+    for (name, value) in form_urlencoded::parse(query.as_bytes()) {
+        match &*name {
+            "sentinel_user" => login.user = Some(value.into_owned()),
+            "sentinel_password" => login.password = Some(value.into_owned()),
+            _ => return Err(error("there is a parameter after a `?` that is not known")),
+        }
+    }
+    Ok(login)
+}
+
+fn error(what: &str) -> UrlError {
+    UrlError { what: what.into(), form: FORM }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(text: &str) -> SentinelUrl {
+        SentinelUrl::parse(text).expect("Sentinels").expect("valid")
+    }
+
+    #[test]
+    fn sentinels_their_master_and_both_logins_are_understood() {
+        let url =
+            parsed("redis+sentinel://me:p%40w@a,b:5000,[::1]:26380/sheets/2?sentinel_user=s&sentinel_password=x%26y");
+        let sentinels = [("a", DEFAULT_PORT), ("b", 5000), ("::1", 26380)].map(|(host, port)| (host.to_owned(), port));
+        assert_eq!(url.sentinels, sentinels);
+        assert_eq!((url.name.as_str(), url.master.as_str()), ("sheets", "redis://me:p%40w@a/2"));
+        assert_eq!((url.login.user.as_deref(), url.login.password.as_deref()), (Some("s"), Some("x&y")));
+        assert_eq!(parsed("rediss+sentinel://a/m%20x").master, "rediss://a/");
+        assert_eq!(parsed("valkey+sentinel://a/m%20x").name, "m x");
+        assert_eq!(SentinelUrl::parse("redis://a/m"), None);
+    }
+
+    #[test]
+    fn of_a_wrong_url_the_wrong_part_is_named_and_nothing_shown() {
+        for (text, part) in [
+            ("redis+sentinel://u:SECRET@a:1,b:2", "under which name"),
+            ("redis+sentinel://u:SECRET@a:1,b:x/m", "port"),
+            ("redis+sentinel://u:SECRET@/m", "no host"),
+            ("redis+sentinel://u:SECRET@a,/m", "no host"),
+            ("redis+sentinel://a/m/SECRET", "database"),
+            ("redis+sentinel://a/m?password=SECRET", "parameter"),
+            ("redis+sentinel://a/m%FF", "UTF-8"),
+        ] {
+            let error = SentinelUrl::parse(text).expect("Sentinels").expect_err(text).to_string();
+            assert!(error.contains(part) && !error.contains("SECRET"), "{text}: {error}");
+            assert!(error.contains("redis+sentinel://user"), "{error}");
+        }
+    }
+}

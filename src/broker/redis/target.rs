@@ -1,0 +1,68 @@
+//! Which server to connect to: always the same one, or the master that Sentinels name.
+
+use std::sync::Arc;
+
+use super::endpoint::{Endpoint, RedisOptions, RedisOptionsError};
+use super::error::ClientError;
+use super::sentinel::Sentinels;
+use super::sentinel_url::SentinelUrl;
+use crate::observability::metrics::Metrics;
+
+/// What the settings name.
+pub(super) enum Target {
+    /// One server.
+    Server(Endpoint),
+    /// The master of some Sentinels.
+    Sentinels(Box<Sentinels>),
+}
+
+impl Target {
+    /// Reads the URL, and the files that the options name.
+    ///
+    /// # Errors
+    /// Which part of the options is wrong.
+    pub(super) fn new(options: &RedisOptions, metrics: Arc<Metrics>) -> Result<Self, RedisOptionsError> {
+        let Some(parsed) = SentinelUrl::parse(&options.url) else {
+            return Endpoint::new(options).map(Self::Server);
+        };
+        let SentinelUrl { sentinels, login, master, name } = parsed?;
+        let template = Endpoint::new(&RedisOptions { url: master, ..options.clone() })?;
+        let sentinels = sentinels.iter().map(|(host, port)| Ok(template.at(host, *port)?.with_login(login.clone())));
+        let sentinels = sentinels.collect::<Result<_, RedisOptionsError>>()?;
+        Ok(Self::Sentinels(Box::new(Sentinels::new(sentinels, name, template, metrics))))
+    }
+
+    /// The server to connect to now.
+    ///
+    /// # Errors
+    /// As [`Sentinels::master`].
+    pub(super) async fn endpoint(&self) -> Result<Endpoint, ClientError> {
+        match self {
+            Self::Server(endpoint) => Ok(endpoint.clone()),
+            Self::Sentinels(sentinels) => sentinels.master().await,
+        }
+    }
+
+    /// Something showed that the server may be another one now.
+    pub(super) fn forget(&self) {
+        if let Self::Sentinels(sentinels) = self {
+            sentinels.forget();
+        }
+    }
+
+    /// Resolves when another server is to be used.
+    pub(super) async fn switched(&self) {
+        match self {
+            Self::Server(_) => std::future::pending().await,
+            Self::Sentinels(sentinels) => sentinels.switched().await,
+        }
+    }
+
+    /// What is connected to, to people: without user and password.
+    pub(super) fn place(&self) -> String {
+        match self {
+            Self::Server(endpoint) => endpoint.place(),
+            Self::Sentinels(sentinels) => sentinels.place(),
+        }
+    }
+}
