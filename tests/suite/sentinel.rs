@@ -62,7 +62,8 @@ async fn a_wrong_master_name_is_said() {
     let set = SentinelSet::start().await;
     let url = set.url().replace(MASTER, "sheet");
     let instance = Options { redis_url: Some(url), ..Options::default() }.start_unready();
-    until("the reason", || async { instance.get("/readyz").await.1.contains("no master named \"sheet\"") }).await;
+    until("the reason", || async { instance.get("/readyz").await.1.contains("the Sentinels know no master named") })
+        .await;
 }
 
 /// Publishes numbered messages, several at once, until told to stop; returns which message was answered to
@@ -98,7 +99,7 @@ async fn nothing_is_lost_through(fail: impl AsyncFnOnce(&mut SentinelSet)) {
     let (one, two) = (options(&set).start().await, options(&set).start().await);
     let channel = channel("failover");
     let mut socket = two.ws(&format!("channel={channel}&format=json")).await;
-    assert_eq!(socket.json().await["type"], "connected");
+    assert_eq!(socket.json().await["event"], "welcome");
     let stop = Arc::new(AtomicBool::new(false));
     let producers: Vec<_> = [one.address.clone(), two.address.clone()]
         .into_iter()
@@ -123,7 +124,7 @@ async fn nothing_is_lost_through(fail: impl AsyncFnOnce(&mut SentinelSet)) {
     let (mut seen, mut gaps) = (BTreeMap::new(), 0);
     loop {
         let message = socket.json().await;
-        match message["type"].as_str() {
+        match message["event"].as_str() {
             Some("gap") => gaps += 1,
             _ if message["data"] == "end" => break,
             _ => {

@@ -16,9 +16,11 @@ pub struct SentinelSet {
 
 impl SentinelSet {
     pub async fn start() -> Self {
-        let master = Redis::start().await;
+        // Either may be the master of the other.
+        let server = ["--save", "", "--repl-diskless-sync-delay", "0"];
+        let master = Redis::start_with(&server).await;
         let port = master.port.to_string();
-        let replica = Redis::start_with(&["--save", "", "--replicaof", &format!("127.0.0.1 {port}")]).await;
+        let replica = Redis::start_with(&[&server[..], &["--replicaof", &format!("127.0.0.1 {port}")]].concat()).await;
         let mut sentinels = Vec::new();
         for _ in 0..3 {
             let sentinel = Redis::sentinel().await;
@@ -63,10 +65,12 @@ impl SentinelSet {
 
     /// Whether every Sentinel knows the two others and the replica, so that a failover can be agreed on.
     fn is_whole(&self) -> bool {
-        self.sentinels.iter().all(|sentinel| {
-            let count = |what: &str| sentinel.cli(&["SENTINEL", what, MASTER]).matches("runid").count();
-            sentinel.cli(&["SENTINEL", "CKQUORUM", MASTER]).starts_with("OK 3") && count("REPLICAS") == 1
-        })
+        // The replica has all that the master has.
+        self.servers[1].cli(&["ROLE"]).contains("connected")
+            && self.sentinels.iter().all(|sentinel| {
+                let count = |what: &str| sentinel.cli(&["SENTINEL", what, MASTER]).matches("runid").count();
+                sentinel.cli(&["SENTINEL", "CKQUORUM", MASTER]).starts_with("OK 3") && count("REPLICAS") == 1
+            })
     }
 }
 
