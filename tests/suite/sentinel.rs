@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::support::instance::{Instance, Options, position};
+use crate::support::instance::{Instance, Options, command, position};
 use crate::support::sentinel::{MASTER, SentinelSet};
 use crate::support::{channel, until};
 
@@ -55,6 +55,45 @@ async fn while_the_master_lives_nobody_misses_the_sentinels() {
         instance.publish(&channel, number.to_string()).await;
         assert_eq!(socket.text().await, number.to_string());
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_master_that_lives_but_is_not_named_any_more_is_left() {
+    let set = SentinelSet::start().await;
+    let instance = options(&set).start().await;
+    let channel = channel("left");
+    let mut socket = instance.ws(&format!("channel={channel}&format=json")).await;
+    assert_eq!(socket.json().await["event"], "welcome");
+    let other = &set.servers[1];
+    assert_eq!(other.cli(&["REPLICAOF", "NO", "ONE"]), "OK");
+    for sentinel in &set.sentinels {
+        assert_eq!(sentinel.cli(&["SENTINEL", "REMOVE", MASTER]), "OK");
+        let port = other.port.to_string();
+        assert_eq!(sentinel.cli(&["SENTINEL", "MONITOR", MASTER, "127.0.0.1", &port, "2"]), "OK");
+    }
+    until("the other server is used", || async { other.listeners(&channel) == 1 }).await;
+    assert_eq!(set.servers[0].listeners(&channel), 0);
+    until_ready(&instance).await;
+    instance.publish(&channel, "there").await;
+    let key = format!("livebridge:{{{channel}}}:head");
+    assert_eq!((other.cli(&["EXISTS", &key]), set.servers[0].cli(&["EXISTS", &key])), ("1".into(), "0".into()));
+    assert_eq!(instance.metric("livebridge_redis_failovers_total").await, 1.0);
+}
+
+#[tokio::test]
+async fn check_finds_the_master_and_says_what_is_wrong() {
+    let set = SentinelSet::start().await;
+    let check = |url: &str| {
+        let folder = tempfile::tempdir().unwrap();
+        let output = command(folder.path()).args(["check", "--redis-url", url]).output().unwrap();
+        (output.status.success(), String::from_utf8(output.stdout).unwrap())
+    };
+    let (fine, text) = check(&set.url());
+    assert!(fine && text.contains("Redis answers at the master \"sheets\" of the Sentinels"), "{text}");
+    let (fine, text) = check(&set.url().replace(MASTER, "sheet"));
+    assert!(!fine && text.contains("know no master named \"sheet\""), "{text}");
+    let (fine, text) = check("redis+sentinel://127.0.0.1:1/sheets");
+    assert!(!fine && text.contains("no Sentinel names the master (127.0.0.1:1"), "{text}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -57,8 +57,8 @@ pub(super) fn unreachable(place: &str, error: &ClientError) -> Finding {
 pub(super) fn sentinel(facts: &Facts) -> Option<Finding> {
     (facts.info("redis_mode") == "sentinel").then(|| {
         Finding::error(
-            "this is a Redis Sentinel, which this version does not ask",
-            "name the master itself in the Redis URL; `redis-cli -p PORT SENTINEL MASTERS` says where it is",
+            "this is a Redis Sentinel, which holds no data",
+            "write redis+sentinel://HOST:PORT/MASTER in the Redis URL; `redis-cli -p PORT SENTINEL MASTERS` shows the names",
         )
     })
 }

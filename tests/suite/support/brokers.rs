@@ -1,21 +1,24 @@
-//! A promise that every broker must keep is written once and run three times: on the embedded broker with
-//! one instance, and on Redis with two, publishers and subscribers on different ones; plain, and with TLS
-//! and client certificates.
+//! A promise that every broker must keep is written once and run four times: on the embedded broker with
+//! one instance, and on Redis with two, publishers and subscribers on different ones; plain, with TLS and
+//! client certificates, and with Sentinels that name the master.
 
 use super::certificates::Certificates;
 use super::instance::{Instance, Options};
 use super::redis::Redis;
+use super::sentinel;
 
 /// Where publishers and subscribers are connected.
 pub struct Setup {
     pub one: Instance,
     two: Option<Instance>,
     pub redis: Option<Redis>,
+    /// What else must live as long.
+    _sentinels: Vec<Redis>,
 }
 
 impl Setup {
     pub async fn memory(options: Options) -> Self {
-        Self { one: options.start().await, two: None, redis: None }
+        Self { one: options.start().await, two: None, redis: None, _sentinels: Vec::new() }
     }
 
     pub async fn redis(options: Options) -> Self {
@@ -30,9 +33,17 @@ impl Setup {
         Self::on(redis, options).await
     }
 
+    /// One Sentinel is enough where nothing fails over.
+    pub async fn redis_with_sentinel(options: Options) -> Self {
+        let (redis, sentinel) = (Redis::start().await, Redis::sentinel().await);
+        sentinel::monitor(&sentinel, redis.port, 1);
+        let options = Options { redis_url: Some(sentinel::url([&sentinel])), ..options };
+        Self { _sentinels: vec![sentinel], ..Self::on(redis, options).await }
+    }
+
     async fn on(redis: Redis, options: Options) -> Self {
         let one = options.clone().start().await;
-        Self { one, two: Some(options.start().await), redis: Some(redis) }
+        Self { one, two: Some(options.start().await), redis: Some(redis), _sentinels: Vec::new() }
     }
 
     /// The other instance, where there is one.
@@ -61,6 +72,12 @@ macro_rules! promises {
             use super::*;
             $(#[tokio::test(flavor = "multi_thread")]
             async fn $name() { super::$name(crate::support::brokers::Setup::redis_with_tls($options).await).await; })*
+        }
+        mod on_redis_with_sentinel {
+            #[allow(unused_imports, reason = "the options may need what the module has")]
+            use super::*;
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $name() { super::$name(crate::support::brokers::Setup::redis_with_sentinel($options).await).await; })*
         }
     };
 }

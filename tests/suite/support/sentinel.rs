@@ -24,9 +24,7 @@ impl SentinelSet {
         let mut sentinels = Vec::new();
         for _ in 0..3 {
             let sentinel = Redis::sentinel().await;
-            assert_eq!(sentinel.cli(&["SENTINEL", "MONITOR", MASTER, "127.0.0.1", &port, "2"]), "OK");
-            let times = ["down-after-milliseconds", DOWN_AFTER, "failover-timeout", "3000"];
-            assert_eq!(sentinel.cli(&[&["SENTINEL", "SET", MASTER][..], &times].concat()), "OK");
+            monitor(&sentinel, master.port, 2);
             sentinels.push(sentinel);
         }
         let set = Self { servers: [master, replica], sentinels };
@@ -36,8 +34,7 @@ impl SentinelSet {
 
     /// The URL that names all Sentinels.
     pub fn url(&self) -> String {
-        let hosts: Vec<_> = self.sentinels.iter().map(|sentinel| format!("127.0.0.1:{}", sentinel.port)).collect();
-        format!("redis+sentinel://{}/{MASTER}", hosts.join(","))
+        url(&self.sentinels)
     }
 
     /// The port of the master, as most Sentinels have it.
@@ -72,6 +69,20 @@ impl SentinelSet {
                 sentinel.cli(&["SENTINEL", "CKQUORUM", MASTER]).starts_with("OK 3") && count("REPLICAS") == 1
             })
     }
+}
+
+/// Has a Sentinel watch the master on a port; `quorum` of them must agree that it is down.
+pub fn monitor(sentinel: &Redis, port: u16, quorum: usize) {
+    let (port, quorum) = (port.to_string(), quorum.to_string());
+    assert_eq!(sentinel.cli(&["SENTINEL", "MONITOR", MASTER, "127.0.0.1", &port, &quorum]), "OK");
+    let times = ["down-after-milliseconds", DOWN_AFTER, "failover-timeout", "3000"];
+    assert_eq!(sentinel.cli(&[&["SENTINEL", "SET", MASTER][..], &times].concat()), "OK");
+}
+
+/// The URL that names Sentinels.
+pub fn url<'a>(sentinels: impl IntoIterator<Item = &'a Redis>) -> String {
+    let hosts: Vec<_> = sentinels.into_iter().map(|sentinel| format!("127.0.0.1:{}", sentinel.port)).collect();
+    format!("redis+sentinel://{}/{MASTER}", hosts.join(","))
 }
 
 fn master_of(sentinel: &Redis) -> Option<u16> {
