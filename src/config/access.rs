@@ -49,7 +49,7 @@ pub struct AccessArgs {
     /// Name of a cookie with a token. Counts only for pages of the same or a listed origin.
     #[arg(long, env = "LIVEBRIDGE_TOKEN_COOKIE", value_name = "NAME")]
     pub token_cookie: Option<String>,
-    /// Origin whose pages may connect, such as https://app.example.com. May repeat; * allows any
+    /// Origin whose pages may connect, such as `https://app.example.com`. May repeat; * allows any
     /// [default: the same origin].
     #[arg(long, env = "LIVEBRIDGE_ALLOWED_ORIGIN", value_name = "ORIGIN", value_delimiter = ',')]
     pub allowed_origin: Vec<String>,
