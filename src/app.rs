@@ -62,6 +62,8 @@ pub struct App {
     pub access: Arc<Access>,
     /// The bytes of bodies and WebSocket messages that are on their way in.
     pub incoming: Arc<Budget>,
+    /// The bytes of pages and cut frames that are on their way out.
+    pub outgoing: Arc<Budget>,
     /// Which failures are due for a line in the log.
     pub failures: LogThrottle,
     /// How far it is with stopping.

@@ -10,6 +10,7 @@ pub mod fetch;
 pub mod forwarded;
 pub mod handshake;
 pub mod history;
+mod history_body;
 pub mod publish;
 pub mod query;
 mod request_log;

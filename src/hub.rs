@@ -4,6 +4,7 @@
 
 mod dispatch;
 pub mod event_queue;
+pub mod held_page;
 pub mod log;
 pub mod sequence;
 pub(crate) mod shared_reads;
@@ -28,6 +29,7 @@ use crate::hub::sequence::Next;
 use crate::hub::topic::{Change, Topic};
 use crate::observability::metrics::Metrics;
 use crate::rules::Rules;
+use crate::transport::byte_budget::Budget;
 
 /// How long a channel without subscribers is kept: a page reload must not cost a round trip to Redis.
 const IDLE_TOPIC_TTL: Duration = Duration::from_secs(5);
@@ -51,17 +53,20 @@ pub struct Hub {
     most_log_bytes: usize,
     wake_lists: Vec<Arc<WakeList>>,
     checks: Semaphore,
+    /// The bytes that are on their way out to clients.
+    pub(crate) outgoing: Arc<Budget>,
     metrics: Arc<Metrics>,
 }
 
 impl Hub {
-    /// A hub without channels, for so many shards.
+    /// A hub without channels, for so many shards. Pages of history for clients are counted against `outgoing`.
     pub fn new(
         broker: Arc<dyn Broker>,
         rules: Arc<Rules>,
         bounds: Bounds,
         most_log_bytes: usize,
         shards: usize,
+        outgoing: Arc<Budget>,
         metrics: Arc<Metrics>,
     ) -> Arc<Self> {
         Arc::new(Self {
@@ -75,6 +80,7 @@ impl Hub {
             most_log_bytes,
             wake_lists: (0..shards).map(|_| Arc::default()).collect(),
             checks: Semaphore::new(CHECKS_AT_ONCE),
+            outgoing,
             metrics,
         })
     }
@@ -228,11 +234,13 @@ impl Hub {
                     self.broker.unsubscribe(&channel);
                 }
             }
-            if !second.is_multiple_of(PAGES_SWEPT) {
+            // What clients wait for goes before what is only kept for those that may come.
+            let is_scarce = self.outgoing.is_scarce();
+            if !second.is_multiple_of(PAGES_SWEPT) && !is_scarce {
                 continue;
             }
             let topics: Vec<_> = self.lock().values().cloned().collect();
-            topics.iter().for_each(|topic| topic.sweep_page());
+            topics.iter().for_each(|topic| topic.sweep_page(is_scarce));
             if trimmed.elapsed() > LOG_IDLE {
                 trimmed = Instant::now();
                 topics.iter().for_each(|topic| topic.trim_idle());

@@ -102,7 +102,9 @@ impl Server {
                 Arc::new(RedisBroker::start(url, &unique, queue, rules, metrics)?)
             }
         };
-        let hub = Hub::new(broker, rules, settings.log, settings.log_bytes_total, settings.threads, metrics.clone());
+        let outgoing = Budget::new(settings.outgoing_bytes);
+        let (bounds, total, shards) = (settings.log, settings.log_bytes_total, settings.threads);
+        let hub = Hub::new(broker, rules, bounds, total, shards, outgoing.clone(), metrics.clone());
         tokio::spawn(hub.clone().run(queue));
         tokio::spawn(hub.clone().sweep());
         tokio::spawn(allocator::give_back());
@@ -120,6 +122,7 @@ impl Server {
             admission,
             access: settings.access,
             incoming,
+            outgoing,
             failures: LogThrottle::default(),
             drain: Drain::default(),
         });

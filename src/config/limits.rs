@@ -57,6 +57,11 @@ pub struct LimitArgs {
     #[arg(long, env = "LIVEBRIDGE_INCOMING_BYTES_TOTAL", default_value_t = 256 << 20, value_name = "BYTES",
           value_parser = clap::value_parser!(u64).range(1 << 20..))]
     pub incoming_bytes_total: u64,
+    /// The most bytes in all that wait for clients to take them: pages of history, and large frames cut by a full
+    /// socket. More are answered 503, or closed with 1013.
+    #[arg(long, env = "LIVEBRIDGE_OUTGOING_BYTES_TOTAL", default_value_t = 256 << 20, value_name = "BYTES",
+          value_parser = clap::value_parser!(u64).range(16 << 20..))]
+    pub outgoing_bytes_total: u64,
     /// The most bytes of all channels' logs together; beyond, the largest are shortened.
     #[arg(long, env = "LIVEBRIDGE_LOG_BYTES_TOTAL", default_value_t = 512 << 20, value_name = "BYTES",
           value_parser = clap::value_parser!(u64).range(1 << 16..))]

@@ -163,6 +163,7 @@ fn metrics(app: &App, accept: Option<&str>) -> Response {
         channels: app.hub.channels(),
         log_bytes: app.hub.log_bytes(),
         incoming_bytes: app.incoming.used(),
+        outgoing_bytes: app.outgoing.used(),
         broker_up: app.hub.broker().health() == Health::Up,
     };
     let mut response = Response::new(app.metrics.render(format, now).into());

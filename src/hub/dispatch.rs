@@ -138,7 +138,7 @@ mod tests {
         let rules = Arc::new(Rules::parse("[[channel]]\nmatch = '*'\nhistory = false\n").expect("rules"));
         let broker = Arc::new(MemoryBroker::new(queue.clone(), rules.clone()));
         let bounds = Bounds { entries: 4, bytes: usize::MAX };
-        let hub = Hub::new(broker.clone(), rules, bounds, usize::MAX, 1, metrics);
+        let hub = Hub::new(broker.clone(), rules, bounds, usize::MAX, 1, Arc::default(), metrics);
         tokio::spawn(hub.clone().run(queue.clone()));
         let channel: ChannelName = "a".parse().expect("valid");
         let member = hub.join(&channel).await.expect("joined");

@@ -8,7 +8,9 @@ use futures::FutureExt;
 use futures::future::{BoxFuture, Shared, WeakShared};
 
 use super::Hub;
-use crate::broker::{Broker, BrokerError, PAGE_MESSAGES, Page, ReadFrom};
+use crate::broker::{PAGE_BYTES, PAGE_MESSAGES, Page, ReadFrom};
+use crate::channel::ChannelName;
+use crate::hub::held_page::{HeldPage, PageError};
 use crate::hub::topic::{ReadAt, Topic};
 use crate::message::{Gap, GapReason, Position};
 use crate::rules::Rule;
@@ -19,7 +21,7 @@ const PAGE_IDLE: Duration = Duration::from_secs(5);
 /// out of date. But its messages may exceed the history's age: by this part of it, or by [`PAGE_IDLE`].
 const EXCESS_AGE: u32 = 10;
 
-type Answer = Result<Option<Arc<Page>>, BrokerError>;
+type Answer = Result<Option<Arc<HeldPage>>, PageError>;
 type Read = BoxFuture<'static, Answer>;
 
 /// What readers of a topic's history share.
@@ -37,7 +39,7 @@ struct State {
 #[derive(Clone)]
 struct SharedPage {
     from: ReadFrom,
-    page: Arc<Page>,
+    page: Arc<HeldPage>,
     read_at: Instant,
     used_at: Instant,
 }
@@ -85,8 +87,8 @@ impl Hub {
     /// Reads history for subscribers. Those who ask for the same at about the same time share one answer.
     ///
     /// # Errors
-    /// As [`Broker::read`].
-    pub async fn history(&self, topic: &Topic, from: ReadFrom) -> Answer {
+    /// See [`PageError`].
+    pub async fn history(self: &Arc<Self>, topic: &Topic, from: ReadFrom) -> Answer {
         let shared = &topic.shared_reads;
         if let Some(known) = shared.page(&topic.rule)
             && connects(topic, &known.page)
@@ -104,8 +106,21 @@ impl Hub {
         }
     }
 
-    async fn read_shared(&self, topic: &Topic, from: ReadFrom) -> Answer {
-        let answer = topic.shared_reads.join(from, || read(self.broker.clone(), topic.channel.clone(), from)).await?;
+    /// Reads at most `limit` messages for a client; `None` if the channel keeps no history.
+    ///
+    /// # Errors
+    /// See [`PageError`].
+    pub async fn page(&self, channel: &ChannelName, from: ReadFrom, limit: usize) -> Answer {
+        // How much it is nobody knows before it is read.
+        if !self.outgoing.has(PAGE_BYTES) {
+            return Err(PageError::OutgoingFull);
+        }
+        let page = self.broker.read(channel, from, limit).await?;
+        page.map(|page| HeldPage::new(page, &self.outgoing).map(Arc::new)).transpose()
+    }
+
+    async fn read_shared(self: &Arc<Self>, topic: &Topic, from: ReadFrom) -> Answer {
+        let answer = topic.shared_reads.join(from, || read(self.clone(), topic.channel.clone(), from)).await?;
         if let Some(page) = &answer {
             topic.shared_reads.keep(SharedPage::new(from, page.clone()));
         }
@@ -114,15 +129,19 @@ impl Hub {
 }
 
 impl Topic {
-    /// Drops the page that its readers share, unless somebody may still be given it.
-    pub(crate) fn sweep_page(&self) {
+    /// Drops the page that its readers share, unless somebody may still be given it; if memory is scarce, also if
+    /// nobody reads it now.
+    pub(crate) fn sweep_page(&self, is_scarce: bool) {
         let now = Instant::now();
-        self.shared_reads.drop_unless(|kept| kept.is_fresh(&self.rule, now) && connects(self, &kept.page));
+        self.shared_reads.drop_unless(|kept| {
+            let is_read = Arc::strong_count(&kept.page) > 1;
+            kept.is_fresh(&self.rule, now) && connects(self, &kept.page) && (is_read || !is_scarce)
+        });
     }
 }
 
-fn read(broker: Arc<dyn Broker>, channel: crate::channel::ChannelName, from: ReadFrom) -> Read {
-    async move { Ok(broker.read(&channel, from, PAGE_MESSAGES).await?.map(Arc::new)) }.boxed()
+fn read(hub: Arc<Hub>, channel: ChannelName, from: ReadFrom) -> Read {
+    async move { hub.page(&channel, from, PAGE_MESSAGES).await }.boxed()
 }
 
 /// Whether the log goes on where the page ends.
@@ -154,7 +173,7 @@ fn wider(topic: &Topic, from: ReadFrom) -> ReadFrom {
 
 impl SharedPage {
     /// A page that has just been read.
-    fn new(from: ReadFrom, page: Arc<Page>) -> Self {
+    fn new(from: ReadFrom, page: Arc<HeldPage>) -> Self {
         let now = Instant::now();
         Self { from, page, read_at: now, used_at: now }
     }
@@ -166,7 +185,7 @@ impl SharedPage {
     }
 
     /// The part of the page that answers `from`, if it does in full. `newer`: so many messages follow from the log.
-    fn answer(&self, from: ReadFrom, newer: usize) -> Option<Arc<Page>> {
+    fn answer(&self, from: ReadFrom, newer: usize) -> Option<Arc<HeldPage>> {
         let epoch = self.page.tail.position.epoch;
         // Of a position with offset 0 only the broker knows whether nothing was missed.
         let is_foreign = |position: Position| position.epoch != epoch && position.offset > 0;
@@ -196,11 +215,12 @@ impl SharedPage {
     }
 
     /// The page with another gap and without its first messages.
-    fn with(&self, gap: Option<Gap>, skip: usize) -> Arc<Page> {
+    fn with(&self, gap: Option<Gap>, skip: usize) -> Arc<HeldPage> {
         if skip == 0 && gap == self.page.gap {
             return self.page.clone();
         }
-        Arc::new(Page { gap, messages: self.page.messages[skip..].to_vec(), ..*self.page })
+        let messages = self.page.messages[skip..].to_vec();
+        Arc::new(self.page.part(Page { gap, messages, ..**self.page }))
     }
 }
 
@@ -217,10 +237,10 @@ mod tests {
         let message =
             |offset| Arc::new(Message { position: Some(Position::new(7, offset)), stamp: 1, ..Message::plain("x") });
         let page = Page { gap: None, messages: offsets.map(message).collect(), through, tail };
-        SharedPage::new(from, Arc::new(page))
+        SharedPage::new(from, Arc::new(HeldPage::new(page, &Arc::default()).expect("no limit")))
     }
 
-    fn offsets(page: Option<Arc<Page>>) -> Option<Vec<u64>> {
+    fn offsets(page: Option<Arc<HeldPage>>) -> Option<Vec<u64>> {
         Some(page?.messages.iter().filter_map(|message| Some(message.position?.offset)).collect())
     }
 

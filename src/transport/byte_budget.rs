@@ -1,8 +1,10 @@
-//! A bound on bytes that many hold together: what is on its way in, over all connections. Each single body and frame has a limit of
-//! its own; this one holds when many of them come at once, or begin and never end.
+//! A bound on bytes that many connections hold together: what is on its way in, and what is on its way out. Each single
+//! body, frame and page has a limit of its own; this one holds when many of them come at once, or never end.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+
+use bytes::Bytes;
 
 /// So many bytes, shared.
 #[derive(Debug)]
@@ -22,10 +24,24 @@ impl Budget {
         self.used.load(Ordering::Relaxed)
     }
 
+    /// Whether so many bytes are left.
+    pub fn has(&self, bytes: usize) -> bool {
+        self.used().saturating_add(bytes) <= self.limit
+    }
+
+    /// Whether more than half of it is used.
+    pub fn is_scarce(&self) -> bool {
+        self.used() > self.limit / 2
+    }
+
+    /// Takes bytes, whether or not there are so many; says whether there were. They must be given back.
+    fn take_anyway(&self, bytes: usize) -> bool {
+        self.used.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes) <= self.limit
+    }
+
     /// Takes bytes, if there are so many. They must be given back.
     pub fn take(&self, bytes: usize) -> bool {
-        let before = self.used.fetch_add(bytes, Ordering::Relaxed);
-        let fits = before.saturating_add(bytes) <= self.limit;
+        let fits = self.take_anyway(bytes);
         if !fits {
             self.give(bytes);
         }
@@ -35,6 +51,13 @@ impl Budget {
     /// Gives bytes back.
     pub fn give(&self, bytes: usize) {
         self.used.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
+impl Default for Budget {
+    /// Without a limit.
+    fn default() -> Self {
+        Self { used: AtomicUsize::new(0), limit: usize::MAX }
     }
 }
 
@@ -63,6 +86,25 @@ impl Held {
     }
 }
 
+/// Bytes that count against a [`Budget`] until the last of those that share them is dropped. Also says whether
+/// there was room: they are already written in part, so that they are held in any case.
+pub fn hold_anyway(bytes: Vec<u8>, budget: &Arc<Budget>) -> (Bytes, bool) {
+    let fits = budget.take_anyway(bytes.len());
+    let held = Held { budget: budget.clone(), bytes: bytes.len() };
+    (Bytes::from_owner(HeldBytes { bytes, _held: held }), fits)
+}
+
+struct HeldBytes {
+    bytes: Vec<u8>,
+    _held: Held,
+}
+
+impl AsRef<[u8]> for HeldBytes {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
 impl Drop for Held {
     fn drop(&mut self) {
         self.budget.give(self.bytes);
@@ -83,6 +125,20 @@ mod tests {
         drop(two);
         assert_eq!(budget.used(), 10);
         drop(one);
+        assert_eq!(budget.used(), 0);
+    }
+
+    #[test]
+    fn bytes_that_several_share_are_counted_once_and_until_the_last_has_them() {
+        let budget = Budget::new(100);
+        let (one, fits) = hold_anyway(vec![7; 60], &budget);
+        let part = one.slice(50..);
+        assert!(fits && budget.used() == 60 && budget.is_scarce() && budget.has(40) && !budget.has(41));
+        let (more, fits) = hold_anyway(vec![7; 60], &budget);
+        assert!(!fits && budget.used() == 120, "they are held all the same");
+        drop((one, more));
+        assert_eq!((budget.used(), &part[..]), (60, &[7; 10][..]));
+        drop(part);
         assert_eq!(budget.used(), 0);
     }
 }

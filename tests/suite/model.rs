@@ -22,6 +22,7 @@ use livebridge::delivery::encoding::WEBSOCKET_JSON;
 use livebridge::delivery::session::{Session, Waits};
 use livebridge::delivery::subscription::{NewSubscription, Rights};
 use livebridge::hub::event_queue::EventQueue;
+use livebridge::hub::held_page::HeldPage;
 use livebridge::hub::log::Bounds;
 use livebridge::hub::topic::{Start, Topic};
 use livebridge::hub::wake_list::WakeList;

@@ -8,7 +8,7 @@ pub(super) struct Client {
     pub(super) joining: Option<JoinHandle<Vec<Membership>>>,
     pub(super) starts: Vec<(usize, How, Start)>,
     pub(super) session: Option<Session>,
-    pub(super) asking: Option<(usize, JoinHandle<Option<Arc<Page>>>)>,
+    pub(super) asking: Option<(usize, JoinHandle<Option<Arc<HeldPage>>>)>,
     pub(super) room: usize,
     pub(super) wire: Vec<u8>,
     pub(super) held: HashMap<usize, Held>,
@@ -48,7 +48,7 @@ impl World {
         let messages = if small_history { 100 } else { 5000 };
         let rules = format!("[[channel]]\nmatch = '*'\nhistory = {{ messages = {messages} }}\n");
         let rules = Arc::new(Rules::parse(&rules).unwrap());
-        let hub = Hub::new(broker.clone(), rules, LOG, usize::MAX, 1, Arc::new(Metrics::new(1)));
+        let hub = Hub::new(broker.clone(), rules, LOG, usize::MAX, 1, Arc::default(), Arc::new(Metrics::new(1)));
         tokio::spawn(hub.clone().run(queue));
         let clients = (0..CLIENTS).map(|_| Client::default()).collect();
         let wake_list = hub.wake_list(0);
