@@ -1,6 +1,7 @@
-//! Who may do what: one check, from what a request shows (a key or a token, and the page it comes from) to what it may do with
-//! which channels. Knows neither HTTP nor sockets: `http/` takes what is shown out of a request, and answers.
+//! Authorization: one check, from the credentials of a request (a key or a token, and its origin) to what it may do with
+//! which channels. It knows neither HTTP nor sockets: `http/` extracts the credentials and writes the response.
 
+pub mod action;
 pub mod claims;
 pub mod issue;
 pub mod jwks;
@@ -12,25 +13,15 @@ pub mod token_key;
 
 use std::sync::Arc;
 
+pub use self::action::Action;
+use self::action::AnonymousRules;
 use self::claims::Claims;
 use self::jwks::Jwks;
 use self::keys::PublishKey;
-use self::origin::{Origins, Page};
+use self::origin::{OriginCheck, Origins};
 use self::secret::Secret;
 use self::token::{TokenError, Tokens};
 use crate::channel::ChannelName;
-use crate::rules::Rules;
-
-/// What a request wants to do with channels.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Action {
-    /// Listen.
-    Subscribe,
-    /// Publish.
-    Publish,
-    /// Read the history.
-    Read,
-}
 
 /// What a request shows of who asks.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
@@ -41,9 +32,9 @@ pub struct Credentials {
     pub query: Option<Secret>,
     /// A token in the configured cookie.
     pub cookie: Option<Secret>,
-    /// The page that asks.
-    pub page: Page,
-    /// The browser itself says that the page is of our own origin, where it sends no `Origin`.
+    /// What the `Origin` header says of the page that sent the request.
+    pub origin: OriginCheck,
+    /// Without an `Origin`: whether the browser says that the page has the same origin (`Sec-Fetch-Site`).
     pub says_same_origin: bool,
 }
 
@@ -51,13 +42,13 @@ pub struct Credentials {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AccessError {
     /// The page's origin may not.
-    #[error("pages of this origin may not speak to this instance; it allows {0}")]
+    #[error("pages of this origin may not connect to this instance; it allows {0}")]
     Origin(String),
     /// Nothing was shown, and everybody may not.
-    #[error("{0} the channel {1} needs a token (or, to publish, a key): `Authorization: Bearer …`")]
+    #[error("{0} the channel {1} needs a token (or, to publish, a key): `Authorization: Bearer TOKEN`")]
     Anonymous(&'static str, ChannelName),
     /// The same, before the channels are known.
-    #[error("this needs a token (or, to publish, a key): `Authorization: Bearer …`")]
+    #[error("this needs a token (or, to publish, a key): `Authorization: Bearer TOKEN`")]
     Nobody,
     /// What was shown is not a key.
     #[error("the key is not valid here")]
@@ -67,7 +58,7 @@ pub enum AccessError {
     Token(TokenError),
     /// The token came with a cookie, from a page that may not use it.
     #[error(
-        "the cookie counts only for pages of this origin or of an --allowed-origin; send the token with the request"
+        "cookies are accepted only from pages of this origin or of an --allowed-origin; send the token in the request"
     )]
     Cookie,
     /// Not with this key or token.
@@ -90,8 +81,8 @@ enum Holder {
     /// Nothing is configured: everybody may do everything.
     Everybody,
     Anonymous,
-    /// The same, with a cookie that does not count: a browser adds cookies to whatever any page asks for.
-    Stranger,
+    /// The same, with a cookie that does not count: browsers send cookies with the requests of any page.
+    UntrustedCookie,
     Key(usize),
     Token(Arc<Claims>),
 }
@@ -103,19 +94,19 @@ pub struct Access {
     tokens: Option<Tokens>,
     origins: Origins,
     cookie: Option<String>,
-    rules: Arc<Rules>,
+    anonymous: Arc<dyn AnonymousRules>,
 }
 
 impl Access {
-    /// With these keys, tokens and origins; the rules say what everybody may do.
+    /// With these keys, tokens and origins; `anonymous` says what clients without credentials may do.
     pub fn new(
         keys: Vec<PublishKey>,
         tokens: Option<Tokens>,
         origins: Origins,
         cookie: Option<String>,
-        rules: Arc<Rules>,
+        anonymous: Arc<dyn AnonymousRules>,
     ) -> Arc<Self> {
-        Arc::new(Self { keys, tokens, origins, cookie, rules })
+        Arc::new(Self { keys, tokens, origins, cookie, anonymous })
     }
 
     /// Whether nothing is configured, so that everybody may do everything.
@@ -125,7 +116,7 @@ impl Access {
 
     /// Whether there is a way to subscribe, by a token or for everybody.
     pub fn lets_anybody_subscribe(&self) -> bool {
-        self.is_open() || self.tokens.is_some() || self.rules.allow_anonymous(Action::Subscribe)
+        self.is_open() || self.tokens.is_some() || self.anonymous.allow_anywhere(Action::Subscribe)
     }
 
     /// Which pages may speak to this instance.
@@ -164,13 +155,13 @@ impl Access {
         credentials: &Credentials,
         action: Action,
     ) -> Result<Permissions, AccessError> {
-        if credentials.page == Page::Foreign {
+        if credentials.origin == OriginCheck::Refused {
             return Err(AccessError::Origin(self.origins.to_string()));
         }
         let holder = if self.is_open() { Holder::Everybody } else { self.holder(credentials).await? };
         match holder {
-            Holder::Anonymous if !self.rules.allow_anonymous(action) => return Err(AccessError::Nobody),
-            Holder::Stranger if !self.rules.allow_anonymous(action) => return Err(AccessError::Cookie),
+            Holder::Anonymous if !self.anonymous.allow_anywhere(action) => return Err(AccessError::Nobody),
+            Holder::UntrustedCookie if !self.anonymous.allow_anywhere(action) => return Err(AccessError::Cookie),
             _ => {}
         }
         Ok(Permissions { holder, access: self.clone() })
@@ -185,9 +176,10 @@ impl Access {
         } else if let Some(token) = &credentials.query {
             token
         } else if let Some(token) = &credentials.cookie {
-            if credentials.page != Page::Trusted && !(credentials.page == Page::Unnamed && credentials.says_same_origin)
+            if credentials.origin != OriginCheck::Trusted
+                && !(credentials.origin == OriginCheck::Absent && credentials.says_same_origin)
             {
-                return Ok(Holder::Stranger);
+                return Ok(Holder::UntrustedCookie);
             }
             token
         } else {
@@ -201,30 +193,35 @@ impl Access {
 impl Permissions {
     /// Whether it covers this.
     pub fn check(&self, channel: &ChannelName, action: Action) -> Result<(), AccessError> {
-        let everybody = || self.access.rules.of(channel).anonymous.allows(action);
+        let everybody = || self.access.anonymous.allow(channel, action);
         let held = match &self.holder {
             Holder::Everybody => true,
-            Holder::Anonymous | Holder::Stranger => false,
+            Holder::Anonymous | Holder::UntrustedCookie => false,
             Holder::Key(index) => action != Action::Subscribe && self.access.keys[*index].allows(channel),
             Holder::Token(claims) => claims.livebridge.covers(action, channel),
         };
         match &self.holder {
             _ if held || everybody() => Ok(()),
             Holder::Anonymous => Err(AccessError::Anonymous(action.doing(), channel.clone())),
-            Holder::Stranger => Err(AccessError::Cookie),
+            Holder::UntrustedCookie => Err(AccessError::Cookie),
             _ => Err(AccessError::Forbidden(action.doing(), channel.clone())),
         }
+    }
+
+    /// Whether a publish key was shown: the operator's own producer.
+    pub fn is_by_key(&self) -> bool {
+        matches!(self.holder, Holder::Key(_))
     }
 
     /// Whether it covers this with some channel.
     fn allows_any(&self, action: Action) -> bool {
         let held = match &self.holder {
             Holder::Everybody => true,
-            Holder::Anonymous | Holder::Stranger => false,
+            Holder::Anonymous | Holder::UntrustedCookie => false,
             Holder::Key(_) => action != Action::Subscribe,
             Holder::Token(claims) => !claims.livebridge.patterns(action).is_empty(),
         };
-        held || self.access.rules.allow_anonymous(action)
+        held || self.access.anonymous.allow_anywhere(action)
     }
 
     /// Checks again that it has not expired: a request may take longer than its token is valid.
@@ -240,16 +237,6 @@ impl Permissions {
         match (&self.holder, &self.access.tokens) {
             (Holder::Token(claims), Some(tokens)) => Some(tokens.holds_for(claims)),
             _ => None,
-        }
-    }
-}
-
-impl Action {
-    fn doing(self) -> &'static str {
-        match self {
-            Self::Subscribe => "subscribing to",
-            Self::Publish => "publishing to",
-            Self::Read => "reading",
         }
     }
 }

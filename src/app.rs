@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::access::Access;
-use crate::broker::{BrokerError, Publication};
+use crate::broker::{Broker, BrokerError, Publication};
 use crate::channel::ChannelName;
 use crate::drain::Drain;
 use crate::hub::Hub;
@@ -52,6 +52,8 @@ pub struct App {
     pub default_channel: ChannelName,
     /// The bounds.
     pub limits: Limits,
+    /// Carries messages between instances.
+    pub broker: Arc<dyn Broker>,
     /// The channels with subscribers here.
     pub hub: Arc<Hub>,
     /// The numbers.
@@ -74,7 +76,7 @@ impl App {
     /// Publishes, and counts. See [`crate::broker::Broker::publish`].
     pub async fn publish(&self, batch: Vec<Publication>) -> Vec<Result<Option<Position>, BrokerError>> {
         let asked = Moment::now();
-        let results = self.hub.broker().publish(batch).await;
+        let results = self.broker.publish(batch).await;
         self.metrics.latency.publish.observe(asked);
         let accepted = results.iter().filter(|result| result.is_ok()).count() as u64;
         self.metrics.published.inc_by(accepted);

@@ -83,10 +83,12 @@ pub const PAGE_BYTES: usize = 4 << 20;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BrokerError {
     /// Not reachable, or no answer in time. Whether a publish took effect is unknown.
-    #[error("the broker is unavailable: {0}; try again, with the same Idempotency-Key if it must not appear twice")]
+    #[error(
+        "the broker is unavailable: {0}; try again, with the same Idempotency-Key if the message must not appear twice"
+    )]
     Unavailable(String),
     /// A keyed channel is at its bound.
-    #[error("the keyed channel is full ({0}); remove keys, or raise its bounds in the rules")]
+    #[error("the keyed channel is full ({0}); remove keys, or raise its limits in the rules")]
     KeyedChannelFull(String),
     /// `key` or `remove` for a channel that is not keyed.
     #[error("the channel is not keyed; add `keyed = true` to its rule, or leave out `key` and `remove`")]
@@ -98,7 +100,7 @@ pub enum BrokerError {
     )]
     IdReused,
     /// The broker refuses subscriptions to this channel.
-    #[error("the broker refuses the channel {0}: livebridge may not subscribe to it there")]
+    #[error("the broker does not allow livebridge to subscribe to the channel {0}")]
     ChannelRefused(ChannelName),
     /// The broker refuses: it is out of memory, read-only, or lacks a permission.
     #[error("the broker refused: {0}")]
@@ -119,7 +121,7 @@ impl BrokerError {
     }
 }
 
-/// What a broker tells the hub through the queue, in order.
+/// What a broker tells its [`EventSink`], in order.
 #[derive(Debug)]
 pub enum Event {
     /// From here on every message of the channel arrives. Said again after each reconnect.
@@ -130,6 +132,57 @@ pub enum Event {
     Missed(ChannelName),
     /// The broker refuses the subscription to the channel, which is over.
     Refused(ChannelName),
+}
+
+/// How many channels a client asks for at once. Channels of small requests come first, so that a
+/// client of a few channels does not wait behind others with very many.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum RequestSize {
+    /// At most [`Self::MOST_SMALL`].
+    Small,
+    /// More.
+    Large,
+}
+
+impl RequestSize {
+    /// The most channels of a small request.
+    pub const MOST_SMALL: usize = 10;
+
+    /// The size of a request for so many channels.
+    pub fn of(channels: usize) -> Self {
+        if channels <= Self::MOST_SMALL { Self::Small } else { Self::Large }
+    }
+}
+
+/// Where a broker delivers its events. The hub implements it; nothing here waits but [`EventSink::room`].
+pub trait EventSink: Send + Sync + 'static {
+    /// Queues an event behind those before it. [`EventSink::process`] or [`EventSink::wake`] must follow.
+    /// A message that finds no room is dropped, and [`Event::Missed`] takes its place.
+    fn add(&self, event: Event);
+
+    /// Queues events in their order and empties the vector, with one lock for all.
+    fn add_all(&self, events: &mut Vec<Event>);
+
+    /// Has the queued events processed by the task of the sink.
+    fn wake(&self);
+
+    /// Processes the queued events on the calling thread, which saves waking another one. Wakes the
+    /// task of the sink instead if there are many, or if another thread is processing events.
+    fn process(&self) {
+        self.wake();
+    }
+
+    /// Whether the queue is less than half full.
+    fn has_room(&self) -> bool;
+
+    /// Waits until the queue is less than half full.
+    fn room(&self) -> BoxFuture<'_, ()>;
+
+    /// Queues an event, and wakes the task of the sink.
+    fn push(&self, event: Event) {
+        self.add(event);
+        self.wake();
+    }
 }
 
 /// Whether publishing and receiving work.
@@ -147,12 +200,13 @@ pub trait Broker: Send + Sync + 'static {
     /// position, or `None` where the channel keeps no history. Ends within a bounded time, whatever happens.
     fn publish(&self, batch: Vec<Publication>) -> BoxFuture<'_, Vec<Result<Option<Position>, BrokerError>>>;
 
-    /// Wants the channel's messages. Never waits; the queue hears `Subscribed` or `Refused`.
+    /// Wants the channel's messages, for a client's request of that size. Never waits; the sink is told
+    /// `Subscribed` or `Refused`.
     ///
     /// # Errors
     /// [`BrokerError::ChannelRefused`] for a while after the broker refused the channel. Then nothing is
     /// wanted. While the broker is down the channel is wanted as soon as it is back.
-    fn subscribe(&self, channel: &ChannelName) -> Result<(), BrokerError>;
+    fn subscribe(&self, channel: &ChannelName, request: RequestSize) -> Result<(), BrokerError>;
 
     /// Wants them no more. Some may still arrive.
     fn unsubscribe(&self, channel: &ChannelName);

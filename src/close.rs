@@ -67,7 +67,7 @@ impl Code {
             Self::PublishRefused => Some(1008),
             Self::MessageTooBig => Some(1009),
             Self::Restarting => Some(1012),
-            // The ACL may be mended: a code after which clients come back.
+            // The ACL may be fixed: a code after which clients come back.
             Self::PublishFailed | Self::ChannelRefused => Some(1013),
             Self::FellBehind => Some(4001),
             Self::Gap => Some(4002),

@@ -19,7 +19,7 @@ use crate::access::issue::{self, Patterns, TokenSpec};
 use crate::access::secret::Secret;
 use crate::app::Limits;
 use crate::channel::ChannelName;
-use crate::hub::log::Bounds;
+use crate::hub::log::LogBounds;
 use crate::observability::logging::LogFormat;
 use crate::rules::{Rules, RulesError};
 use crate::transport::admission;
@@ -27,7 +27,7 @@ use crate::transport::admission;
 /// The rules file that is read where none is named.
 const DEFAULT_RULES: &str = "livebridge.toml";
 
-/// Puts what a backend publishes on its users' screens.
+/// Relays messages from backends to WebSocket and Server-Sent Events clients.
 #[derive(Parser, Debug)]
 #[command(version, args_conflicts_with_subcommands = true, after_help = EXAMPLES)]
 pub struct Cli {
@@ -70,19 +70,20 @@ pub enum Command {
         after_help = "Examples:\n  livebridge publish live 'hello'\n  livebridge publish sheet:q3 --key B4 '{\"value\":7}'\n  seq 10 | livebridge publish numbers -\n\nExit codes: 0 published, 1 refused or unreachable, 2 wrong usage"
     )]
     Publish(PublishArgs),
-    /// Make a token for a trial, with the shared secret; in earnest your backend makes them.
+    /// Issue a test token, signed with the shared secret. In production, your backend issues tokens.
     #[command(
-        after_help = "Examples:\n  livebridge token --subscribe 'sheet:*' --publish sheet:q3\n  livebridge token --subscribe '*' --expires 10m\n\nThe secret is taken from LIVEBRIDGE_TOKEN_SECRET, as the server takes it."
+        after_help = "Examples:\n  livebridge token --subscribe 'sheet:*' --publish sheet:q3\n  livebridge token --subscribe '*' --expires 10m\n\nThe secret is read from LIVEBRIDGE_TOKEN_SECRET, like the server's."
     )]
     Token(TokenArgs),
-    /// Print the messages of channels of a running instance, one on a line, until interrupted.
+    /// Print the messages of one or more channels of a running instance, one per line, until interrupted.
     #[command(
         after_help = "Examples:\n  livebridge tail live\n  livebridge tail --last 10 orders invoices\n\nWith several channels each line starts with the channel and a tab. Reconnects and resumes by itself."
     )]
     Tail(TailArgs),
-    /// Check settings, system and Redis, without changing anything; or with --url whether a running instance is ready.
+    /// Check settings, system and Redis without changing anything. With --url, check whether a running
+    /// instance is ready.
     #[command(
-        after_help = "Prints a line for each finding: ok, warning or error, and the mend.\n\nExit codes: 0 no error, 1 an error, 2 wrong usage"
+        after_help = "Prints one line per finding: ok, warning or error, with a suggested fix.\n\nExit codes: 0 no error, 1 an error, 2 wrong usage"
     )]
     Check(Box<CheckArgs>),
 }
@@ -90,42 +91,44 @@ pub enum Command {
 /// How to serve.
 #[derive(Args, Debug, Clone)]
 pub struct ServeArgs {
-    /// Address and port to listen on; a host's name is resolved once, at the start.
+    /// Address and port to listen on. A host name is resolved once, at start.
     #[arg(long, env = "LISTEN", default_value = "127.0.0.1:8000", value_name = "ADDRESS:PORT",
           value_parser = address_to_listen_on)]
     pub listen: SocketAddr,
-    /// The Redis that instances share, such as redis://user:password@host:6379/0; without it the embedded broker.
+    /// URL of the Redis that the instances share, such as redis://user:password@host:6379/0. Without it,
+    /// the embedded broker is used.
     #[arg(long, env = "REDIS_URL", value_name = "URL", hide_env_values = true)]
     pub redis_url: Option<String>,
-    /// The rules file: what differs by channel [default: livebridge.toml where it exists].
+    /// Rules file with the settings for channels [default: livebridge.toml if it exists].
     #[arg(long, env = "LIVEBRIDGE_RULES", value_name = "FILE")]
     pub rules: Option<PathBuf>,
-    /// The name that clients and logs tell this instance by [default: a random one].
+    /// Name of this instance in logs and for clients [default: a random one].
     #[arg(long, env = "LIVEBRIDGE_INSTANCE_NAME", value_name = "NAME")]
     pub instance_name: Option<String>,
-    /// The channel that is meant where none is named.
+    /// Channel for requests that name none.
     #[arg(long, env = "LIVEBRIDGE_DEFAULT_CHANNEL", default_value = "live", value_name = "CHANNEL")]
     pub default_channel: ChannelName,
-    /// The most bytes of a message; more is answered 413, or closed with 1009.
+    /// Maximum size of a message in bytes. A larger one is answered 413, or the WebSocket is closed with
+    /// 1009.
     #[arg(long, env = "LIVEBRIDGE_MAX_MESSAGE_BYTES", default_value_t = 1 << 20, value_name = "BYTES",
           value_parser = clap::value_parser!(u64).range(1..=64 << 20))]
     pub max_message_bytes: u64,
-    /// The most channels that one connection or request names.
+    /// Maximum number of channels in one connection or request.
     #[arg(long, env = "LIVEBRIDGE_MAX_CHANNELS", default_value_t = 100, value_name = "COUNT",
           value_parser = clap::value_parser!(u64).range(1..=10_000))]
     pub max_channels: u64,
-    /// The most messages of each channel's log: how far a slow subscriber may fall behind.
+    /// Maximum number of messages in the log of a channel: how far a slow subscriber may fall behind.
     #[arg(long, env = "LIVEBRIDGE_LOG_MESSAGES", default_value_t = 4096, value_name = "COUNT",
           value_parser = clap::value_parser!(u64).range(16..=1 << 20))]
     pub log_messages: u64,
-    /// The most bytes of each channel's log.
+    /// Maximum size of the log of a channel, in bytes.
     #[arg(long, env = "LIVEBRIDGE_LOG_BYTES", default_value_t = 8 << 20, value_name = "BYTES",
           value_parser = clap::value_parser!(u64).range(1024..=1 << 30))]
     pub log_bytes: u64,
-    /// What log lines look like: text on a terminal and JSON elsewhere, or always the one.
+    /// Log format. auto: text on a terminal, JSON elsewhere.
     #[arg(long, env = "LIVEBRIDGE_LOG_FORMAT", default_value = "auto", value_name = "FORMAT")]
     pub log_format: LogFormat,
-    /// How many threads move messages [default: one for each core].
+    /// Number of threads that serve connections [default: one for each core].
     #[arg(long, env = "LIVEBRIDGE_THREADS", value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..=64))]
     pub threads: Option<u64>,
     /// Who may do what.
@@ -143,7 +146,7 @@ pub struct PublishArgs {
     pub channel: ChannelName,
     /// The message; `-`, or nothing, for each line of standard input.
     pub message: Option<String>,
-    /// On a keyed channel: what the message is the new value of.
+    /// On a keyed channel: the key whose new value this message is.
     #[arg(long)]
     pub key: Option<String>,
     /// On a keyed channel: remove the key.
@@ -160,25 +163,25 @@ pub struct PublishArgs {
 /// What a token is to say.
 #[derive(Args, Debug)]
 pub struct TokenArgs {
-    /// A pattern of channels that it allows to listen to; may repeat.
+    /// Pattern of the channels that the token may subscribe to. May repeat.
     #[arg(long, value_name = "PATTERN", required_unless_present = "publish")]
     pub subscribe: Vec<String>,
-    /// A pattern of channels that it allows to publish to; may repeat.
+    /// Pattern of the channels that the token may publish to. May repeat.
     #[arg(long, value_name = "PATTERN")]
     pub publish: Vec<String>,
-    /// For how long it holds, such as 90s, 10m or 1h.
+    /// Lifetime of the token, such as 90s, 10m or 1h.
     #[arg(long, value_name = "TIME", default_value = "1h", value_parser = humantime::parse_duration)]
     pub expires: Duration,
-    /// Whose it is (`sub`).
+    /// Subject (`sub`).
     #[arg(long, value_name = "NAME")]
     pub subject: Option<String>,
-    /// Whom it is for (`aud`), as the server expects it.
+    /// Audience (`aud`), as configured on the server.
     #[arg(long, env = "LIVEBRIDGE_TOKEN_AUDIENCE", value_name = "AUDIENCE")]
     pub audience: Option<String>,
-    /// Who makes it (`iss`), as the server expects it.
+    /// Issuer (`iss`), as configured on the server.
     #[arg(long, env = "LIVEBRIDGE_TOKEN_ISSUER", value_name = "ISSUER")]
     pub issuer: Option<String>,
-    /// The shared secret; of several, separated by commas, the first.
+    /// Shared secret. If several are given, separated by commas, the first is used.
     #[arg(
         long,
         env = "LIVEBRIDGE_TOKEN_SECRET",
@@ -196,7 +199,7 @@ pub struct TailArgs {
     /// The channels.
     #[arg(required = true)]
     pub channels: Vec<ChannelName>,
-    /// Begin with the last so many messages of each.
+    /// Start with the last COUNT messages of each channel.
     #[arg(long, value_name = "COUNT")]
     pub last: Option<usize>,
     /// A token.
@@ -209,7 +212,7 @@ pub struct TailArgs {
 
 impl TokenArgs {
     /// What the token says.
-    pub fn wish(&self) -> TokenSpec {
+    pub fn spec(&self) -> TokenSpec {
         TokenSpec {
             livebridge: Patterns { subscribe: self.subscribe.clone(), publish: self.publish.clone() },
             exp: issue::expiry(self.expires),
@@ -249,11 +252,11 @@ pub struct Settings {
     /// What clients may send.
     pub limits: Limits,
     /// How much of each channel's log is kept.
-    pub log: Bounds,
+    pub log: LogBounds,
     /// How much of all logs together is kept, in bytes.
     pub log_bytes_total: usize,
     /// Who gets in.
-    pub admission: admission::Bounds,
+    pub admission: admission::ConnectionLimits,
     /// The most bytes of unfinished bodies and WebSocket messages together.
     pub incoming_bytes: usize,
     /// The most bytes of pages and cut frames that are on their way out.
@@ -303,7 +306,7 @@ impl Settings {
                 request_time: Duration::from_secs(args.limits.request_seconds.into()),
                 heartbeat_seconds: args.limits.heartbeat_seconds,
             },
-            log: Bounds { entries: args.log_messages as usize, bytes: args.log_bytes as usize },
+            log: LogBounds { entries: args.log_messages as usize, bytes: args.log_bytes as usize },
             log_bytes_total: args.limits.log_bytes_total as usize,
             admission: args.limits.bounds(),
             incoming_bytes: args.limits.incoming_bytes_total as usize,
@@ -322,14 +325,14 @@ fn address_to_listen_on(text: &str) -> Result<SocketAddr, String> {
     if let Ok(address) = text.parse() {
         return Ok(address);
     }
-    let form = |problem: &str| format!("{problem}; it looks like {FORMS}");
-    let (host, port) = text.rsplit_once(':').ok_or_else(|| form("there is no port, or no address"))?;
+    let form = |problem: &str| format!("{problem}; examples: {FORMS}");
+    let (host, port) = text.rsplit_once(':').ok_or_else(|| form("the port or the address is missing"))?;
     if host.is_empty() {
-        return Err(form("there is no address before the port"));
+        return Err(form("the address before the port is missing"));
     }
-    let port: u16 = port.parse().map_err(|_| form("the port is no number from 0 to 65535"))?;
+    let port: u16 = port.parse().map_err(|_| form("the port must be a number from 0 to 65535"))?;
     if host.contains(':') {
-        return Err(form("an IPv6 address stands in brackets"));
+        return Err(form("write an IPv6 address in brackets"));
     }
     let addresses: Vec<_> = (host, port)
         .to_socket_addrs()

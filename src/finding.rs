@@ -1,4 +1,4 @@
-//! One line of `livebridge check`: what was found about one thing, how bad it is, and how to mend it.
+//! One line of `livebridge check`: what was found about one thing, its level, and a suggested fix.
 
 use std::fmt;
 
@@ -19,23 +19,23 @@ pub struct Finding {
     /// How bad it is.
     pub level: Level,
     what: String,
-    mend: String,
+    fix: String,
 }
 
 impl Finding {
     /// It is as it should be.
     pub fn ok(what: impl Into<String>) -> Self {
-        Self { level: Level::Ok, what: what.into(), mend: String::new() }
+        Self { level: Level::Ok, what: what.into(), fix: String::new() }
     }
 
     /// It works, but.
-    pub fn warning(what: impl Into<String>, mend: impl Into<String>) -> Self {
-        Self { level: Level::Warning, what: what.into(), mend: mend.into() }
+    pub fn warning(what: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self { level: Level::Warning, what: what.into(), fix: fix.into() }
     }
 
     /// It does not work.
-    pub fn error(what: impl Into<String>, mend: impl Into<String>) -> Self {
-        Self { level: Level::Error, what: what.into(), mend: mend.into() }
+    pub fn error(what: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self { level: Level::Error, what: what.into(), fix: fix.into() }
     }
 }
 
@@ -47,6 +47,6 @@ impl fmt::Display for Finding {
             Level::Error => "error",
         };
         write!(out, "{level:<8} {}", self.what)?;
-        if self.mend.is_empty() { Ok(()) } else { write!(out, " — {}", self.mend) }
+        if self.fix.is_empty() { Ok(()) } else { write!(out, " - {}", self.fix) }
     }
 }

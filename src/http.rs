@@ -6,7 +6,6 @@ pub mod connection;
 pub mod cors;
 pub mod credentials;
 pub mod error;
-pub mod fetch;
 pub mod forwarded;
 pub mod handshake;
 pub mod history;

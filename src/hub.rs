@@ -1,33 +1,30 @@
-//! The instance's table of channels: joins what the broker delivers with who listens. It appends to the topics' logs
-//! in the order that `sequence.rs` proves, asks the broker's history where something is missing, and wakes
-//! the shards. It knows neither sockets nor encodings, and nothing of Redis.
+//! The instance's table of channels: opens and forgets channels in the broker, and reads missing messages from the broker's
+//! history. `dispatch.rs` appends the messages that arrive. It knows neither sockets nor encodings, and nothing of Redis.
 
-mod dispatch;
+pub mod dispatch;
 pub mod event_queue;
 pub mod held_page;
+mod history;
 pub mod log;
 pub mod sequence;
 pub(crate) mod shared_reads;
 pub mod topic;
 pub mod wake_list;
 
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Semaphore;
 
-use self::dispatch::Pending;
+use self::dispatch::{Dispatcher, Progress};
 use self::wake_list::WakeList;
 use crate::backoff::Backoff;
-use crate::broker::{Broker, BrokerError, Health, PAGE_MESSAGES, Page, ReadFrom};
+use crate::broker::{Broker, BrokerError, Health, PAGE_MESSAGES, Page, ReadFrom, RequestSize};
 use crate::channel::ChannelName;
-use crate::fair_share::level;
-use crate::hub::log::Bounds;
+use crate::hub::log::LogBounds;
 use crate::hub::sequence::Next;
-use crate::hub::topic::{Change, Topic};
-use crate::observability::metrics::Metrics;
+use crate::hub::topic::Topic;
 use crate::rules::Rules;
 use crate::transport::byte_budget::Budget;
 
@@ -35,74 +32,73 @@ use crate::transport::byte_budget::Budget;
 const IDLE_TOPIC_TTL: Duration = Duration::from_secs(5);
 /// How often shared pages are checked for those that nobody can use any more.
 const PAGES_SWEPT: u64 = 5;
-/// How many histories are asked at once.
-const CHECKS_AT_ONCE: usize = 64;
+/// How many histories are asked at once: of channels that only large requests have joined, and of others.
+const CHECKS_AT_ONCE: [usize; 2] = [32, 32];
 /// How long a log entry stays once all have read it: the time in which most who lost their connection come back.
 const LOG_IDLE: Duration = Duration::from_secs(60);
 
 /// The channels that have subscribers on this instance.
 pub struct Hub {
-    topics: Mutex<HashMap<ChannelName, Arc<Topic>>>,
-    pending: Mutex<Pending>,
+    dispatcher: Arc<Dispatcher>,
     next_id: AtomicU64,
     broker: Arc<dyn Broker>,
     rules: Arc<Rules>,
-    bounds: Bounds,
-    /// What all logs weigh, in bytes, and may weigh.
-    log_bytes: Arc<AtomicUsize>,
-    most_log_bytes: usize,
-    wake_lists: Vec<Arc<WakeList>>,
-    checks: Semaphore,
+    bounds: LogBounds,
+    checks: [Semaphore; 2],
     /// The bytes that are on their way out to clients.
     pub(crate) outgoing: Arc<Budget>,
-    metrics: Arc<Metrics>,
 }
 
 impl Hub {
-    /// A hub without channels, for so many shards. Pages of history for clients are counted against `outgoing`.
+    /// A hub without channels. `broker` must deliver its events to `dispatcher`. Pages of history for clients count
+    /// against `outgoing`.
     pub fn new(
+        dispatcher: Arc<Dispatcher>,
         broker: Arc<dyn Broker>,
         rules: Arc<Rules>,
-        bounds: Bounds,
-        most_log_bytes: usize,
-        shards: usize,
+        bounds: LogBounds,
         outgoing: Arc<Budget>,
-        metrics: Arc<Metrics>,
     ) -> Arc<Self> {
-        Arc::new(Self {
-            topics: Mutex::default(),
-            pending: Mutex::new(Pending::new()),
-            next_id: AtomicU64::new(0),
-            broker,
-            rules,
-            bounds,
-            log_bytes: Arc::default(),
-            most_log_bytes,
-            wake_lists: (0..shards).map(|_| Arc::default()).collect(),
-            checks: Semaphore::new(CHECKS_AT_ONCE),
-            outgoing,
-            metrics,
-        })
+        let checks = CHECKS_AT_ONCE.map(Semaphore::new);
+        Arc::new(Self { dispatcher, next_id: AtomicU64::new(0), broker, rules, bounds, checks, outgoing })
     }
 
-    /// The broker behind it.
-    pub fn broker(&self) -> &Arc<dyn Broker> {
-        &self.broker
+    /// Runs the hub's task for as long as the process lives: processes events, and reads missing messages.
+    pub async fn run(self: Arc<Self>) {
+        loop {
+            let progress = self.dispatcher.process_all();
+            for topic in self.dispatcher.take_checks() {
+                tokio::spawn(self.clone().check(topic));
+            }
+            match progress {
+                Progress::Idle => self.dispatcher.woken().await,
+                // A run can be long: let the others on this thread run.
+                Progress::Done => tokio::task::yield_now().await,
+                // Shards never wait for sockets, so there soon is room: until then the queue fills, then Redis.
+                Progress::Blocked => tokio::time::sleep(Duration::from_millis(1)).await,
+            }
+        }
     }
 
     /// What wakes a shard.
     pub fn wake_list(&self, shard: usize) -> Arc<WakeList> {
-        self.wake_lists[shard].clone()
+        self.dispatcher.wake_lists()[shard].clone()
     }
 
     /// How many channels have, or had until shortly, subscribers here.
     pub fn channels(&self) -> usize {
-        self.lock().len()
+        self.dispatcher.topics().len()
+    }
+
+    /// How many of some channels have no subscribers here, so that the broker must be asked for them.
+    pub fn count_new(&self, channels: &[ChannelName]) -> usize {
+        let topics = self.dispatcher.topics();
+        channels.iter().filter(|channel| !topics.contains_key(*channel)).count()
     }
 
     /// What all logs weigh, in bytes.
     pub fn log_bytes(&self) -> usize {
-        self.log_bytes.load(Ordering::Relaxed)
+        self.dispatcher.log_bytes().load(Ordering::Relaxed)
     }
 
     /// Joins a channel; resolves when all that is published from now on will reach its subscribers. The caller is
@@ -110,70 +106,56 @@ impl Hub {
     ///
     /// # Errors
     /// As [`Broker::subscribe`].
-    pub async fn join(&self, channel: &ChannelName) -> Result<Membership, BrokerError> {
+    pub async fn join(&self, channel: &ChannelName, request: RequestSize) -> Result<Membership, BrokerError> {
         if let Health::Down(why) = self.broker.health() {
             return Err(BrokerError::Unavailable(why));
         }
-        self.join_when_available(channel).await
+        self.join_when_available(channel, request).await
     }
 
     /// The same, but waits for a broker that is away.
     ///
     /// # Errors
     /// As [`Broker::subscribe`].
-    pub async fn join_when_available(&self, channel: &ChannelName) -> Result<Membership, BrokerError> {
-        let membership = self.enter(channel)?;
+    pub async fn join_when_available(
+        &self,
+        channel: &ChannelName,
+        request: RequestSize,
+    ) -> Result<Membership, BrokerError> {
+        let membership = self.enter(channel, request)?;
         if membership.0.ready().await { Ok(membership) } else { Err(BrokerError::ChannelRefused(channel.clone())) }
     }
 
-    fn enter(&self, channel: &ChannelName) -> Result<Membership, BrokerError> {
-        let mut topics = self.lock();
+    fn enter(&self, channel: &ChannelName, request: RequestSize) -> Result<Membership, BrokerError> {
+        let mut topics = self.dispatcher.topics();
         let topic = match topics.get(channel) {
             Some(topic) => topic.clone(),
-            None => self.open(channel)?,
+            None => self.open(channel, request)?,
         };
-        topic.join();
+        topic.join(request);
         topics.entry(channel.clone()).or_insert_with(|| topic.clone());
         Ok(Membership(topic))
     }
 
-    fn open(&self, channel: &ChannelName) -> Result<Arc<Topic>, BrokerError> {
-        self.broker.subscribe(channel)?;
+    fn open(&self, channel: &ChannelName, request: RequestSize) -> Result<Arc<Topic>, BrokerError> {
+        self.broker.subscribe(channel, request)?;
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        let (rule, shards) = (self.rules.of(channel), self.wake_lists.len());
-        Ok(Arc::new(Topic::new(id, channel.clone(), rule, self.bounds, shards, self.log_bytes.clone())))
+        let (rule, shards) = (self.rules.of(channel), self.dispatcher.wake_lists().len());
+        Ok(Arc::new(Topic::new(id, channel.clone(), rule, self.bounds, shards, self.dispatcher.log_bytes().clone())))
     }
 
-    /// Forgets a channel that the broker refuses. Its subscribers are told so, and those who wait to be.
-    fn refuse(&self, channel: &ChannelName) {
-        let Some(topic) = self.lock().remove(channel) else { return };
-        for shard in topic.refuse() {
-            self.wake_lists[shard].push(topic.clone());
+    /// Forgets a channel whose subscription the broker accepts, but not the read of the history that proves its
+    /// order.
+    fn refuse_unread(&self, topic: &Arc<Topic>) {
+        {
+            // Under the lock, as in `join`: see `sweep`.
+            let mut topics = self.dispatcher.topics();
+            if topics.get(&topic.channel).is_some_and(|held| Arc::ptr_eq(held, topic)) {
+                topics.remove(&topic.channel);
+                self.broker.unsubscribe(&topic.channel);
+            }
         }
-    }
-
-    fn apply(self: &Arc<Self>, topic: &Arc<Topic>, change: Change) {
-        self.metrics.plain_dropped.inc_by(change.dropped);
-        for shard in change.wake {
-            self.wake_lists[shard].push(topic.clone());
-        }
-        if change.next == Next::Check {
-            tokio::spawn(self.clone().check(topic.clone()));
-        }
-    }
-
-    /// Whether the logs together are within their bound, after the largest were shortened if need be. What a shard has yet to
-    /// serve stays, but that is soon.
-    fn has_room(&self) -> bool {
-        if self.log_bytes() <= self.most_log_bytes {
-            return true;
-        }
-        self.metrics.log_trims.inc();
-        let topics: Vec<_> = self.lock().values().map(|topic| (topic.log_bytes(), topic.clone())).collect();
-        // An eighth is freed at once, so that the next message does not look through all channels again.
-        let level = level(topics.iter().map(|(bytes, _)| *bytes).collect(), self.most_log_bytes / 8 * 7);
-        topics.iter().filter(|(bytes, _)| *bytes > level).for_each(|(_, topic)| topic.shrink_to(level));
-        self.log_bytes() <= self.most_log_bytes
+        self.dispatcher.tell_refused(topic);
     }
 
     /// Asks the history what is missing until nothing is.
@@ -184,8 +166,8 @@ impl Hub {
             let delivered = topic.delivered();
             let from = delivered.map_or(ReadFrom::Tail, ReadFrom::AfterDelivered);
             let answer = {
-                // Closed never: the semaphore lives as long as the hub.
-                let _permit = self.checks.acquire().await;
+                // Closed never: the semaphores live as long as the hub.
+                let _permit = self.checks[usize::from(topic.has_small_requests())].acquire().await;
                 self.broker.read(&topic.channel, from, PAGE_MESSAGES).await
             };
             match answer {
@@ -193,9 +175,10 @@ impl Hub {
                     self.count_repair(&topic.channel, page.as_ref());
                     let mut change = topic.checked(page);
                     next = std::mem::replace(&mut change.next, Next::Continue);
-                    self.apply(&topic, change);
+                    self.dispatcher.apply(&topic, change);
                     backoff.reset();
                 }
+                Err(BrokerError::ChannelRefused(_)) => return self.refuse_unread(&topic),
                 Err(error) => {
                     tracing::debug!(channel = %topic.channel, %error, "cannot read the history yet");
                     // Only a forgotten topic may be left so: one that is joined again would wait for ever.
@@ -211,10 +194,10 @@ impl Hub {
     fn count_repair(&self, channel: &ChannelName, page: Option<&Page>) {
         let Some(page) = page else { return };
         if let Some(gap) = page.gap {
-            self.metrics.gaps_told.inc();
+            self.dispatcher.metrics().gaps_told.inc();
             tracing::warn!(%channel, reason = gap.reason.code(), "messages may be missing; subscribers are told");
         } else if !page.messages.is_empty() {
-            self.metrics.gaps_repaired.inc();
+            self.dispatcher.metrics().gaps_repaired.inc();
             tracing::debug!(%channel, messages = page.messages.len(), "repaired a gap from the history");
         }
     }
@@ -229,7 +212,7 @@ impl Hub {
             {
                 // Under the lock, as in `join`: a channel that is opened again at this moment must not lose its
                 // new subscription to the end of the old one.
-                let mut topics = self.lock();
+                let mut topics = self.dispatcher.topics();
                 for (channel, _) in topics.extract_if(|_, topic| expired(topic)) {
                     self.broker.unsubscribe(&channel);
                 }
@@ -239,7 +222,7 @@ impl Hub {
             if !second.is_multiple_of(PAGES_SWEPT) && !is_scarce {
                 continue;
             }
-            let topics: Vec<_> = self.lock().values().cloned().collect();
+            let topics: Vec<_> = self.dispatcher.topics().values().cloned().collect();
             topics.iter().for_each(|topic| topic.sweep_page(is_scarce));
             if trimmed.elapsed() > LOG_IDLE {
                 trimmed = Instant::now();
@@ -250,12 +233,7 @@ impl Hub {
 
     /// Whether the topic has not been forgotten.
     fn holds(&self, topic: &Arc<Topic>) -> bool {
-        self.lock().get(&topic.channel).is_some_and(|held| Arc::ptr_eq(held, topic))
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<ChannelName, Arc<Topic>>> {
-        // The table is whole after every line that holds it: a panic elsewhere does not spoil it.
-        self.topics.lock().unwrap_or_else(PoisonError::into_inner)
+        self.dispatcher.topics().get(&topic.channel).is_some_and(|held| Arc::ptr_eq(held, topic))
     }
 }
 

@@ -1,5 +1,5 @@
-//! livebridge puts what a backend publishes on its users' screens: Redis or `curl` in, WebSocket and Server-Sent Events
-//! out, any number of instances.
+//! livebridge relays messages from backends to WebSocket and Server-Sent Events clients: HTTP or Redis
+//! in, any number of instances.
 //!
 //! # Layout, in the order of a message's way
 //!
@@ -17,7 +17,8 @@
 //! (why subscribers are closed), [`json`] (objects that several parts write).
 //!
 //! The process: [`config`], [`app`] (what the parts share), [`server`], [`drain`], [`allocator`],
-//! [`observability`] and the [`commands`] besides serving, whose answers are [`finding`]s. Small
+//! [`observability`] and the [`commands`] besides serving, whose answers are [`finding`]s.
+//! [`http_client`] is the client of the commands and of the keys that are fetched. Small
 //! arithmetic: [`backoff`], [`fair_share`].
 
 pub mod access;
@@ -34,6 +35,7 @@ pub mod drain;
 pub mod fair_share;
 pub mod finding;
 pub mod http;
+pub mod http_client;
 pub mod hub;
 pub mod json;
 pub mod message;

@@ -68,12 +68,12 @@ async fn serve(args: ServeArgs) -> ExitCode {
     );
     let stop = async move {
         let _ = signals.wait_for(|&count| count >= 1).await;
-        tracing::info!("stopping: clients are told to reconnect elsewhere; a second signal ends at once");
+        tracing::info!("stopping: clients are told to reconnect; a second signal stops the process at once");
     };
     tokio::select! {
         () = server.run_until(stop) => ExitCode::SUCCESS,
         _ = hurry.wait_for(|&count| count >= 2) => {
-            tracing::warn!("stopped at once: not everybody was told");
+            tracing::warn!("stopped at once: some clients were not told");
             ExitCode::FAILURE
         }
     }
@@ -81,7 +81,7 @@ async fn serve(args: ServeArgs) -> ExitCode {
 
 /// Prints a token.
 fn token(args: &TokenArgs) -> ExitCode {
-    match issue::issue(&args.wish(), &args.token_secret[0]) {
+    match issue::issue(&args.spec(), &args.token_secret[0]) {
         Ok(token) => done(writeln!(std::io::stdout(), "{token}")),
         Err(error) => fail(error),
     }

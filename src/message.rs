@@ -99,8 +99,8 @@ impl GapReason {
     /// The sentence for people.
     pub fn explanation(self) -> &'static str {
         match self {
-            Self::EpochChanged => "the channel's history began anew; messages may be missing, load the state afresh",
-            Self::HistoryTrimmed => "the position is older than the history that is kept; load the state afresh",
+            Self::EpochChanged => "the channel's history has restarted; messages may be missing, so reload your state",
+            Self::HistoryTrimmed => "the position is older than the stored history; reload your state",
         }
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use crate::access::Action;
+use crate::access::action::{Action, Anonymous, AnonymousRules};
 use crate::access::keys::WrittenKey;
 use crate::channel::{ChannelName, ChannelPattern};
 
@@ -37,23 +37,6 @@ pub struct Rule {
     pub keyed: Option<Keyed>,
     /// What everybody may do where credentials are configured.
     pub anonymous: Anonymous,
-}
-
-/// What may be done without a key or a token.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Anonymous {
-    subscribe: bool,
-    publish: bool,
-}
-
-impl Anonymous {
-    /// Whether this may be done. Who may listen may read the history.
-    pub fn allows(self, action: Action) -> bool {
-        match action {
-            Action::Publish => self.publish,
-            Action::Subscribe | Action::Read => self.subscribe,
-        }
-    }
 }
 
 impl Default for Rule {
@@ -142,14 +125,19 @@ impl Rules {
         self.channels.iter()
     }
 
-    /// Whether there is a channel with which everybody may do this.
-    pub fn allow_anonymous(&self, action: Action) -> bool {
-        self.channels.iter().any(|(_, rule)| rule.anonymous.allows(action))
-    }
-
     /// The publish keys, as they are written.
     pub fn publish_keys(&self) -> &[WrittenKey] {
         &self.publish_keys
+    }
+}
+
+impl AnonymousRules for Rules {
+    fn allow(&self, channel: &ChannelName, action: Action) -> bool {
+        self.of(channel).anonymous.allows(action)
+    }
+
+    fn allow_anywhere(&self, action: Action) -> bool {
+        self.channels.iter().any(|(_, rule)| rule.anonymous.allows(action))
     }
 }
 
@@ -259,7 +247,7 @@ fn history(written: WrittenHistoryBounds) -> Result<History, String> {
             .map_err(|error| format!("`history.age` = {text:?}: {error}; write it as \"90s\", \"5m\" or \"1h\""))?,
     };
     if age < Duration::from_secs(1) || age > LONGEST_AGE {
-        return Err("`history.age` must lie between 1s and 7days".into());
+        return Err("`history.age` must be between 1s and 7days".into());
     }
     Ok(History { messages, age })
 }
@@ -277,7 +265,7 @@ fn in_range(name: &str, value: usize, least: usize, most: usize) -> Result<usize
     if (least..=most).contains(&value) {
         Ok(value)
     } else {
-        Err(format!("`{name}` must lie between {least} and {most}"))
+        Err(format!("`{name}` must be between {least} and {most}"))
     }
 }
 

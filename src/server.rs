@@ -23,9 +23,9 @@ use crate::config::limits::Drain as DrainTimes;
 use crate::delivery::drain::close_evenly;
 use crate::delivery::shard::Shard;
 use crate::drain::Drain;
-use crate::http::{connection, fetch, routes};
+use crate::http::{connection, routes};
 use crate::hub::Hub;
-use crate::hub::event_queue::EventQueue;
+use crate::hub::dispatch::Dispatcher;
 use crate::observability::log_throttle::LogThrottle;
 use crate::observability::metrics::Metrics;
 use crate::transport::accept::{Acceptor, HandedOver, listen};
@@ -92,31 +92,31 @@ impl Server {
 
         let metrics = Arc::new(Metrics::new(settings.threads));
         let rules = settings.rules;
-        let queue = Arc::new(EventQueue::default());
+        let dispatcher = Arc::new(Dispatcher::new(settings.log_bytes_total, settings.threads, metrics.clone()));
         let broker: Arc<dyn Broker> = match &settings.redis_url {
-            None => Arc::new(MemoryBroker::new(queue.clone(), rules.clone())),
+            None => Arc::new(MemoryBroker::new(dispatcher.clone(), rules.clone())),
             Some(url) => {
                 // People may give two instances one name; the canary must still tell them apart.
                 let unique = format!("{}:{:016x}", settings.instance, rand::random::<u64>());
-                let (queue, rules, metrics) = (queue.clone(), rules.clone(), metrics.clone());
-                Arc::new(RedisBroker::start(url, &unique, queue, rules, metrics)?)
+                let (sink, rules, metrics) = (dispatcher.clone(), rules.clone(), metrics.clone());
+                Arc::new(RedisBroker::start(url, &unique, sink, rules, metrics)?)
             }
         };
         let outgoing = Budget::new(settings.outgoing_bytes);
-        let (bounds, total, shards) = (settings.log, settings.log_bytes_total, settings.threads);
-        let hub = Hub::new(broker, rules, bounds, total, shards, outgoing.clone(), metrics.clone());
-        tokio::spawn(hub.clone().run(queue));
+        let hub = Hub::new(dispatcher, broker.clone(), rules, settings.log, outgoing.clone());
+        tokio::spawn(hub.clone().run());
         tokio::spawn(hub.clone().sweep());
         tokio::spawn(allocator::give_back());
         let admission = Admission::new(settings.admission, descriptors, settings.threads, metrics.clone());
         let incoming = Budget::new(settings.incoming_bytes);
         if let Some(jwks) = settings.access.remote_keys() {
-            tokio::spawn(fetch::keep_keys(jwks.clone()));
+            tokio::spawn(jwks.clone().keep_fresh());
         }
         let app = Arc::new(App {
             instance: settings.instance,
             default_channel: settings.default_channel,
             limits: settings.limits,
+            broker,
             hub,
             metrics,
             admission,
@@ -150,7 +150,7 @@ impl Server {
             tokio::time::sleep(self.drain.notice).await;
         }
         self.app.drain.start_draining();
-        tracing::info!("draining: nothing new is begun");
+        tracing::info!("draining: new work is refused");
         let Self { threads, drain, .. } = self;
         let joined = tokio::task::spawn_blocking(move || threads.into_iter().for_each(|thread| drop(thread.join())));
         // Each thread ends by itself when its last connection has; the bound is for those that do not.
@@ -160,7 +160,7 @@ impl Server {
 
 /// A load balancer may send clients as soon as the port accepts them: better when they can be served.
 async fn first_broker_attempt(app: &App) {
-    let broker = app.hub.broker();
+    let broker = &app.broker;
     let up = async {
         while broker.health() != Health::Up {
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -182,7 +182,7 @@ impl Thread {
     fn run(self) {
         let runtime = match Builder::new_current_thread().enable_all().build() {
             Ok(runtime) => runtime,
-            Err(error) => return tracing::error!(%error, "a thread could not start its runtime"),
+            Err(error) => return tracing::error!(%error, "cannot start the runtime of a thread"),
         };
         LocalSet::new().block_on(&runtime, self.serve());
     }
@@ -191,7 +191,7 @@ impl Thread {
         let Self { index, listener, handed_over, senders, app, threads, window } = self;
         let acceptor = match Acceptor::new(index, listener, app.admission.clone(), senders) {
             Ok(acceptor) => acceptor,
-            Err(error) => return tracing::error!(%error, "a thread could not use its socket on the port"),
+            Err(error) => return tracing::error!(%error, "cannot use the listening socket of a thread"),
         };
         let shard = Shard::new(index, app.clone());
         spawn_local(shard.clone().sweep());

@@ -108,7 +108,7 @@ export class Feed extends EventTarget {
    * @param {any} data  may be left out with `remove`
    * @param {object} [options]
    * @param {string} [options.channel]  default: the feed's channel, where it has exactly one
-   * @param {string} [options.key]  on a keyed channel: what this is the new value of
+   * @param {string} [options.key]  on a keyed channel: the key whose new value this message is
    * @param {boolean} [options.remove]  on a keyed channel: removes the key
    * @param {string} [options.idempotencyKey]  to go on with an earlier call that failed
    * @returns {Promise<Position>} where the message stands now

@@ -256,7 +256,7 @@ export class SheetView {
   }
 
   /**
-   * Ends editing; `false` where the text is not valid and stays to be mended. `deliberate`: by a key, not by going
+   * Ends editing; `false` where the text is not valid and stays to be fixed. `deliberate`: by a key, not by going
    * elsewhere. Who goes elsewhere without having typed did not mean to undo what someone else set meanwhile.
    */
   #finish(commit, { deliberate = false } = {}) {

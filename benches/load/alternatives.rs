@@ -9,9 +9,6 @@ use crate::publishers::Path;
 use crate::pusher;
 use crate::servers::{Running, Server, await_accept, free_port};
 
-/// The names that scripts/alternatives knows.
-pub(crate) const NAMES: [&str; 4] = ["nchan", "ws", "socketio", "sockudo"];
-
 impl Server {
     pub(crate) fn start_alternative(&mut self, name: &str, redis: Option<&str>) -> Outcome<()> {
         let port = free_port()?;

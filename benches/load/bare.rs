@@ -56,7 +56,7 @@ impl Order {
     }
 }
 
-/// The life of the process: accepts subscribers in the calling thread, writes in `writers` others.
+/// Runs the process: accepts subscribers in the calling thread, writes in `writers` others.
 pub(crate) fn serve(port: u16, frames: usize, writers: usize) -> Outcome<()> {
     let listener = Socket::new(Domain::IPV4, Type::STREAM, None)?;
     listener.bind(&SocketAddr::from(([127, 0, 0, 1], port)).into())?;

@@ -2,7 +2,7 @@
 
 use crate::Outcome;
 use crate::report::Row;
-use crate::scenario::{Play, Wishes};
+use crate::scenario::{Parameters, Runner};
 use crate::servers::{Kind, Setting};
 
 /// Messages outstanding altogether where many channels would multiply the window.
@@ -14,18 +14,18 @@ const PER_INSTANCE: usize = 17_000;
 /// The most connections that the points about channels have.
 const MOST_WITH_CHANNELS: usize = 10_000;
 
-/// A setting of its own for a play.
+/// A changed setting for a runner.
 pub(crate) struct Changed {
     setting: Setting,
 }
 
 impl Changed {
-    pub(crate) fn as_play<'p>(&'p self, play: &Play<'p>) -> Play<'p> {
-        Play { setting: &self.setting, ..*play }
+    pub(crate) fn as_runner<'p>(&'p self, runner: &Runner<'p>) -> Runner<'p> {
+        Runner { setting: &self.setting, ..*runner }
     }
 }
 
-impl Play<'_> {
+impl Runner<'_> {
     /// As many instances as so many connections take.
     pub(crate) fn spread(&self, connections: usize) -> Outcome<Changed> {
         let mut setting = self.setting.clone();
@@ -42,15 +42,15 @@ impl Play<'_> {
     /// Beside the many channels, one channel with as many subscribers, one message at a time: as many writes to as many
     /// sockets, so what differs is what a channel costs.
     pub(crate) fn channels(&self) -> Outcome<Vec<Row>> {
-        let channels = self.wishes.channels.unwrap_or(10_000);
-        let messages = self.wishes.messages.unwrap_or(100_000);
-        let window = (self.wishes.window.first().copied().unwrap_or(16) * channels as u64).min(MANY_OUTSTANDING);
+        let channels = self.parameters.channels.unwrap_or(10_000);
+        let messages = self.parameters.messages.unwrap_or(100_000);
+        let window = (self.parameters.window.first().copied().unwrap_or(16) * channels as u64).min(MANY_OUTSTANDING);
         let time = Some(self.seconds(10.0).as_secs_f64());
-        let limit = |messages| Wishes { messages: Some(messages), seconds: time, ..self.wishes.clone() };
+        let limit = |messages| Parameters { messages: Some(messages), seconds: time, ..self.parameters.clone() };
         let one = limit((messages / channels as u64).max(1));
-        let one = Play { wishes: &one, ..*self };
+        let one = Runner { parameters: &one, ..*self };
         let many = limit(messages);
-        let many = Play { wishes: &many, ..*self };
+        let many = Runner { parameters: &many, ..*self };
         Ok(vec![
             one.burst("channels", format!("1 channel, {channels} subscribers"), channels, 1, 1)?,
             many.burst("channels", format!("{channels} channels, 1 subscriber each"), channels, channels, window)?,
@@ -65,14 +65,15 @@ impl Play<'_> {
         let mut rows = Vec::new();
         for history in both {
             let setting = Setting { history: *history, ..self.setting.clone() };
-            let wishes = Wishes { seconds: Some(self.seconds(1.0).as_secs_f64()), ..self.wishes.clone() };
-            Play { setting: &setting, wishes: &wishes, ..*self }.grow(*history, &mut rows)?;
+            let parameters = Parameters { seconds: Some(self.seconds(1.0).as_secs_f64()), ..self.parameters.clone() };
+            Runner { setting: &setting, parameters: &parameters, ..*self }.grow(*history, &mut rows)?;
         }
         Ok(rows)
     }
 
     fn grow(&self, history: Option<usize>, rows: &mut Vec<Row>) -> Outcome<()> {
-        let steps = if self.wishes.steps.is_empty() { vec![1000, 3000, 10_000] } else { self.wishes.steps.clone() };
+        let steps =
+            if self.parameters.steps.is_empty() { vec![1000, 3000, 10_000] } else { self.parameters.steps.clone() };
         let (said, kept) = match history {
             None | Some(0) => ("", 0.0),
             Some(_) => (", history", 1.0),
@@ -80,7 +81,7 @@ impl Play<'_> {
         for connections in &steps {
             let changed = self.spread(*connections)?;
             let case = format!("{connections} connections, 1 channel{said}");
-            let row = changed.as_play(self).burst("growth", case, *connections, 1, 16)?;
+            let row = changed.as_runner(self).burst("growth", case, *connections, 1, 16)?;
             rows.push(row.at(&[("connections", *connections as f64), ("channels", 1.0), ("history", kept)]));
         }
         // As many as one reader process holds, so that the curve of channels has one reader throughout.

@@ -3,38 +3,38 @@
 use std::time::Duration;
 
 use crate::Outcome;
+use crate::harness::Harness;
 use crate::report::Row;
-use crate::scenario::Play;
+use crate::scenario::Runner;
 use crate::servers::Kind;
-use crate::stage::Stage;
 
 /// How long idle connections are held: three rounds of livebridge's pings, which it sends after 15 quiet seconds, and
 /// longer than the 45 after which it gives up one that does not answer.
 const HELD: f64 = 50.0;
 
-impl Play<'_> {
+impl Runner<'_> {
     pub(crate) fn memory(&self) -> Outcome<Vec<Row>> {
         if let Kind::Bare(..) = self.kind {
             return Ok(Vec::new()); // a descriptor in a list: the limit is nothing
         }
-        let steps = if self.wishes.steps.is_empty() {
-            vec![self.wishes.subscribers.unwrap_or(10_000); 2]
+        let steps = if self.parameters.steps.is_empty() {
+            vec![self.parameters.subscribers.unwrap_or(10_000); 2]
         } else {
-            self.wishes.steps.clone()
+            self.parameters.steps.clone()
         };
-        let transport = if self.wishes.events { "SSE" } else { "WebSocket" };
+        let transport = if self.parameters.events { "SSE" } else { "WebSocket" };
         let mut rows = Vec::new();
         for subscribers in steps {
             let server = self.start()?;
-            // A first crowd comes and goes, so that what the server sets up once is not charged to connections.
-            drop(self.stage(&server, self.crowd(&server, 20, 1))?);
+            // A first set of readers connects and leaves, so that one-time allocations do not count as connections.
+            drop(self.harness(&server, self.reader_set(&server, 20, 1))?);
             std::thread::park_timeout(Duration::from_millis(500));
             let before = server.pss_bytes();
-            let (mut stage, joined) = Stage::gather(&server, self.crowd(&server, subscribers, 1))?;
-            stage.rest(Duration::from_secs(1))?;
+            let (mut harness, joined) = Harness::connect(&server, self.reader_set(&server, subscribers, 1))?;
+            harness.idle_for(Duration::from_secs(1))?;
             let idle = server.pss_bytes();
-            stage.enter(&self.entrance())?;
-            stage.rest(Duration::from_millis(500))?;
+            harness.start_publishers(&self.publisher_options())?;
+            harness.idle_for(Duration::from_millis(500))?;
             let each = |bytes: f64| (bytes - before) / (subscribers as f64 - joined.failed as f64);
             let figures = vec![
                 ("idle B/conn", each(idle)),
@@ -49,11 +49,11 @@ impl Play<'_> {
     }
 
     pub(crate) fn connect(&self) -> Outcome<Vec<Row>> {
-        let subscribers = self.wishes.subscribers.unwrap_or(5000);
+        let subscribers = self.parameters.subscribers.unwrap_or(5000);
         let server = self.start()?;
-        drop(Stage::gather(&server, self.crowd(&server, 200, 1))?);
+        drop(Harness::connect(&server, self.reader_set(&server, 200, 1))?);
         let before = server.cpu_seconds();
-        let (_stage, joined) = Stage::gather(&server, self.crowd(&server, subscribers, 1))?;
+        let (_stage, joined) = Harness::connect(&server, self.reader_set(&server, subscribers, 1))?;
         let figures = vec![
             ("handshakes/s", subscribers as f64 / joined.seconds),
             ("p50 ms", joined.handshakes.milliseconds(0.5)),
@@ -62,7 +62,7 @@ impl Play<'_> {
             ("CPU µs/handshake", (server.cpu_seconds() - before) * 1e6 / subscribers as f64),
             ("failed", joined.failed as f64),
         ];
-        Ok(vec![self.row("connect", format!("{subscribers}, {} at once", self.wishes.at_once), figures)])
+        Ok(vec![self.row("connect", format!("{subscribers}, {} at once", self.parameters.at_once), figures)])
     }
 
     /// All connections at once, over as many instances as it takes, through several rounds of pings; then one message to all.
@@ -70,25 +70,25 @@ impl Play<'_> {
         if let Kind::Bare(..) = self.kind {
             return Ok(Vec::new()); // it pings nobody
         }
-        let subscribers = self.wishes.subscribers.unwrap_or(50_000);
-        let play = self.spread(subscribers)?;
-        let play = play.as_play(self);
-        let server = play.start()?;
-        drop(play.stage(&server, play.crowd(&server, 20 * server.ports.len(), 1))?);
+        let subscribers = self.parameters.subscribers.unwrap_or(50_000);
+        let runner = self.spread(subscribers)?;
+        let runner = runner.as_runner(self);
+        let server = runner.start()?;
+        drop(runner.harness(&server, runner.reader_set(&server, 20 * server.ports.len(), 1))?);
         std::thread::park_timeout(Duration::from_millis(500));
         let before = server.pss_bytes();
-        let (mut stage, joined) = Stage::gather(&server, play.crowd(&server, subscribers, 1))?;
-        stage.rest(Duration::from_secs(2))?;
+        let (mut harness, joined) = Harness::connect(&server, runner.reader_set(&server, subscribers, 1))?;
+        harness.idle_for(Duration::from_secs(2))?;
         let idle = server.pss_bytes();
         let cpu = server.cpu_seconds();
         let time = self.seconds(HELD);
-        stage.rest(time)?;
+        harness.idle_for(time)?;
         let cpu = (server.cpu_seconds() - cpu) / time.as_secs_f64();
         let after = server.pss_bytes();
-        stage.enter(&play.entrance())?;
-        stage.restart()?;
-        stage.burst(1, 3, Duration::from_secs(10))?;
-        let measured = stage.finish()?;
+        harness.start_publishers(&runner.publisher_options())?;
+        harness.restart()?;
+        harness.burst(1, 3, Duration::from_secs(10))?;
+        let measured = harness.finish()?;
         let each = |bytes: f64| (bytes - before) / subscribers as f64;
         let mut figures = vec![
             ("B/conn", each(idle)),

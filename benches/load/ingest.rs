@@ -5,15 +5,15 @@ use std::time::{Duration, Instant};
 use mio::{Events, Poll};
 
 use crate::Outcome;
+use crate::harness::{Harness, PublisherOptions};
 use crate::message::{Message, now};
 use crate::own_redis::redis_address;
 use crate::process;
 use crate::publishers::{Path, Publishers};
-use crate::readers::Crowd;
+use crate::readers::ReaderSet;
 use crate::report::Row;
-use crate::scenario::{Play, Via};
+use crate::scenario::{Runner, Via};
 use crate::servers::{Kind, Setting};
-use crate::stage::{Entrance, Stage};
 
 /// Messages on their way from Redis to the one subscriber: fewer than the naive program's backlog, past which it loses some.
 const OUTSTANDING: u64 = 1000;
@@ -21,18 +21,18 @@ const OUTSTANDING: u64 = 1000;
 /// Unanswered commands when Redis itself is measured.
 const PIPELINE: usize = 1000;
 
-impl Play<'_> {
+impl Runner<'_> {
     pub(crate) fn ingest(&self) -> Outcome<Vec<Row>> {
         let every = [Via::Post, Via::Batch, Via::Redis];
         let mut rows = Vec::new();
-        for via in every.into_iter().filter(|via| self.wishes.via.is_none_or(|wanted| wanted == *via)) {
+        for via in every.into_iter().filter(|via| self.parameters.via.is_none_or(|wanted| wanted == *via)) {
             match (self.kind, via, &self.setting.redis) {
                 (Kind::Bare(..), Via::Redis, Some(url)) => rows.push(self.redis_itself(url)?),
                 (Kind::Bare(..), ..) | (_, Via::Redis, None) => {}
                 // Theirs is another protocol on Redis than a plain PUBLISH.
                 (Kind::Alternative(name), Via::Redis, _) if name != "ws" => {}
                 (Kind::Livebridge | Kind::Running, Via::Batch, _) => {
-                    rows.push(self.posts(self.wishes.batch, 4, true)?)
+                    rows.push(self.posts(self.parameters.batch, 4, true)?)
                 }
                 (_, Via::Batch, _) => {}
                 (_, Via::Post, _) => rows.push(self.posts(1, 64, false)?),
@@ -44,19 +44,19 @@ impl Play<'_> {
 
     /// Each connection waits for its answer before it publishes again.
     fn posts(&self, batch: usize, links: usize, lines: bool) -> Outcome<Row> {
-        let links = self.wishes.links.unwrap_or(links);
+        let links = self.parameters.links.unwrap_or(links);
         let server = self.start()?;
-        let crowd = Crowd { streams: links + 1, ..self.crowd(&server, 1, 1) };
-        let (mut stage, _) = Stage::gather(&server, crowd)?;
-        stage.enter(&Entrance { links, batch: lines, redis: None, size: self.wishes.size })?;
-        stage.ask(batch, Duration::from_millis(500))?;
-        stage.rest(Duration::from_millis(500))?;
-        stage.restart()?;
+        let reader_set = ReaderSet { streams: links + 1, ..self.reader_set(&server, 1, 1) };
+        let (mut harness, _) = Harness::connect(&server, reader_set)?;
+        harness.start_publishers(&PublisherOptions { links, batch: lines, redis: None, size: self.parameters.size })?;
+        harness.ask(batch, Duration::from_millis(500))?;
+        harness.idle_for(Duration::from_millis(500))?;
+        harness.restart()?;
         let before = process::own_cpu_seconds();
-        stage.ask(batch, self.seconds(3.0))?;
+        harness.ask(batch, self.seconds(3.0))?;
         let own_cpu = process::own_cpu_seconds() - before;
-        let (published, answers) = (stage.published(), stage.answer_times()?);
-        let measured = stage.finish()?;
+        let (published, answers) = (harness.published(), harness.answer_times()?);
+        let measured = harness.finish()?;
         let mut figures = vec![
             ("messages/s", published as f64 / measured.seconds),
             ("CPU µs/message", measured.server_cpu * 1e6 / published as f64),
@@ -74,16 +74,21 @@ impl Play<'_> {
     }
 
     fn relay(&self, url: &str) -> Outcome<Row> {
-        let window = self.wishes.window.first().copied().unwrap_or(OUTSTANDING);
+        let window = self.parameters.window.first().copied().unwrap_or(OUTSTANDING);
         let server = self.start()?;
-        let mut stage = Stage::gather(&server, self.crowd(&server, 1, 1))?.0;
-        stage.enter(&Entrance { links: 1, batch: false, redis: Some(url.to_owned()), size: self.wishes.size })?;
-        stage.restart()?;
-        stage.burst(window, u64::MAX, Duration::from_millis(500))?;
-        stage.finish()?;
-        stage.restart()?;
-        stage.burst(window, u64::MAX, self.seconds(3.0))?;
-        let (published, measured) = (stage.published(), stage.finish()?);
+        let mut harness = Harness::connect(&server, self.reader_set(&server, 1, 1))?.0;
+        harness.start_publishers(&PublisherOptions {
+            links: 1,
+            batch: false,
+            redis: Some(url.to_owned()),
+            size: self.parameters.size,
+        })?;
+        harness.restart()?;
+        harness.burst(window, u64::MAX, Duration::from_millis(500))?;
+        harness.finish()?;
+        harness.restart()?;
+        harness.burst(window, u64::MAX, self.seconds(3.0))?;
+        let (published, measured) = (harness.published(), harness.finish()?);
         let mut figures = vec![
             ("messages/s", published as f64 / measured.seconds),
             ("CPU µs/message", measured.server_cpu * 1e6 / published as f64),
@@ -112,18 +117,18 @@ impl Play<'_> {
 
     fn publish_to_nobody(&self, history: usize) -> Outcome<Row> {
         let setting = Setting { history: Some(history), ..self.setting.clone() };
-        let play = Play { setting: &setting, ..*self };
-        let (links, batch) = (self.wishes.links.unwrap_or(4), self.wishes.batch);
-        let server = play.start()?;
-        let crowd = Crowd { streams: links + 1, ..play.crowd(&server, 0, 1) };
-        let (mut stage, _) = Stage::gather(&server, crowd)?;
-        stage.enter(&Entrance { links, batch: true, redis: None, size: self.wishes.size })?;
-        stage.ask(batch, Duration::from_millis(500))?;
+        let runner = Runner { setting: &setting, ..*self };
+        let (links, batch) = (self.parameters.links.unwrap_or(4), self.parameters.batch);
+        let server = runner.start()?;
+        let reader_set = ReaderSet { streams: links + 1, ..runner.reader_set(&server, 0, 1) };
+        let (mut harness, _) = Harness::connect(&server, reader_set)?;
+        harness.start_publishers(&PublisherOptions { links, batch: true, redis: None, size: self.parameters.size })?;
+        harness.ask(batch, Duration::from_millis(500))?;
         let before = (history > 0).then(|| server.newest_offset()).transpose()?;
-        stage.restart()?;
-        stage.ask(batch, self.seconds(3.0))?;
-        let (published, answers) = (stage.published(), stage.answer_times()?);
-        let measured = stage.finish()?;
+        harness.restart()?;
+        harness.ask(batch, self.seconds(3.0))?;
+        let (published, answers) = (harness.published(), harness.answer_times()?);
+        let measured = harness.finish()?;
         let lost = match before {
             Some(before) => published as f64 - (server.newest_offset()? - before),
             None => 0.0,
@@ -151,12 +156,12 @@ impl Play<'_> {
         while start.elapsed() < self.seconds(3.0) {
             while publishers.unanswered(0) < PIPELINE {
                 sequence += 1;
-                publishers.publish(0, &[Message { channel: 0, stream: 0, sequence, due: now() }], self.wishes.size);
+                publishers.publish(0, &[Message { channel: 0, stream: 0, sequence, due: now() }], self.parameters.size);
             }
             publishers.flush()?;
             poll.poll(&mut events, Some(Duration::from_millis(100)))?;
             if !events.is_empty() {
-                publishers.turn(0)?;
+                publishers.handle(0)?;
             }
         }
         let rate = publishers.answered() as f64 / start.elapsed().as_secs_f64();

@@ -5,39 +5,40 @@
 //!
 //! # Layout
 //!
-//! `options` is the command line. `scenario` says what is measured (and `idle`, `growth`, `burden`, `ingest`), on a `stage`: a
-//! server of `servers` (or `alternatives`, `naive`, `bare`), the reader processes behind `readers`, and `publishers`, each a
-//! `link` or several. Inside a reader process, `subscribers` drives the sockets, `dialect`, `pusher` and `frames` know the
-//! bytes, `checks` judges every `message`. `soak` is apart: its clients (`life`, `feed`) come and go. `process` reads /proc,
-//! `report` prints, `plot` draws what was reported with `svg`.
+//! `options` is the command line. The scenarios (`scenario`, `idle`, `growth`, `slow_readers`, `ingest`) run on a
+//! `harness`: a server of `servers` (or `alternatives`, `naive`, `bare`), the reader processes behind `readers`, and
+//! `publishers`, each one or several `publish_connection`s. Inside a reader process, `subscribers` drives the sockets,
+//! `dialect`, `pusher` and `frames` parse the bytes, and `delivery_check` checks each `message`. `soak` has clients of
+//! its own (`soak_client`, `soak_stream`), which connect and disconnect. `process` reads /proc, `report` prints, and
+//! `plot` draws reports with `svg`.
 
 mod alternatives;
 mod bare;
-mod burden;
-mod checks;
+mod delivery_check;
 mod dialect;
-mod feed;
 mod frames;
 mod growth;
+mod harness;
 mod histogram;
 mod idle;
 mod ingest;
-mod life;
-mod link;
 mod message;
 mod naive;
 mod options;
 mod own_redis;
 mod plot;
 mod process;
+mod publish_connection;
 mod publishers;
 mod pusher;
 mod readers;
 mod report;
 mod scenario;
 mod servers;
+mod slow_readers;
 mod soak;
-mod stage;
+mod soak_client;
+mod soak_stream;
 mod subscribers;
 mod svg;
 
@@ -49,7 +50,7 @@ use clap::{CommandFactory, Parser};
 use crate::options::Options;
 use crate::own_redis::Redis;
 use crate::report::Report;
-use crate::scenario::{Play, Scenario};
+use crate::scenario::{Runner, Scenario};
 use crate::servers::Kind;
 
 /// A result whose error is only ever shown to a person.
@@ -100,14 +101,14 @@ fn run() -> Outcome<bool> {
         };
         options.server = names.iter().map(|name| (*name).to_owned()).collect();
     }
-    perform(&options, compare)
+    run_load(&options, compare)
 }
 
-fn perform(options: &Options, compare: bool) -> Outcome<bool> {
+fn run_load(options: &Options, compare: bool) -> Outcome<bool> {
     let own = if options.redis.as_deref() == Some("own") { Some(Redis::start()?) } else { None };
     let redis = own.as_ref().map(|redis| redis.url.clone()).or_else(|| options.redis.clone());
     let setting = options.setting(redis)?;
-    let wishes = options.wishes();
+    let parameters = options.parameters();
     let kinds =
         options.server.iter().map(|name| Ok((name.as_str(), Kind::parse(name)?))).collect::<Outcome<Vec<_>>>()?;
     let mut report = Report::new(options.json.clone());
@@ -115,8 +116,8 @@ fn perform(options: &Options, compare: bool) -> Outcome<bool> {
     for scenario in &options.scenarios {
         for _ in 0..options.rounds.unwrap_or(if compare { 3 } else { 1 }) {
             for (name, kind) in &kinds {
-                let play = Play { name, kind, setting: &setting, wishes: &wishes };
-                match play.run(*scenario) {
+                let runner = Runner { name, kind, setting: &setting, parameters: &parameters };
+                match runner.run(*scenario) {
                     Ok(rows) => rows.into_iter().try_for_each(|row| report.add(row))?,
                     // One server's failure is a result too; the others are still measured.
                     Err(error) => {

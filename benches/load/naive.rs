@@ -38,7 +38,7 @@ impl Hub {
     }
 }
 
-/// The life of the process.
+/// Runs the process.
 pub(crate) fn serve(port: u16, redis: Option<&str>) -> Outcome<()> {
     tokio::runtime::Runtime::new()?.block_on(run(port, redis))
 }

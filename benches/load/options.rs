@@ -7,7 +7,7 @@ use clap::Parser;
 use crate::Outcome;
 use crate::dialect::Dialect;
 use crate::message;
-use crate::scenario::{Scenario, Via, Wishes};
+use crate::scenario::{Parameters, Scenario, Via};
 use crate::servers::{Running, Setting};
 
 /// Measures livebridge and what it is compared with, on this machine's loopback only.
@@ -128,8 +128,8 @@ impl Options {
         })
     }
 
-    pub(crate) fn wishes(&self) -> Wishes {
-        Wishes {
+    pub(crate) fn parameters(&self) -> Parameters {
+        Parameters {
             subscribers: self.subscribers,
             window: self.window.clone(),
             seconds: self.seconds,

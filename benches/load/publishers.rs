@@ -9,8 +9,8 @@ use mio::{Registry, Token};
 use crate::Outcome;
 use crate::bare::{ORDERS_PATH, Order};
 use crate::histogram::Histogram;
-use crate::link::{Answers, Link};
 use crate::message::{CHANNEL_PREFIX, Message, channel_name};
+use crate::publish_connection::{Answers, PublishConnection};
 use crate::pusher;
 
 /// How messages get in.
@@ -30,7 +30,7 @@ pub(crate) enum Path {
 
 /// Connections that publish.
 pub(crate) struct Publishers {
-    links: Vec<Link>,
+    connections: Vec<PublishConnection>,
     path: Path,
     first_token: usize,
     /// What one read() may bring.
@@ -40,7 +40,7 @@ pub(crate) struct Publishers {
 }
 
 impl Publishers {
-    /// Connects `count` links, shared out over `addresses`, with tokens from `first_token`.
+    /// Connects `count` connections, shared out over `addresses`, with tokens from `first_token`.
     pub(crate) fn connect(
         addresses: &[String],
         count: usize,
@@ -48,7 +48,7 @@ impl Publishers {
         registry: &Registry,
         first_token: usize,
     ) -> Outcome<Self> {
-        let mut links = Vec::new();
+        let mut connections = Vec::new();
         for index in 0..count {
             let address =
                 addresses[index % addresses.len()].to_socket_addrs()?.next().ok_or("no address to publish to")?;
@@ -63,37 +63,37 @@ impl Publishers {
                 }
             }
             let token = Token(first_token + index);
-            let mut link = Link::new(socket, registry, token)?;
+            let mut connection = PublishConnection::new(socket, registry, token)?;
             if path == Path::Pusher {
-                link.take_turns(address, registry, token)?;
+                connection.take_turns(address, registry, token)?;
             }
-            links.push(link);
+            connections.push(connection);
         }
-        Ok(Self { links, path, first_token, buffer: vec![0; 64 * 1024], answer_times: Histogram::new() })
+        Ok(Self { connections, path, first_token, buffer: vec![0; 64 * 1024], answer_times: Histogram::new() })
     }
 
     pub(crate) fn count(&self) -> usize {
-        self.links.len()
+        self.connections.len()
     }
 
-    /// Requests that link `index` waits for an answer to.
+    /// Requests that connection `index` waits for an answer to.
     pub(crate) fn unanswered(&self, index: usize) -> usize {
-        self.links[index].unanswered()
+        self.connections[index].unanswered()
     }
 
     pub(crate) fn all_unanswered(&self) -> usize {
-        self.links.iter().map(Link::unanswered).sum()
+        self.connections.iter().map(PublishConnection::unanswered).sum()
     }
 
     /// Answers so far.
     pub(crate) fn answered(&self) -> u64 {
-        self.links.iter().map(|link| link.answered).sum()
+        self.connections.iter().map(|connection| connection.answered).sum()
     }
 
-    /// Publishes messages of one channel and stream through link `index`: one request each, or one for all in a batch.
+    /// Publishes messages of one channel and stream through connection `index`: one request each, or one for all in a batch.
     pub(crate) fn publish(&mut self, index: usize, messages: &[Message], size: usize) {
-        let count = self.links.len();
-        let link = &mut self.links[index % count];
+        let count = self.connections.len();
+        let connection = &mut self.connections[index % count];
         match &self.path {
             Path::Orders => {
                 let [first, ..] = messages else { return };
@@ -105,17 +105,19 @@ impl Publishers {
                     due: first.due,
                 };
                 // Every writer hears of every message: each has its share of the subscribers.
-                self.links.iter_mut().for_each(|link| order.write(&mut link.outgoing));
+                self.connections.iter_mut().for_each(|connection| order.write(&mut connection.outgoing));
             }
-            Path::Batch(path) => link.ask(|out| post(path, 0, "application/x-ndjson", &lines(messages, size), out)),
+            Path::Batch(path) => {
+                connection.ask(|out| post(path, 0, "application/x-ndjson", &lines(messages, size), out))
+            }
             Path::Post(path) => each(messages, size, |message, payload| {
-                link.ask(|out| post(path, message.channel, "text/plain", payload, out));
+                connection.ask(|out| post(path, message.channel, "text/plain", payload, out));
             }),
             Path::Pusher => each(messages, size, |message, payload| {
-                link.ask(|out| out.extend(pusher::request(message.channel, payload)));
+                connection.ask(|out| out.extend(pusher::request(message.channel, payload)));
             }),
             Path::Redis => each(messages, size, |message, payload| {
-                link.ask(|out| {
+                connection.ask(|out| {
                     let channel = channel_name(message.channel);
                     write!(out, "*3\r\n$7\r\nPUBLISH\r\n${}\r\n{channel}\r\n${size}\r\n", channel.len()).ok();
                     out.extend_from_slice(payload);
@@ -127,20 +129,20 @@ impl Publishers {
 
     /// Hands to the kernel what is waiting.
     pub(crate) fn flush(&mut self) -> Outcome<()> {
-        self.links.iter_mut().try_for_each(Link::flush)
+        self.connections.iter_mut().try_for_each(PublishConnection::flush)
     }
 
-    /// Something happened on the link with this token.
-    pub(crate) fn turn(&mut self, token: usize) -> Outcome<()> {
-        let Self { links, path, first_token, buffer, answer_times } = self;
+    /// Something happened on the connection with this token.
+    pub(crate) fn handle(&mut self, token: usize) -> Outcome<()> {
+        let Self { connections, path, first_token, buffer, answer_times } = self;
         let kind = match path {
             Path::Redis => Answers::Redis,
             Path::Post(_) | Path::Batch(_) | Path::Pusher => Answers::Http,
             Path::Orders => Answers::None,
         };
-        let link = &mut links[token - *first_token];
-        link.flush()?;
-        link.receive(buffer, kind, |time| answer_times.record(time))
+        let connection = &mut connections[token - *first_token];
+        connection.flush()?;
+        connection.receive(buffer, kind, |time| answer_times.record(time))
     }
 }
 

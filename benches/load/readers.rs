@@ -20,7 +20,7 @@ static BLOCK: AtomicU16 = AtomicU16::new(0);
 
 /// What the subscribers are to be.
 #[derive(Clone)]
-pub(crate) struct Crowd {
+pub(crate) struct ReaderSet {
     pub(crate) ports: Vec<u16>,
     pub(crate) path: String,
     pub(crate) dialect: Dialect,
@@ -52,17 +52,20 @@ struct Reader {
 }
 
 impl Readers {
-    /// Starts as many readers as the crowd needs, with tokens from 0, and tells them to connect.
-    pub(crate) fn start(crowd: &Crowd, registry: &Registry) -> Outcome<Self> {
-        let needed = crowd.subscribers.div_ceil(PER_READER).max(1);
+    /// Starts as many readers as the subscribers need, with tokens from 0, and tells them to connect.
+    pub(crate) fn start(reader_set: &ReaderSet, registry: &Registry) -> Outcome<Self> {
+        let needed = reader_set.subscribers.div_ceil(PER_READER).max(1);
         // One for each core: a server with several threads would wait for a single one, and that would be measured.
-        let wanted = needed.max(process::cores().min(crowd.subscribers));
-        let partitioned = crowd.channels > 1;
+        let wanted = needed.max(process::cores().min(reader_set.subscribers));
+        let partitioned = reader_set.channels > 1;
         // A channel's subscribers are all in one reader.
-        let suits = |count: &usize| !partitioned || crowd.channels.is_multiple_of(*count);
+        let suits = |count: &usize| !partitioned || reader_set.channels.is_multiple_of(*count);
         let count = std::iter::once(wanted).chain(needed..=2 * needed).find(suits);
-        let Some(count) = count.filter(|_| !partitioned || crowd.subscribers.is_multiple_of(crowd.channels)) else {
-            return Err(format!("{} channels cannot be shared out evenly over {needed} readers", crowd.channels).into());
+        let Some(count) = count.filter(|_| !partitioned || reader_set.subscribers.is_multiple_of(reader_set.channels))
+        else {
+            return Err(
+                format!("{} channels cannot be shared out evenly over {needed} readers", reader_set.channels).into()
+            );
         };
         BLOCK
             .compare_exchange(0, 256 + (std::process::id() % 30_000) as u16 * 2, Ordering::Relaxed, Ordering::Relaxed)
@@ -70,20 +73,20 @@ impl Readers {
         let block = BLOCK.fetch_add(1, Ordering::Relaxed);
         let mut readers = Vec::new();
         for index in 0..count {
-            let first = crowd.subscribers * index / count;
+            let first = reader_set.subscribers * index / count;
             let mut reader = Reader::start(registry, Token(index))?;
             reader.command(&json!({
                 "do": "connect",
-                "ports": crowd.ports,
-                "path": crowd.path,
-                "dialect": crowd.dialect.name(),
+                "ports": reader_set.ports,
+                "path": reader_set.path,
+                "dialect": reader_set.dialect.name(),
                 "first": first,
-                "count": crowd.subscribers * (index + 1) / count - first,
-                "total": crowd.subscribers,
-                "channels": crowd.channels,
-                "at_once": crowd.at_once.div_ceil(count),
-                "stuck_every": crowd.stuck_every,
-                "streams": crowd.streams,
+                "count": reader_set.subscribers * (index + 1) / count - first,
+                "total": reader_set.subscribers,
+                "channels": reader_set.channels,
+                "at_once": reader_set.at_once.div_ceil(count),
+                "stuck_every": reader_set.stuck_every,
+                "streams": reader_set.streams,
                 "block": block,
             }))?;
             readers.push(reader);

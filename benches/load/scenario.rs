@@ -1,15 +1,15 @@
 //! What can be measured, and the fan-out: burst and steady. Each scenario starts its server anew, warms up, measures, and
-//! returns a row per case. The others are in files of their own: `idle`, `growth`, `burden`, `ingest`, `soak`.
+//! returns a row per case. The others are in files of their own: `idle`, `growth`, `slow_readers`, `ingest`, `soak`.
 
 use std::time::Duration;
 
 use clap::ValueEnum;
 
 use crate::Outcome;
-use crate::readers::Crowd;
+use crate::harness::{Harness, Measured, PublisherOptions};
+use crate::readers::ReaderSet;
 use crate::report::Row;
 use crate::servers::{Kind, Server, Setting};
-use crate::stage::{Entrance, Measured, Stage};
 
 /// The most that may be outstanding in one channel: fewer than a reader remembers.
 const LARGEST_WINDOW: u64 = 512;
@@ -58,7 +58,7 @@ pub(crate) enum Via {
 
 /// What was asked for; `None` takes the scenario's own default.
 #[derive(Clone)]
-pub(crate) struct Wishes {
+pub(crate) struct Parameters {
     pub(crate) subscribers: Option<usize>,
     pub(crate) window: Vec<u64>,
     pub(crate) seconds: Option<f64>,
@@ -76,14 +76,14 @@ pub(crate) struct Wishes {
 }
 
 /// One scenario for one server.
-pub(crate) struct Play<'a> {
+pub(crate) struct Runner<'a> {
     pub(crate) name: &'a str,
     pub(crate) kind: &'a Kind,
     pub(crate) setting: &'a Setting,
-    pub(crate) wishes: &'a Wishes,
+    pub(crate) parameters: &'a Parameters,
 }
 
-impl Play<'_> {
+impl Runner<'_> {
     pub(crate) fn run(&self, scenario: Scenario) -> Outcome<Vec<Row>> {
         match scenario {
             Scenario::Memory => self.memory(),
@@ -103,33 +103,33 @@ impl Play<'_> {
     }
 
     pub(crate) fn start(&self) -> Outcome<Server> {
-        Server::start(self.kind, self.setting, self.wishes.events)
+        Server::start(self.kind, self.setting, self.parameters.events)
     }
 
     pub(crate) fn seconds(&self, default: f64) -> Duration {
-        Duration::from_secs_f64(self.wishes.seconds.unwrap_or(default).clamp(0.1, 120.0))
+        Duration::from_secs_f64(self.parameters.seconds.unwrap_or(default).clamp(0.1, 120.0))
     }
 
-    pub(crate) fn crowd(&self, server: &Server, subscribers: usize, channels: usize) -> Crowd {
-        Crowd {
+    pub(crate) fn reader_set(&self, server: &Server, subscribers: usize, channels: usize) -> ReaderSet {
+        ReaderSet {
             ports: server.ports.clone(),
             path: server.path.clone(),
             dialect: server.dialect,
             subscribers,
             channels,
             streams: 1,
-            at_once: self.wishes.at_once,
+            at_once: self.parameters.at_once,
             stuck_every: 0,
         }
     }
 
-    pub(crate) fn entrance(&self) -> Entrance {
-        let via = self.wishes.via.unwrap_or(Via::Post);
-        Entrance {
-            links: if via == Via::Post { self.wishes.links.unwrap_or(self.setting.instances) } else { 1 },
+    pub(crate) fn publisher_options(&self) -> PublisherOptions {
+        let via = self.parameters.via.unwrap_or(Via::Post);
+        PublisherOptions {
+            links: if via == Via::Post { self.parameters.links.unwrap_or(self.setting.instances) } else { 1 },
             batch: false,
             redis: if via == Via::Redis { self.setting.redis.clone() } else { None },
-            size: self.wishes.size,
+            size: self.parameters.size,
         }
     }
 
@@ -137,19 +137,19 @@ impl Play<'_> {
         Row { scenario, case, server: self.name.to_owned(), figures, at: Vec::new(), series: Default::default() }
     }
 
-    /// A crowd that has joined and hears.
-    pub(crate) fn stage<'s>(&self, server: &'s Server, crowd: Crowd) -> Outcome<Stage<'s>> {
-        let (mut stage, joined) = Stage::gather(server, crowd)?;
+    /// A harness whose subscribers are connected and receive messages.
+    pub(crate) fn harness<'s>(&self, server: &'s Server, reader_set: ReaderSet) -> Outcome<Harness<'s>> {
+        let (mut harness, joined) = Harness::connect(server, reader_set)?;
         if joined.failed > 0 {
             return Err(format!("{} subscribers could not connect", joined.failed).into());
         }
-        stage.enter(&self.entrance())?;
-        Ok(stage)
+        harness.start_publishers(&self.publisher_options())?;
+        Ok(harness)
     }
 
     fn bursts(&self) -> Outcome<Vec<Row>> {
-        let subscribers = self.wishes.subscribers.unwrap_or(1000);
-        let windows = if self.wishes.window.is_empty() { vec![1, 16, 64] } else { self.wishes.window.clone() };
+        let subscribers = self.parameters.subscribers.unwrap_or(1000);
+        let windows = if self.parameters.window.is_empty() { vec![1, 16, 64] } else { self.parameters.window.clone() };
         let mut rows = Vec::new();
         for window in windows {
             let case = format!("{subscribers} subscribers, window {window}");
@@ -169,35 +169,36 @@ impl Play<'_> {
     ) -> Outcome<Row> {
         let server = self.start()?;
         let before = server.pss_bytes();
-        let mut stage = self.stage(&server, self.crowd(&server, subscribers, channels))?;
+        let mut harness = self.harness(&server, self.reader_set(&server, subscribers, channels))?;
         let memory = (server.pss_bytes() - before) / subscribers as f64;
-        let messages = self.wishes.messages.unwrap_or(u64::MAX);
+        let messages = self.parameters.messages.unwrap_or(u64::MAX);
         let time = self.seconds(2.0);
-        stage.restart()?;
-        stage.burst(window, messages / 10, time / 5)?;
-        stage.finish()?;
-        stage.restart()?;
-        stage.burst(window, messages, time)?;
-        let measured = stage.finish()?;
+        harness.restart()?;
+        harness.burst(window, messages / 10, time / 5)?;
+        harness.finish()?;
+        harness.restart()?;
+        harness.burst(window, messages, time)?;
+        let measured = harness.finish()?;
         let mut figures = measured.figures(true);
         figures.push(("B/conn", memory));
         Ok(self.row(scenario, case, figures))
     }
 
     fn steady(&self) -> Outcome<Vec<Row>> {
-        let subscribers = self.wishes.subscribers.unwrap_or(1000);
-        let rates = if self.wishes.rate.is_empty() { vec![50_000.0, 150_000.0] } else { self.wishes.rate.clone() };
+        let subscribers = self.parameters.subscribers.unwrap_or(1000);
+        let rates =
+            if self.parameters.rate.is_empty() { vec![50_000.0, 150_000.0] } else { self.parameters.rate.clone() };
         let mut rows = Vec::new();
         for rate in rates {
             let server = self.start()?;
-            let mut stage = self.stage(&server, self.crowd(&server, subscribers, 1))?;
+            let mut harness = self.harness(&server, self.reader_set(&server, subscribers, 1))?;
             let each = rate / subscribers as f64;
-            stage.restart()?;
-            stage.steady(each, Duration::from_millis(500))?;
-            stage.finish()?;
-            stage.restart()?;
-            stage.steady(each, self.seconds(4.0))?;
-            let measured = stage.finish()?;
+            harness.restart()?;
+            harness.steady(each, Duration::from_millis(500))?;
+            harness.finish()?;
+            harness.restart()?;
+            harness.steady(each, self.seconds(4.0))?;
+            let measured = harness.finish()?;
             let row = self.row("steady", format!("{rate}/s to {subscribers} subscribers"), measured.figures(false));
             rows.push(row.at(&[("subscribers", subscribers as f64), ("rate", rate)]));
         }

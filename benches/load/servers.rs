@@ -9,13 +9,15 @@ use std::time::{Duration, Instant};
 use tempfile::NamedTempFile;
 
 use crate::Outcome;
-use crate::alternatives::NAMES;
 use crate::dialect::Dialect;
 use crate::process;
 use crate::publishers::Path;
 
 /// The longest that a server may take to answer.
 const START_LIMIT: Duration = Duration::from_secs(20);
+
+/// The servers that scripts/alternatives knows.
+const ALTERNATIVES: [&str; 4] = ["nchan", "ws", "socketio", "sockudo"];
 
 /// A server by the name it has on the command line.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,9 +81,9 @@ impl Kind {
                 let number = |index: usize, default| numbers.get(index).copied().unwrap_or(default).max(1);
                 Kind::Bare(number(0, 1), number(1, process::cores()))
             }
-            kind if NAMES.contains(&kind) => Kind::Alternative(kind.to_owned()),
+            kind if ALTERNATIVES.contains(&kind) => Kind::Alternative(kind.to_owned()),
             _ => {
-                let names = NAMES.join(", ");
+                let names = ALTERNATIVES.join(", ");
                 let known = format!("livebridge, naive, bare[:FRAMES[:WRITERS]], {names}, running");
                 return Err(format!("no server is called {name}: {known}").into());
             }

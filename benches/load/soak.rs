@@ -1,6 +1,6 @@
 //! Minutes of coming and going: clients connect, leave in every way, read too slowly, resume at any instance, while many channels
 //! with history are published to through a real Redis at a bounded rate. Every message is checked; memory, connections, log
-//! bytes and descriptors are sampled. One client's life is `life.rs`.
+//! bytes and descriptors are sampled. `soak_client.rs` is one client.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -9,13 +9,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::Outcome;
-use crate::life::{LOUD, Life, World};
 use crate::message::{Message, now};
 use crate::process;
 use crate::publishers::{lines, post};
 use crate::report::Row;
-use crate::scenario::Play;
+use crate::scenario::Runner;
 use crate::servers::{Kind, Server, Setting};
+use crate::soak_client::{BUSY_CHANNELS, SoakClient, SoakState};
 
 /// How many messages of history a channel keeps: enough for a slow reader, closed a whole log behind, to resume from.
 const HISTORY: usize = 2000;
@@ -23,9 +23,9 @@ const HISTORY: usize = 2000;
 /// How often a batch is published.
 const TICK: Duration = Duration::from_millis(50);
 
-/// Messages of each loud channel in a tick, and their size: a reader that stops is a log behind in about 15 seconds.
-const LOUD_COUNT: u32 = 2;
-const LOUD_SIZE: usize = 16 << 10;
+/// Messages of each busy channel in a tick, and their size: a reader that stops is a log behind in about 15 seconds.
+const BUSY_COUNT: u32 = 2;
+const BUSY_SIZE: usize = 16 << 10;
 
 const SAMPLE_EVERY: Duration = Duration::from_secs(5);
 
@@ -35,7 +35,7 @@ const AFTER: Duration = Duration::from_secs(8);
 
 const COLUMNS: [&str; 6] = ["seconds", "PSS MB", "connections", "log MB", "descriptors", "deliveries/s"];
 
-impl Play<'_> {
+impl Runner<'_> {
     pub(crate) fn soak(&self) -> Outcome<Vec<Row>> {
         if *self.kind != Kind::Livebridge {
             return Ok(Vec::new()); // the checks read its positions
@@ -44,20 +44,20 @@ impl Play<'_> {
             return Err("a soak goes through a real Redis: --redis own".into());
         }
         let setting = Setting { history: Some(HISTORY), ..self.setting.clone() };
-        let server = Play { setting: &setting, ..*self }.start()?;
-        let channels = self.wishes.channels.unwrap_or(100).max(LOUD + 1);
-        let clients = self.wishes.subscribers.unwrap_or(400);
-        let rate = self.wishes.rate.first().copied().unwrap_or(1000.0);
-        let time = Duration::from_secs_f64((self.wishes.minutes * 60.0).clamp(10.0, 24.0 * 3600.0));
-        let world = Arc::new(World::new(server.ports.clone(), channels));
+        let server = Runner { setting: &setting, ..*self }.start()?;
+        let channels = self.parameters.channels.unwrap_or(100).max(BUSY_CHANNELS + 1);
+        let clients = self.parameters.subscribers.unwrap_or(400);
+        let rate = self.parameters.rate.first().copied().unwrap_or(1000.0);
+        let time = Duration::from_secs_f64((self.parameters.minutes * 60.0).clamp(10.0, 24.0 * 3600.0));
+        let state = Arc::new(SoakState::new(server.ports.clone(), channels));
         let base = server.pss_bytes();
-        let samples = perform(&server, &world, clients, rate, time)?;
+        let samples = run_load(&server, &state, clients, rate, time)?;
         std::thread::park_timeout(AFTER);
         let mut figures = vec![("before MB", base / 1e6)];
         figures.extend(summary(&samples));
         figures
             .extend([("after MB", server.pss_bytes() / 1e6), ("left open", server.metric("livebridge_connections"))]);
-        figures.extend(world.tally.figures());
+        figures.extend(state.tally.figures());
         let case = format!("{:.0} min, {clients} clients, {channels} channels", time.as_secs_f64() / 60.0);
         let row = self.row("soak", case, figures);
         Ok(vec![Row { series: (COLUMNS.to_vec(), samples), ..row }])
@@ -65,13 +65,20 @@ impl Play<'_> {
 }
 
 /// Runs clients and publisher for the time, sampling; then lets everybody receive the last messages.
-fn perform(server: &Server, world: &Arc<World>, clients: usize, rate: f64, time: Duration) -> Outcome<Vec<Vec<f64>>> {
+fn run_load(
+    server: &Server,
+    state: &Arc<SoakState>,
+    clients: usize,
+    rate: f64,
+    time: Duration,
+) -> Outcome<Vec<Vec<f64>>> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-    let lives: Vec<_> = (0..clients).map(|number| runtime.spawn(Life::new(number, world.clone()).live())).collect();
+    let tasks: Vec<_> =
+        (0..clients).map(|number| runtime.spawn(SoakClient::new(number, state.clone()).run())).collect();
     let stop = Arc::new(AtomicBool::new(false));
     let publisher = {
-        let (world, stop) = (world.clone(), stop.clone());
-        std::thread::spawn(move || publish(&world, rate, &stop))
+        let (state, stop) = (state.clone(), stop.clone());
+        std::thread::spawn(move || publish(&state, rate, &stop))
     };
     let start = Instant::now();
     let every = SAMPLE_EVERY.min(time / 10);
@@ -79,22 +86,22 @@ fn perform(server: &Server, world: &Arc<World>, clients: usize, rate: f64, time:
     let mut delivered = (0, Instant::now());
     while start.elapsed() < time && !publisher.is_finished() {
         std::thread::park_timeout(every);
-        let now = (world.tally.delivered.load(Ordering::Relaxed), Instant::now());
+        let now = (state.tally.delivered.load(Ordering::Relaxed), Instant::now());
         let rate = (now.0 - delivered.0) as f64 / (now.1 - delivered.1).as_secs_f64();
         delivered = now;
         samples.push(sample(server, start.elapsed().as_secs_f64(), rate));
     }
     stop.store(true, Ordering::Relaxed);
     publisher.join().map_err(|_| "the publisher broke off")??;
-    world.end();
+    state.end();
     runtime.block_on(async {
         let all = async {
-            for life in lives {
-                life.await.ok();
+            for task in tasks {
+                task.await.ok();
             }
         };
         if tokio::time::timeout(END, all).await.is_err() {
-            world.tally.late.fetch_add(1, Ordering::Relaxed);
+            state.tally.late.fetch_add(1, Ordering::Relaxed);
         }
     });
     runtime.shutdown_timeout(Duration::from_secs(1));
@@ -130,16 +137,16 @@ fn summary(samples: &[Vec<f64>]) -> [(&'static str, f64); 4] {
 }
 
 /// Publishes in batches, each answered before the next, to the instances in turn.
-fn publish(world: &World, rate: f64, stop: &AtomicBool) -> Outcome<()> {
+fn publish(state: &SoakState, rate: f64, stop: &AtomicBool) -> Outcome<()> {
     let mut links =
-        world.ports.iter().map(|port| TcpStream::connect(("127.0.0.1", *port))).collect::<Result<Vec<_>, _>>()?;
+        state.ports.iter().map(|port| TcpStream::connect(("127.0.0.1", *port))).collect::<Result<Vec<_>, _>>()?;
     for link in &mut links {
         link.set_nodelay(true)?;
         link.set_read_timeout(Some(Duration::from_secs(10)))?;
     }
     let each = (rate * TICK.as_secs_f64()).ceil() as usize;
-    let quiet = world.channels() - LOUD;
-    let mut sequences = vec![0; world.channels()];
+    let quiet = state.channels() - BUSY_CHANNELS;
+    let mut sequences = vec![0; state.channels()];
     let mut next = 0;
     let mut due = Instant::now();
     for turn in 0.. {
@@ -152,17 +159,18 @@ fn publish(world: &World, rate: f64, stop: &AtomicBool) -> Outcome<()> {
             sequences[channel] += 1;
             Message { channel: channel as u32, stream: 0, sequence: sequences[channel], due: now() }
         };
-        let small: Vec<_> = (0..each).map(|index| message(LOUD + (next + index) % quiet)).collect();
+        let small: Vec<_> = (0..each).map(|index| message(BUSY_CHANNELS + (next + index) % quiet)).collect();
         next = (next + each) % quiet;
-        let large: Vec<_> = (0..LOUD_COUNT as usize * LOUD).map(|index| message(index % LOUD)).collect();
+        let large: Vec<_> =
+            (0..BUSY_COUNT as usize * BUSY_CHANNELS).map(|index| message(index % BUSY_CHANNELS)).collect();
         let mut body = lines(&small, 128);
-        body.extend(lines(&large, LOUD_SIZE));
+        body.extend(lines(&large, BUSY_SIZE));
         let mut request = Vec::new();
         post("/publish", 0, "application/x-ndjson", &body, &mut request);
         let count = links.len();
         exchange(&mut links[turn % count], &request)?;
-        world.tally.published.fetch_add((small.len() + large.len()) as u64, Ordering::Relaxed);
-        world.advance(&sequences);
+        state.tally.published.fetch_add((small.len() + large.len()) as u64, Ordering::Relaxed);
+        state.advance(&sequences);
     }
     Ok(())
 }

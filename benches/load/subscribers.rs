@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use socket2::{Domain, Socket, Type};
 
 use crate::Outcome;
-use crate::checks::Checks;
+use crate::delivery_check::DeliveryCheck;
 use crate::dialect::{Dialect, Step, Stream};
 use crate::histogram::Histogram;
 use crate::message::{channel_name, now};
@@ -40,14 +40,14 @@ struct Subscriber {
     socket: Option<TcpStream>,
     channel: u32,
     started: Instant,
-    stage: Stage,
+    state: State,
     /// Bytes of an unfinished frame or answer.
     rest: Vec<u8>,
     stream: Stream,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Stage {
+enum State {
     Waiting,
     Connecting,
     Joining,
@@ -75,7 +75,7 @@ struct Plan {
     block: u16,
 }
 
-/// The life of a reader process.
+/// Runs a reader process.
 pub(crate) fn run() -> Outcome<()> {
     let poll = Poll::new()?;
     let waker = Arc::new(Waker::new(poll.registry(), WAKE)?);
@@ -97,7 +97,7 @@ struct Reader {
     poll: Poll,
     plan: Option<Plan>,
     subscribers: Vec<Subscriber>,
-    checks: Checks,
+    check: DeliveryCheck,
     buffer: Vec<u8>,
     /// The next subscriber to connect, and how many are at it.
     upcoming: usize,
@@ -118,7 +118,7 @@ impl Reader {
             poll,
             plan: None,
             subscribers: Vec::new(),
-            checks: Checks::new(&[], 1),
+            check: DeliveryCheck::new(&[], 1),
             buffer: vec![0; READ_BUFFER],
             upcoming: 0,
             in_flight: 0,
@@ -136,8 +136,8 @@ impl Reader {
     fn serve(&mut self, commands: &Receiver<String>) -> Outcome<()> {
         let mut events = Events::with_capacity(1024);
         loop {
-            let patience = self.untold().then_some(TELL_WITHIN);
-            if let Err(error) = self.poll.poll(&mut events, patience)
+            let timeout = self.untold().then_some(TELL_WITHIN);
+            if let Err(error) = self.poll.poll(&mut events, timeout)
                 && error.kind() != io::ErrorKind::Interrupted
             {
                 return Err(error.into());
@@ -145,10 +145,10 @@ impl Reader {
             for event in &events {
                 match event.token() {
                     WAKE => {}
-                    Token(index) if self.subscribers[index].stage == Stage::Stuck => {
+                    Token(index) if self.subscribers[index].state == State::Stuck => {
                         self.stuck_closed += usize::from(event.is_error() || event.is_read_closed());
                     }
-                    Token(index) => self.turn(index),
+                    Token(index) => self.handle(index),
                 }
             }
             self.connect_more();
@@ -169,18 +169,18 @@ impl Reader {
         match command["do"].as_str() {
             Some("connect") => self.begin(Plan::parse(command)?),
             Some("restart") => {
-                self.checks.restart(&numbers(&command["base"]));
-                self.told = (0, 0, self.checks.seen);
+                self.check.restart(&numbers(&command["base"]));
+                self.told = (0, 0, self.check.seen);
                 answer(&json!({}))
             }
             Some("finish") => {
                 let subscribers = &self.subscribers;
-                let mut verdict = self.checks.verdict(&numbers(&command["last"]), |index| {
-                    matches!(subscribers[index].stage, Stage::Open | Stage::Closed)
+                let mut summary = self.check.summary(&numbers(&command["last"]), |index| {
+                    matches!(subscribers[index].state, State::Open | State::Closed)
                 });
-                verdict["closed"] = json!(self.closed);
-                verdict["stuck_closed"] = json!(self.stuck_closed);
-                answer(&verdict)
+                summary["closed"] = json!(self.closed);
+                summary["stuck_closed"] = json!(self.stuck_closed);
+                answer(&summary)
             }
             _ => Err(format!("unknown command {command}").into()),
         }
@@ -197,12 +197,12 @@ impl Reader {
                 socket: None,
                 channel,
                 started: Instant::now(),
-                stage: Stage::Waiting,
+                state: State::Waiting,
                 rest: Vec::new(),
                 stream: Stream::default(),
             });
         }
-        self.checks = Checks::new(&channels, plan.streams);
+        self.check = DeliveryCheck::new(&channels, plan.streams);
         self.plan = Some(plan);
         self.connecting_since = Instant::now();
         self.connect_more();
@@ -252,16 +252,16 @@ impl Reader {
         let mut socket = TcpStream::from_std(socket.into());
         self.poll.registry().register(&mut socket, Token(index), Interest::READABLE | Interest::WRITABLE)?;
         subscriber.socket = Some(socket);
-        subscriber.stage = Stage::Connecting;
+        subscriber.state = State::Connecting;
         Ok(())
     }
 
     /// Something happened on a subscriber's socket.
-    fn turn(&mut self, index: usize) {
-        let outcome = match self.subscribers[index].stage {
-            Stage::Waiting | Stage::Stuck | Stage::Closed => Ok(()),
-            Stage::Connecting => self.greet(index),
-            Stage::Joining | Stage::Open => self.read(index),
+    fn handle(&mut self, index: usize) {
+        let outcome = match self.subscribers[index].state {
+            State::Waiting | State::Stuck | State::Closed => Ok(()),
+            State::Connecting => self.greet(index),
+            State::Joining | State::Open => self.read(index),
         };
         if outcome.is_err() {
             self.end(index);
@@ -285,7 +285,7 @@ impl Reader {
         }
         let path = plan.path.replace("{channel}", &channel_name(subscriber.channel));
         socket.write_all(plan.dialect.request(&path).as_bytes())?;
-        subscriber.stage = Stage::Joining;
+        subscriber.state = State::Joining;
         self.read(index)
     }
 
@@ -311,7 +311,7 @@ impl Reader {
             let subscriber = &mut self.subscribers[index];
             subscriber.rest.clear();
             subscriber.rest.extend_from_slice(&self.buffer[used..carried + received]);
-            if subscriber.stage == Stage::Stuck || received < space {
+            if subscriber.state == State::Stuck || received < space {
                 // A short read emptied the socket (epoll(7)): the next arrival is a new edge, no second read() needed.
                 return Ok(());
             }
@@ -328,12 +328,12 @@ impl Reader {
         while used < end {
             let subscriber = &mut self.subscribers[index];
             let (channel, bytes) = (subscriber.channel, &self.buffer[used..end]);
-            let checks = &mut self.checks;
-            let step = if subscriber.stage == Stage::Joining {
+            let check = &mut self.check;
+            let step = if subscriber.state == State::Joining {
                 plan.dialect.join(bytes, channel, &mut subscriber.stream)?
             } else {
                 plan.dialect
-                    .read(bytes, &mut subscriber.stream, |payload| checks.deliver(index, channel, payload, moment))?
+                    .read(bytes, &mut subscriber.stream, |payload| check.deliver(index, channel, payload, moment))?
             };
             match step {
                 Step::Incomplete => break,
@@ -346,7 +346,7 @@ impl Reader {
                 }
                 Step::Joined(count) => {
                     used += count;
-                    subscriber.stage = if plan.stuck(plan.first + index) { Stage::Stuck } else { Stage::Open };
+                    subscriber.state = if plan.stuck(plan.first + index) { State::Stuck } else { State::Open };
                     self.joined += 1;
                     self.in_flight -= 1;
                     self.handshakes.record(subscriber.started.elapsed().as_nanos() as u64);
@@ -358,18 +358,18 @@ impl Reader {
 
     fn end(&mut self, index: usize) {
         let subscriber = &mut self.subscribers[index];
-        if matches!(subscriber.stage, Stage::Open) {
+        if matches!(subscriber.state, State::Open) {
             self.closed += 1;
         } else {
             self.failed += 1;
             self.in_flight -= 1;
         }
-        subscriber.stage = Stage::Closed;
+        subscriber.state = State::Closed;
         subscriber.socket = None;
     }
 
     fn progress(&self) -> (u64, u64, u64) {
-        (self.checks.completed, self.checks.delivered, self.checks.seen)
+        (self.check.completed, self.check.delivered, self.check.seen)
     }
 
     fn untold(&self) -> bool {
@@ -379,7 +379,7 @@ impl Reader {
     /// Whether the publisher may be waiting for this; mere deliveries are told in bulk, to keep the reader cheap.
     fn urgent(&self) -> bool {
         let (completed, delivered, seen) = self.told;
-        completed != self.checks.completed || seen != self.checks.seen || self.checks.delivered > delivered + 1000
+        completed != self.check.completed || seen != self.check.seen || self.check.delivered > delivered + 1000
     }
 
     fn tell_progress(&mut self) -> Outcome<()> {

@@ -8,7 +8,7 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
-use super::Action;
+use super::action::Action;
 use crate::channel::ChannelName;
 use crate::channel::ChannelPattern;
 

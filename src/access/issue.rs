@@ -44,9 +44,9 @@ pub fn expiry(after: Duration) -> u64 {
 }
 
 /// Signs a token with HS256.
-pub fn issue(wish: &TokenSpec, secret: &Secret) -> Result<String, TokenKeyError> {
+pub fn issue(spec: &TokenSpec, secret: &Secret) -> Result<String, TokenKeyError> {
     Key::shared(secret)?;
     let key = EncodingKey::from_secret(secret.reveal().as_bytes());
     // Signing with a secret does not fail.
-    encode(&Header::new(Algorithm::HS256), wish, &key).map_err(|_| TokenKeyError::Short)
+    encode(&Header::new(Algorithm::HS256), spec, &key).map_err(|_| TokenKeyError::Short)
 }

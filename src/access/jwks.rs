@@ -1,5 +1,5 @@
-//! Keys that are published at a URL as a JWK set (RFC 7517): fetched at the start, looked at again now and then and when a token
-//! names a key that is not known, and kept while they can't be had. How a URL is fetched is `http/fetch.rs`.
+//! Keys that are published at a URL as a JWK set (RFC 7517): fetched at the start, refreshed at intervals and when a
+//! token names an unknown key, and kept while the URL cannot be fetched. It is given the function that fetches.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -7,6 +7,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use serde::Deserialize;
 use serde_json::Value;
 use tokio::sync::{Notify, watch};
@@ -16,18 +17,26 @@ use super::claims::Object;
 use super::token_key::Key;
 use crate::backoff::Backoff;
 
-/// How often the keys are looked at although nobody asks: a key that was withdrawn is known for no longer.
+/// Refresh interval. A revoked key stays valid for at most this long.
 const REFRESH: Duration = Duration::from_secs(600);
-/// The keys are not fetched again sooner, whatever tokens name.
+/// The least time between two fetches, whatever keys tokens name.
 const COOL_DOWN: Duration = Duration::from_secs(5);
 /// How long a client waits for a key that is being fetched.
 const PATIENCE: Duration = Duration::from_secs(6);
-/// How many keys of a set are used.
+/// The most keys of a set that are used.
 const MOST_KEYS: usize = 100;
+
+/// Fetches a JWK set. The error says what went wrong, for the log.
+pub type Fetch = Box<dyn Fn() -> BoxFuture<'static, Result<Bytes, String>> + Send + Sync>;
+
+/// The most bytes of a JWK set.
+pub const MOST_BYTES: usize = 256 << 10;
+/// The most time that a fetch may take.
+pub const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The keys as of the last fetch that succeeded.
 pub struct Jwks {
-    url: String,
+    fetch: Fetch,
     keys: RwLock<Option<Arc<[Key]>>>,
     /// A token names a key that is not known.
     wanted: Notify,
@@ -49,20 +58,15 @@ struct Set {
 }
 
 impl Jwks {
-    /// No keys yet. [`Jwks::keep_fresh`] fetches them.
-    pub fn new(url: &str) -> Arc<Self> {
+    /// No keys yet: [`Jwks::keep_fresh`] fetches them. `fetch` should enforce [`MOST_BYTES`] and [`FETCH_TIMEOUT`].
+    pub fn new(fetch: Fetch) -> Arc<Self> {
         Arc::new(Self {
-            url: url.to_owned(),
+            fetch,
             keys: RwLock::default(),
             wanted: Notify::new(),
             cooling: AtomicBool::new(false),
             attempts: watch::Sender::new(0),
         })
-    }
-
-    /// Where they are.
-    pub fn url(&self) -> &str {
-        &self.url
     }
 
     /// The keys, among them the one with this id if there is such a key anywhere; `None` while none could be fetched.
@@ -84,24 +88,24 @@ impl Jwks {
     }
 
     /// Fetches the keys for as long as the instance lives.
-    pub async fn keep_fresh<F: Future<Output = Result<Bytes, String>>>(&self, mut fetch: impl FnMut() -> F) {
+    pub async fn keep_fresh(self: Arc<Self>) {
         let mut backoff = Backoff::new(COOL_DOWN, REFRESH / 10);
         let mut failed = false;
         loop {
-            let outcome = fetch().await.and_then(|body| parse(&body));
+            let outcome = (self.fetch)().await.and_then(|body| parse(&body));
             let succeeded = outcome.is_ok();
             match outcome {
                 Ok(keys) => {
                     if std::mem::take(&mut failed) {
-                        tracing::info!(keys = keys.len(), "the keys of --token-jwks-url are there again");
+                        tracing::info!(keys = keys.len(), "fetching --token-jwks-url works again");
                     }
                     *self.keys.write().unwrap_or_else(PoisonError::into_inner) = Some(keys);
                     backoff.reset();
                 }
                 Err(error) if !std::mem::replace(&mut failed, true) => {
-                    tracing::warn!(%error, "the keys of --token-jwks-url can't be fetched; those that are known stay valid");
+                    tracing::warn!(%error, "cannot fetch --token-jwks-url; known keys stay valid");
                 }
-                Err(error) => tracing::debug!(%error, "the keys of --token-jwks-url still can't be fetched"),
+                Err(error) => tracing::debug!(%error, "still cannot fetch --token-jwks-url"),
             }
             self.cooling.store(true, Ordering::Release);
             self.attempts.send_modify(|attempts| *attempts += 1);

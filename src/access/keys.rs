@@ -33,7 +33,8 @@ fn every_channel() -> Vec<String> {
 pub enum KeyError {
     /// Too short, or not a header's characters.
     #[error(
-        "{0}: a publish key has at least {FEWEST_BYTES} visible ASCII characters without a comma; `openssl rand -hex 32` makes one"
+        "{0}: a publish key needs at least {FEWEST_BYTES} visible ASCII characters and no comma; \
+         `openssl rand -hex 32` generates one"
     )]
     Unfit(String),
     /// Neither `key` nor `key_file`, or both.

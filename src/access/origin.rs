@@ -1,20 +1,20 @@
-//! Which web pages may speak to an instance: their origin (RFC 6454), compared with an allow-list, or with the host that was
-//! asked where there is none. What a browser is answered is `http/cors.rs`.
+//! Which web pages may send requests: checks their origin (RFC 6454) against an allow-list or, without one, against the
+//! `Host` of the request. `http/cors.rs` writes the response headers.
 
 use std::fmt;
 
-/// Where a request comes from, as far as its `Origin` says.
+/// What the `Origin` header of a request says.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub enum Page {
-    /// No `Origin`: not a browser, or a browser that reads what its own page's server serves.
+pub enum OriginCheck {
+    /// No `Origin`: not a browser, or a same-origin GET.
     #[default]
-    Unnamed,
-    /// A page whose origin may speak to us, and may do so with the user's cookies.
+    Absent,
+    /// A listed origin, or the same origin. Cookies count.
     Trusted,
-    /// A page like any other, where every origin may speak to us.
-    Any,
-    /// A page that may not.
-    Foreign,
+    /// Another origin, where the list has `*`. Cookies do not count.
+    Allowed,
+    /// An origin that is not allowed.
+    Refused,
 }
 
 /// The allow-list.
@@ -50,12 +50,12 @@ impl Origins {
         self.any || !self.listed.is_empty()
     }
 
-    /// Judges an `Origin` line. `host` is the request's `Host`.
-    pub fn judge(&self, origin: Option<&str>, host: Option<&str>) -> Page {
-        let Some(text) = origin else { return Page::Unnamed };
+    /// Checks an `Origin` header. `host` is the `Host` of the request.
+    pub fn check(&self, origin: Option<&str>, host: Option<&str>) -> OriginCheck {
+        let Some(text) = origin else { return OriginCheck::Absent };
         // `null`, as of a sandboxed frame or a file, is nobody in particular.
         let Some((scheme, authority)) = normal(text) else {
-            return if self.any { Page::Any } else { Page::Foreign };
+            return if self.any { OriginCheck::Allowed } else { OriginCheck::Refused };
         };
         let trusted = if self.is_listed() {
             self.listed.iter().any(|listed| {
@@ -65,9 +65,9 @@ impl Origins {
             host.is_some_and(|host| authority == without_default_port(scheme, &host.to_ascii_lowercase()))
         };
         match (trusted, self.any) {
-            (true, _) => Page::Trusted,
-            (false, true) => Page::Any,
-            (false, false) => Page::Foreign,
+            (true, _) => OriginCheck::Trusted,
+            (false, true) => OriginCheck::Allowed,
+            (false, false) => OriginCheck::Refused,
         }
     }
 }
@@ -105,14 +105,14 @@ mod tests {
 
     #[test]
     fn without_a_list_the_origin_must_be_that_of_the_host() {
-        let same = |origin: &str, host: &str| origins(&[]).judge(Some(origin), Some(host));
+        let same = |origin: &str, host: &str| origins(&[]).check(Some(origin), Some(host));
         for (origin, host) in [
             ("http://127.0.0.1:8000", "127.0.0.1:8000"),
             ("https://Live.Example.com", "live.example.COM"),
             ("https://live.example.com", "live.example.com:443"),
             ("http://[::1]:8000", "[::1]:8000"),
         ] {
-            assert_eq!(same(origin, host), Page::Trusted, "{origin} {host}");
+            assert_eq!(same(origin, host), OriginCheck::Trusted, "{origin} {host}");
         }
         for (origin, host) in [
             ("http://evil.example", "live.example.com"),
@@ -123,26 +123,29 @@ mod tests {
             ("", ""),
             ("file://", ""),
         ] {
-            assert_eq!(same(origin, host), Page::Foreign, "{origin} {host}");
+            assert_eq!(same(origin, host), OriginCheck::Refused, "{origin} {host}");
         }
-        assert_eq!(origins(&[]).judge(Some("http://a"), None), Page::Foreign);
-        assert_eq!(origins(&[]).judge(None, Some("a")), Page::Unnamed);
+        assert_eq!(origins(&[]).check(Some("http://a"), None), OriginCheck::Refused);
+        assert_eq!(origins(&[]).check(None, Some("a")), OriginCheck::Absent);
     }
 
     #[test]
     fn with_a_list_only_what_it_names_is_trusted() {
         let list = origins(&["https://app.example.com", "http://localhost:3000"]);
-        assert_eq!(list.judge(Some("https://app.example.com:443"), Some("live.example.com")), Page::Trusted);
-        assert_eq!(list.judge(Some("http://localhost:3000"), None), Page::Trusted);
-        assert_eq!(list.judge(Some("http://app.example.com"), None), Page::Foreign, "another scheme");
-        assert_eq!(list.judge(Some("https://live.example.com"), Some("live.example.com")), Page::Foreign);
+        assert_eq!(list.check(Some("https://app.example.com:443"), Some("live.example.com")), OriginCheck::Trusted);
+        assert_eq!(list.check(Some("http://localhost:3000"), None), OriginCheck::Trusted);
+        assert_eq!(list.check(Some("http://app.example.com"), None), OriginCheck::Refused, "another scheme");
+        assert_eq!(list.check(Some("https://live.example.com"), Some("live.example.com")), OriginCheck::Refused);
     }
 
     #[test]
     fn a_star_allows_everybody_and_trusts_nobody() {
-        assert_eq!(origins(&["*"]).judge(Some("https://evil.example"), None), Page::Any);
-        assert_eq!(origins(&["*"]).judge(Some("null"), None), Page::Any);
-        assert_eq!(origins(&["*", "https://app.example"]).judge(Some("https://app.example"), None), Page::Trusted);
+        assert_eq!(origins(&["*"]).check(Some("https://evil.example"), None), OriginCheck::Allowed);
+        assert_eq!(origins(&["*"]).check(Some("null"), None), OriginCheck::Allowed);
+        assert_eq!(
+            origins(&["*", "https://app.example"]).check(Some("https://app.example"), None),
+            OriginCheck::Trusted
+        );
     }
 
     #[test]

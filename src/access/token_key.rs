@@ -35,11 +35,12 @@ pub struct Key {
 pub enum TokenKeyError {
     /// A secret that could be found by trying.
     #[error(
-        "a token secret has at least {FEWEST_SECRET_BYTES} bytes, none a comma, which separates several; `openssl rand -hex 32` makes one"
+        "a token secret needs at least {FEWEST_SECRET_BYTES} bytes and no comma (commas separate several secrets); \
+         `openssl rand -hex 32` generates one"
     )]
     Short,
     /// Not a public key of a supported type.
-    #[error("is not the PEM of a public key: RSA, P-256, P-384 or Ed25519")]
+    #[error("not a public key in PEM format: RSA, P-256, P-384 or Ed25519")]
     Pem,
 }
 

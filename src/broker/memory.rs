@@ -17,9 +17,8 @@ use tokio::time::MissedTickBehavior;
 
 use self::channels::{Channels, Published};
 use self::clock::Clock;
-use super::{Broker, BrokerError, Event, Health, Page, Publication, ReadFrom};
+use super::{Broker, BrokerError, Event, EventSink, Health, Page, Publication, ReadFrom, RequestSize};
 use crate::channel::ChannelName;
-use crate::hub::event_queue::EventQueue;
 use crate::message::{Message, Position};
 use crate::rules::Rules;
 
@@ -36,7 +35,7 @@ pub struct MemoryBroker {
     clock: Clock,
     /// Makes the digests by which a retry is told from another message of the same id.
     digests: RandomState,
-    queue: Arc<EventQueue>,
+    sink: Arc<dyn EventSink>,
     rules: Arc<Rules>,
 }
 
@@ -46,16 +45,16 @@ struct State {
 }
 
 impl MemoryBroker {
-    /// A broker without channels that reports to `queue`.
+    /// A broker without channels that delivers to `sink`.
     ///
     /// # Panics
     /// Outside of a Tokio runtime, on which a task drops what has aged.
-    pub fn new(queue: Arc<EventQueue>, rules: Arc<Rules>) -> Self {
+    pub fn new(sink: Arc<dyn EventSink>, rules: Arc<Rules>) -> Self {
         let clock = Clock::new();
         let channels = Channels::new(MOST_BYTES, clock.now());
         let state = Arc::new(Mutex::new(State { channels, subscribed: HashSet::new() }));
         tokio::spawn(expire(Arc::downgrade(&state), clock));
-        Self { state, clock, digests: RandomState::new(), queue, rules }
+        Self { state, clock, digests: RandomState::new(), sink, rules }
     }
 
     fn publish_one(&self, publication: Publication) -> Result<Option<Position>, BrokerError> {
@@ -78,7 +77,7 @@ impl MemoryBroker {
         };
         let position = message.position;
         if state.subscribed.contains(&channel) {
-            self.queue.add(Event::Arrived(channel, message));
+            self.sink.add(Event::Arrived(channel, message));
         }
         Ok(position)
     }
@@ -109,18 +108,20 @@ impl Broker for MemoryBroker {
     fn publish(&self, batch: Vec<Publication>) -> BoxFuture<'_, Vec<Result<Option<Position>, BrokerError>>> {
         async move {
             // As Redis would: who publishes faster than this instance relays has to wait.
-            self.queue.room().await;
+            if !self.sink.has_room() {
+                self.sink.room().await;
+            }
             let results = batch.into_iter().map(|publication| self.publish_one(publication)).collect();
-            self.queue.deliver();
+            self.sink.process();
             results
         }
         .boxed()
     }
 
-    fn subscribe(&self, channel: &ChannelName) -> Result<(), BrokerError> {
+    fn subscribe(&self, channel: &ChannelName, _: RequestSize) -> Result<(), BrokerError> {
         let mut state = lock(&self.state);
         state.subscribed.insert(channel.clone());
-        self.queue.push(Event::Subscribed(channel.clone()));
+        self.sink.push(Event::Subscribed(channel.clone()));
         Ok(())
     }
 
@@ -152,6 +153,7 @@ impl Broker for MemoryBroker {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::hub::event_queue::EventQueue;
 
     const RULES: &str = "
 [[channel]]
@@ -166,7 +168,11 @@ keyed = true
 ";
 
     fn broker() -> MemoryBroker {
-        MemoryBroker::new(Arc::default(), Arc::new(Rules::parse(RULES).expect("rules")))
+        deliver_to(Arc::default())
+    }
+
+    fn deliver_to(sink: Arc<EventQueue>) -> MemoryBroker {
+        MemoryBroker::new(sink, Arc::new(Rules::parse(RULES).expect("rules")))
     }
 
     fn publication(channel: &str, payload: &'static str, id: Option<&str>) -> Publication {
@@ -204,9 +210,10 @@ keyed = true
 
     #[tokio::test]
     async fn a_retry_is_the_same_payload_key_and_removal_and_is_not_delivered_again() {
-        let broker = broker();
+        let queue = Arc::new(EventQueue::default());
+        let broker = deliver_to(queue.clone());
         let channel: ChannelName = "sheet".parse().expect("valid");
-        broker.subscribe(&channel).expect("it refuses nothing");
+        broker.subscribe(&channel, RequestSize::Small).expect("it refuses nothing");
         let set = Publication { key: Some("a".into()), ..publication("sheet", "1", Some("id")) };
         for _ in 0..3 {
             assert_eq!(publish(&broker, set.clone()).await, Ok(Some(1)));
@@ -221,7 +228,7 @@ keyed = true
         }
         assert_eq!(publish(&broker, Publication { id: Some("other".into()), ..set }).await, Ok(Some(2)));
         let mut events = std::collections::VecDeque::new();
-        broker.queue.take(&mut events);
+        queue.take(&mut events);
         let arrived = |event: &Event| matches!(event, Event::Arrived(..));
         assert_eq!((events.len(), events.iter().filter(|event| arrived(event)).count()), (3, 2));
     }

@@ -2,40 +2,46 @@
 //! the Lua code in `functions/`; what is published is heard on one supervised connection.
 
 mod calls;
-mod commands;
 mod connection;
 mod decoder;
 mod diagnosis;
 mod endpoint;
+mod error;
 mod history;
 mod library;
+mod node;
 mod pipeline;
 mod position_marker;
 pub mod probe;
 mod reads;
+mod reply;
 pub mod resp;
+mod shared;
 mod subscriber;
 mod subscriptions;
+mod wanted;
 
 use std::sync::Arc;
 
 use futures::future::{BoxFuture, FutureExt};
 use thread_local::ThreadLocal;
 
-use self::commands::Commands;
 use self::endpoint::Endpoint;
+use self::history::History;
+use self::node::{Node, Role};
 use self::pipeline::Pipeline;
 use self::subscriber::Subscriber;
-use super::{Broker, BrokerError, Health, Page, Publication, ReadFrom};
+use super::{Broker, BrokerError, EventSink, Health, Page, Publication, ReadFrom, RequestSize};
 use crate::channel::ChannelName;
-use crate::hub::event_queue::EventQueue;
 use crate::message::Position;
 use crate::observability::metrics::Metrics;
 use crate::rules::Rules;
 
 /// A broker behind a Redis URL.
 pub struct RedisBroker {
-    commands: Arc<Commands>,
+    node: Arc<Node>,
+    rules: Arc<Rules>,
+    history: History,
     /// One for each thread that publishes.
     pipelines: ThreadLocal<Arc<Pipeline>>,
     subscriber: Arc<Subscriber>,
@@ -51,22 +57,23 @@ impl RedisBroker {
     pub fn start(
         url: &str,
         instance: &str,
-        queue: Arc<EventQueue>,
+        sink: Arc<dyn EventSink>,
         rules: Arc<Rules>,
         metrics: Arc<Metrics>,
     ) -> Result<Self, UrlError> {
         let endpoint = Endpoint::parse(url).map_err(UrlError)?;
-        let commands = Arc::new(Commands::new(endpoint.clone(), rules, metrics.clone()));
-        let subscriber = Arc::new(Subscriber::new(instance, queue, metrics));
-        tokio::spawn(subscriber.clone().supervise(endpoint, commands.clone()));
-        Ok(Self { commands, pipelines: ThreadLocal::new(), subscriber })
+        let node = Arc::new(Node::new(endpoint, Role::Master, &rules, metrics.clone()));
+        let subscriber = Arc::new(Subscriber::new(instance, sink, metrics));
+        tokio::spawn(subscriber.clone().supervise(node.clone()));
+        let history = History::new(node.clone(), rules.clone());
+        Ok(Self { node, rules, history, pipelines: ThreadLocal::new(), subscriber })
     }
 
     /// This thread's pipeline; it runs on the thread's runtime.
     fn pipeline(&self) -> &Pipeline {
         self.pipelines.get_or(|| {
             let pipeline = Arc::new(Pipeline::default());
-            tokio::spawn(pipeline.clone().run(self.commands.clone()));
+            tokio::spawn(pipeline.clone().run(self.node.clone(), self.rules.clone()));
             pipeline
         })
     }
@@ -83,8 +90,8 @@ impl Broker for RedisBroker {
         .boxed()
     }
 
-    fn subscribe(&self, channel: &ChannelName) -> Result<(), BrokerError> {
-        self.subscriber.want(channel)
+    fn subscribe(&self, channel: &ChannelName, request: RequestSize) -> Result<(), BrokerError> {
+        self.subscriber.want(channel, request)
     }
 
     fn unsubscribe(&self, channel: &ChannelName) {
@@ -97,7 +104,7 @@ impl Broker for RedisBroker {
         from: ReadFrom,
         limit: usize,
     ) -> BoxFuture<'a, Result<Option<Page>, BrokerError>> {
-        self.commands.read(channel, from, limit).boxed()
+        self.history.read(channel, from, limit).boxed()
     }
 
     fn health(&self) -> Health {

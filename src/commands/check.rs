@@ -1,5 +1,5 @@
-//! `livebridge check`: says of each thing that an instance needs whether it is there, and how to mend it where it is not. What
-//! Redis says of itself is found out in `broker/redis/probe.rs`.
+//! `livebridge check`: checks everything that an instance needs, and prints one finding per line, with a
+//! suggested fix for each problem. `broker/redis/probe.rs` checks Redis.
 
 use std::io::{self, Write};
 
@@ -19,7 +19,8 @@ pub async fn run(settings: &Settings, out: &mut impl Write) -> io::Result<bool> 
     match &settings.redis_url {
         Some(url) => findings.extend(check_redis(url, &settings.rules).await),
         None => {
-            findings.push(Finding::ok("the embedded broker: one instance, and a history that ends with the process"))
+            let broker = "using the embedded broker: one instance, and the history is lost when the process ends";
+            findings.push(Finding::ok(broker));
         }
     }
     for finding in &findings {
@@ -45,11 +46,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_finding_is_one_line_that_ends_with_the_mend() {
+    fn a_finding_is_one_line_that_ends_with_the_suggested_fix() {
         assert_eq!(Finding::ok("it is there").to_string(), "ok       it is there");
         assert_eq!(
             Finding::warning("it is small", "make it large").to_string(),
-            "warning  it is small — make it large"
+            "warning  it is small - make it large"
         );
     }
 }

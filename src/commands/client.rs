@@ -5,15 +5,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
-use hyper::client::conn::http1;
 use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, stdin, stdout};
-use tokio::net::TcpStream;
 
 use crate::access::secret::Secret;
 use crate::backoff::Backoff;
 use crate::config::{PublishArgs, TailArgs};
+use crate::http_client::{Connection, Url};
 
 /// How long an instance may take to answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -22,7 +20,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// Not `http://HOST[:PORT]`.
-    #[error("{0:?} is not a URL of an instance; it looks like http://127.0.0.1:8000 (https is not spoken here)")]
+    #[error("{0:?} is not a URL of an instance; it looks like http://127.0.0.1:8000 (https is not supported)")]
     Url(String),
     /// Nobody answers there.
     #[error("cannot reach {url}: {why}; is livebridge running there?")]
@@ -45,46 +43,30 @@ pub enum ClientError {
     Stdio(#[from] std::io::Error),
 }
 
-/// A connection to an instance.
+/// An instance, and the connection to it.
 struct Instance {
-    url: String,
-    authority: String,
+    url: Url,
+    /// The URL as it was typed, for error messages.
+    typed: String,
     /// The value of `Authorization`.
     credentials: Option<Secret>,
-    sender: Option<http1::SendRequest<Full<Bytes>>>,
+    connection: Option<Connection>,
 }
 
 impl Instance {
-    fn new(url: &str, token: Option<&Secret>) -> Result<Self, ClientError> {
+    fn new(typed: &str, token: Option<&Secret>) -> Result<Self, ClientError> {
         let token = token.filter(|token| !token.reveal().is_empty());
         let credentials = token.map(|token| Secret::new(format!("Bearer {}", token.reveal())));
-        let authority = url.strip_prefix("http://").map(|rest| rest.trim_end_matches('/'));
-        match authority {
-            Some(authority) if !authority.is_empty() && !authority.contains(['/', ' ', '?']) => {
-                Ok(Self { url: url.to_owned(), authority: authority.to_owned(), credentials, sender: None })
+        match Url::parse(typed) {
+            Ok(url) if url.is_plain_server() => {
+                Ok(Self { url, typed: typed.to_owned(), credentials, connection: None })
             }
-            _ => Err(ClientError::Url(url.to_owned())),
+            _ => Err(ClientError::Url(typed.to_owned())),
         }
     }
 
     fn unreachable(&self, why: &impl ToString) -> ClientError {
-        ClientError::Unreachable { url: self.url.clone(), why: why.to_string() }
-    }
-
-    async fn connect(&mut self) -> Result<&mut http1::SendRequest<Full<Bytes>>, ClientError> {
-        if self.sender.as_ref().is_none_or(http1::SendRequest::is_closed) {
-            let with_port = if self.authority.rsplit(':').next().is_some_and(|port| port.parse::<u16>().is_ok()) {
-                self.authority.clone()
-            } else {
-                format!("{}:80", self.authority)
-            };
-            let stream = TcpStream::connect(with_port).await.map_err(|error| self.unreachable(&error))?;
-            let (sender, connection) =
-                http1::handshake(TokioIo::new(stream)).await.map_err(|error| self.unreachable(&error))?;
-            tokio::spawn(connection);
-            self.sender = Some(sender);
-        }
-        self.sender.as_mut().ok_or_else(|| ClientError::Url(String::new()))
+        ClientError::Unreachable { url: self.typed.clone(), why: why.to_string() }
     }
 
     async fn request(
@@ -94,7 +76,7 @@ impl Instance {
         headers: &[(&str, &str)],
         body: Bytes,
     ) -> Result<Response<Incoming>, ClientError> {
-        let mut request = Request::builder().method(method).uri(path).header("host", &self.authority);
+        let mut request = Request::builder().method(method).uri(path).header("host", self.url.authority());
         if let Some(credentials) = &self.credentials {
             request = request.header("authorization", credentials.reveal());
         }
@@ -102,10 +84,14 @@ impl Instance {
             request = request.header(*name, *value);
         }
         let request = request.body(Full::new(body)).map_err(|error| self.unreachable(&error))?;
-        let sent = {
-            let sender = self.connect().await?;
-            tokio::time::timeout(ANSWER_TIMEOUT, sender.send_request(request)).await
+        let sent = async {
+            let connection = match self.connection.take().filter(|connection| !connection.is_closed()) {
+                Some(connection) => connection,
+                None => self.url.connect().await?,
+            };
+            self.connection.insert(connection).send(request).await
         };
+        let sent = tokio::time::timeout(ANSWER_TIMEOUT, sent).await;
         match sent {
             Ok(Ok(response)) => Ok(response),
             Ok(Err(error)) => Err(self.unreachable(&error)),
@@ -194,7 +180,7 @@ pub async fn tail(args: &TailArgs) -> Result<(), ClientError> {
         if events.id.is_some() {
             path.clone_from(&base);
         }
-        instance.sender = None;
+        instance.connection = None;
         tokio::time::sleep(backoff.next_delay()).await;
     }
 }
@@ -273,7 +259,7 @@ impl Events {
             return;
         }
         if kind == "livebridge:refused" {
-            tracing::warn!(answer = %data.join(""), "the instance refuses for now; trying again");
+            tracing::warn!(answer = %data.join(""), "the instance refused temporarily; reconnecting");
             return;
         }
         if kind == "livebridge:gap" {

@@ -6,51 +6,54 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
+use futures::future::FutureExt;
 
 use crate::access::Access;
-use crate::access::jwks::Jwks;
+use crate::access::jwks::{FETCH_TIMEOUT, Jwks, MOST_BYTES};
 use crate::access::keys::{KeyError, PublishKey};
 use crate::access::origin::{OriginError, Origins};
 use crate::access::secret::Secret;
 use crate::access::token::Tokens;
 use crate::access::token_key::{Key, TokenKeyError};
-use crate::http::fetch::{FetchError, Source};
+use crate::http_client::{Url, UrlError};
 use crate::rules::Rules;
 
 /// Keys, tokens and origins.
 #[derive(Args, Debug, Clone)]
 pub struct AccessArgs {
-    /// A key that producers show as `Authorization: Bearer KEY`; several, separated by commas, are all valid. Keys for
-    /// certain channels stand in the rules file.
+    /// Publish key, which producers send as `Authorization: Bearer KEY`. Several keys, separated by
+    /// commas, are all valid. Keys for certain channels are in the rules file.
     #[arg(long, env = "LIVEBRIDGE_PUBLISH_KEY", value_name = "KEY", value_delimiter = ',', hide_env_values = true)]
     pub publish_key: Vec<Secret>,
-    /// The secret that clients' tokens are signed with (HS256, HS384, HS512); several, separated by commas, are all valid.
+    /// Shared secret that verifies clients' tokens (HS256, HS384, HS512). Several, separated by commas,
+    /// are all valid.
     #[arg(long, env = "LIVEBRIDGE_TOKEN_SECRET", value_name = "SECRET", value_delimiter = ',', hide_env_values = true)]
     pub token_secret: Vec<Secret>,
-    /// A file with the PEM of the public key that clients' tokens are signed for: RSA, P-256, P-384 or Ed25519; may
+    /// PEM file with a public key that verifies clients' tokens: RSA, P-256, P-384 or Ed25519. May
     /// repeat.
     #[arg(long, env = "LIVEBRIDGE_TOKEN_PUBLIC_KEY", value_name = "FILE", value_delimiter = ',')]
     pub token_public_key: Vec<PathBuf>,
-    /// Where the public keys are as a JWK set: http:// or https://.
+    /// URL of a JWK set with public keys that verify clients' tokens, http:// or https://.
     #[arg(long, env = "LIVEBRIDGE_TOKEN_JWKS_URL", value_name = "URL", hide_env_values = true)]
     pub token_jwks_url: Option<String>,
-    /// Whom a token must be for (`aud`); may repeat, then one of them.
+    /// Required audience of a token (`aud`). May repeat; one must match.
     #[arg(long, env = "LIVEBRIDGE_TOKEN_AUDIENCE", value_name = "AUDIENCE", value_delimiter = ',')]
     pub token_audience: Vec<String>,
-    /// Who must have made a token (`iss`); may repeat, then one of them.
+    /// Required issuer of a token (`iss`). May repeat; one must match.
     #[arg(long, env = "LIVEBRIDGE_TOKEN_ISSUER", value_name = "ISSUER", value_delimiter = ',')]
     pub token_issuer: Vec<String>,
-    /// How far the clock of who makes tokens may differ, in seconds.
+    /// Allowed difference to the clock of the token issuer, in seconds.
     #[arg(long, env = "LIVEBRIDGE_TOKEN_LEEWAY_SECONDS", default_value_t = 30, value_name = "SECONDS",
           value_parser = clap::value_parser!(u32).range(0..=600))]
     pub token_leeway_seconds: u32,
-    /// The cookie that may hold a token, for pages of the same or of a listed origin.
+    /// Name of a cookie with a token. Counts only for pages of the same or a listed origin.
     #[arg(long, env = "LIVEBRIDGE_TOKEN_COOKIE", value_name = "NAME")]
     pub token_cookie: Option<String>,
-    /// Whose pages may connect, by scheme, host and port as in a browser; may repeat; * for any [default: the same origin].
+    /// Origin whose pages may connect, such as https://app.example.com. May repeat; * allows any
+    /// [default: the same origin].
     #[arg(long, env = "LIVEBRIDGE_ALLOWED_ORIGIN", value_name = "ORIGIN", value_delimiter = ',')]
     pub allowed_origin: Vec<String>,
-    /// Serve beyond loopback although everybody may do everything.
+    /// Allow listening beyond loopback without any access control.
     #[arg(long, env = "LIVEBRIDGE_INSECURE")]
     pub insecure: bool,
 }
@@ -60,9 +63,9 @@ pub struct AccessArgs {
 pub enum AccessSettingsError {
     /// Protected mode.
     #[error(
-        "refusing to listen on {0}, where others can reach it, while everybody may publish and listen; set \
-         LIVEBRIDGE_PUBLISH_KEY for producers or LIVEBRIDGE_TOKEN_SECRET (or another key for clients' tokens, see --help), \
-         listen on 127.0.0.1, or say --insecure if something in front of it keeps strangers out"
+        "refusing to listen on {0} without access control: every client that reaches it could publish and subscribe. \
+         Set LIVEBRIDGE_PUBLISH_KEY for producers or LIVEBRIDGE_TOKEN_SECRET (or another key for clients' tokens, see \
+         --help), listen on 127.0.0.1, or use --insecure if something in front restricts access"
     )]
     Unprotected(SocketAddr),
     /// A publish key.
@@ -89,9 +92,11 @@ pub enum AccessSettingsError {
     },
     /// A URL.
     #[error("--token-jwks-url: {0}")]
-    Url(#[from] FetchError),
+    Url(#[from] UrlError),
     /// Settings of tokens without a key.
-    #[error("{0} is set, but no key for tokens: add LIVEBRIDGE_TOKEN_SECRET, --token-public-key or --token-jwks-url")]
+    #[error(
+        "{0} is set, but no key verifies tokens: set LIVEBRIDGE_TOKEN_SECRET, --token-public-key or --token-jwks-url"
+    )]
     NoTokenKey(&'static str),
     /// A name that no cookie has.
     #[error("--token-cookie: a cookie's name has letters, digits, `-`, `_` and `.`")]
@@ -127,7 +132,7 @@ impl AccessArgs {
         }
         if !access.is_open() && !access.lets_anybody_subscribe() {
             tracing::warn!(
-                "nobody can subscribe: add a key for clients' tokens, or `anonymous = [\"subscribe\"]` to a rule"
+                "no client can subscribe: configure a key for tokens, or add `anonymous = [\"subscribe\"]` to a rule"
             );
         }
         Ok(access)
@@ -145,8 +150,12 @@ impl AccessArgs {
         let remote = match self.token_jwks_url.as_deref().filter(|url| !url.is_empty()) {
             None => None,
             Some(url) => {
-                Source::new(url)?;
-                Some(Jwks::new(url))
+                let url = Arc::new(Url::parse(url)?);
+                let fetch = move || {
+                    let url = url.clone();
+                    async move { url.fetch_json(MOST_BYTES, FETCH_TIMEOUT).await }.boxed()
+                };
+                Some(Jwks::new(Box::new(fetch)))
             }
         };
         let (audience, issuer) = (named(&self.token_audience), named(&self.token_issuer));

@@ -41,6 +41,23 @@ pub struct EncodedBatch {
     cut: RefCell<Option<(usize, Bytes)>>,
     /// What such frames count against.
     outgoing: Arc<Budget>,
+    /// Tells what is in it from what was in it before.
+    generation: u64,
+    /// What the frames of one subscriber depend on, where they are personal.
+    personal: PersonalKey,
+}
+
+/// What personal frames depend on: subscribers of the same channels that hold the same positions share them.
+#[derive(Default)]
+struct PersonalKey {
+    /// Of the batch that was shared, by its generation, from which entry on; 0 where the frames are of no such batch.
+    shared: (u64, u64),
+    /// What the subscriber held in each of its channels before.
+    before: Vec<Option<Position>>,
+    /// Which of them is the batch's.
+    index: usize,
+    /// What it holds in each after the last entry.
+    positions: Vec<Option<Position>>,
 }
 
 /// How much of a batch a subscriber has been given once its bytes were written up to some byte.
@@ -61,9 +78,10 @@ impl EncodedBatch {
         Self { outgoing, ..Self::default() }
     }
 
-    /// Encodes the log from `cursor` on, for all subscribers of an encoding. A personal encoding's frames can't be shared:
-    /// of them, only how many there are is noted. Returns whether there is anything.
+    /// Encodes the log from `cursor` on, for all subscribers of an encoding. The frames of a personal encoding differ: of
+    /// them, only how many there are is noted, and [`EncodedBatch::encode_personal`] makes them. Returns whether there is anything.
     pub fn fill(&mut self, topic: &Topic, cursor: u64, encoding: &Encoding) -> bool {
+        self.generation += 1;
         let read = self.read_log(topic, cursor, SHARED_BYTES);
         debug_assert!(read.is_ok(), "the log keeps what a shard has not reported as served");
         if encoding.is_personal() {
@@ -74,6 +92,41 @@ impl EncodedBatch {
             });
         }
         !self.is_empty() || self.close.is_some()
+    }
+
+    /// Encodes the entries of a shared batch from `cursor` on for a subscriber of a personal encoding, unless that is
+    /// what this holds already: subscribers of the same channels usually hold the same positions. `positions` are what the
+    /// subscriber holds in each of its channels, of which the batch's is the one at `index`.
+    pub(super) fn encode_personal(
+        &mut self,
+        shared: &Self,
+        cursor: u64,
+        (channel, encoding): (&ChannelName, &Encoding),
+        (positions, index): (impl Iterator<Item = Option<Position>>, usize),
+    ) {
+        let key = (shared.generation, cursor);
+        // Compared while they are collected, since most are the same.
+        let mut known = self.personal.shared == key && self.personal.index == index;
+        let mut count = 0;
+        for position in positions {
+            known &= self.personal.before.get(count) == Some(&position);
+            if !known {
+                self.personal.before.truncate(count);
+                self.personal.before.push(position);
+            }
+            count += 1;
+        }
+        if known && count == self.personal.before.len() {
+            return;
+        }
+        self.clear();
+        self.first = cursor;
+        self.entries.extend_from_slice(&shared.entries[(cursor - shared.first) as usize..]);
+        let mut personal = std::mem::take(&mut self.personal);
+        personal.before.truncate(count);
+        personal.positions.clone_from(&personal.before);
+        self.encode_own(channel, encoding, (&mut personal.positions, index));
+        self.personal = PersonalKey { shared: key, index, ..personal };
     }
 
     /// Reads the log from `cursor` on, for one subscriber.
@@ -228,6 +281,7 @@ impl EncodedBatch {
         self.bytes.clear();
         self.close = None;
         self.cut.take();
+        self.personal.shared = (0, 0);
         if self.bytes.capacity() > 4 * SHARED_BYTES {
             self.bytes = Vec::new();
         }
@@ -240,4 +294,61 @@ fn encoded_size(entry: &Entry) -> usize {
         Entry::Gap(_) => 0,
     };
     FRAME_BYTES + variable
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::delivery::encoding::BARE_MULTI_CHANNEL_EVENTS;
+    use crate::message::Message;
+
+    #[test]
+    fn personal_frames_are_encoded_once_for_those_who_hold_the_same_positions() {
+        let channel: ChannelName = "b".parse().expect("valid");
+        let message = |offset| {
+            let position = Some(Position::new(7, offset));
+            Entry::from(Message { position, ..Message::plain(format!("m{offset}")) })
+        };
+        let shared = EncodedBatch {
+            entries: vec![message(1), message(2)],
+            ends: vec![0, 0],
+            first: 5,
+            generation: 3,
+            ..EncodedBatch::default()
+        };
+        let mut scratch = EncodedBatch::default();
+        let mut encode = |shared: &EncodedBatch, cursor, positions: &[Option<Position>], index| {
+            let of = (&channel, &BARE_MULTI_CHANNEL_EVENTS);
+            scratch.encode_personal(shared, cursor, of, (positions.iter().copied(), index));
+            let text = String::from_utf8(scratch.bytes.clone()).expect("UTF-8");
+            // Whoever is given these bytes again is seen by it.
+            scratch.bytes[0] = b'!';
+            (text.starts_with('!'), text.replacen('!', "i", 1), scratch.end())
+        };
+        let (none, some) = (None, Some(Position::new(4, 9)));
+        let both = "id: 4:9,7:1\nevent: b\ndata: m1\n\nid: 4:9,7:2\nevent: b\ndata: m2\n\n";
+        let last = "id: 4:9,7:2\nevent: b\ndata: m2\n\n";
+        assert_eq!(encode(&shared, 5, &[some, none], 1), (false, both.into(), 7));
+        assert_eq!(encode(&shared, 5, &[some, none], 1), (true, both.into(), 7));
+        assert_eq!(encode(&shared, 6, &[some, none], 1), (false, last.into(), 7), "another cursor");
+        assert_eq!(encode(&shared, 6, &[some, none, none], 1).1, last.replace("7:2", "7:2,"), "more channels");
+        assert_eq!(encode(&shared, 6, &[some, none], 1), (false, last.into(), 7), "fewer channels");
+        assert_eq!(
+            encode(&shared, 6, &[none, some], 0),
+            (false, last.replace("4:9,7:2", "7:2,4:9"), 7),
+            "another order"
+        );
+        assert_eq!(
+            encode(&shared, 6, &[none, none], 0),
+            (false, last.replace("4:9,7:2", "7:2,"), 7),
+            "another position"
+        );
+        let next = EncodedBatch { generation: 4, entries: vec![message(3)], first: 6, ..EncodedBatch::default() };
+        assert_eq!(encode(&next, 6, &[none, none], 0).1, "id: 7:3,\nevent: b\ndata: m3\n\n", "another batch");
+        // What a client's own turn left behind is nobody's.
+        scratch.clear();
+        let of = (&channel, &BARE_MULTI_CHANNEL_EVENTS);
+        scratch.encode_personal(&next, 6, of, ([none, none].into_iter(), 0));
+        assert!(scratch.bytes.starts_with(b"id: 7:3,\n"));
+    }
 }

@@ -96,8 +96,11 @@ impl Connection {
 
     /// The fan-out has a batch for one of the subscriptions.
     pub(super) fn offer(&self, key: SubscriptionKey, batch: &EncodedBatch) {
+        let context = self.context();
         let mut session = self.session.borrow_mut();
-        if !session.offer(key, batch, &mut |bytes| self.context().write(&self.socket, bytes)) {
+        // Kept until the next batch: the frames may be those of the next subscriber, too.
+        let mut scratch = context.scratch.borrow_mut();
+        if !session.offer(key, batch, &mut scratch, &mut |bytes| context.write(&self.socket, bytes)) {
             self.wake();
         }
         self.context().count_delivered(session.take_delivered());

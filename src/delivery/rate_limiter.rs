@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::app::Rates;
 use crate::close::{Close, Code};
-use crate::transport::byte_budget::{Budget, Held};
+use crate::transport::byte_budget::{Budget, Reservation};
 use crate::transport::token_bucket::Bucket;
 
 /// A client that is ahead of its limits by more than so many seconds is closed. Bytes are read in pieces that are paid
@@ -18,7 +18,7 @@ pub(super) struct RateLimiter {
     /// Without their rates, which all clients share: each connection has two.
     frames: Option<Bucket>,
     bytes: Option<Bucket>,
-    incoming: Held,
+    incoming: Reservation,
 }
 
 /// What one read brought.
@@ -42,7 +42,7 @@ impl RateLimiter {
     /// For a client that has sent nothing yet.
     pub(super) fn new(rates: Rates, incoming: Arc<Budget>, now: u32) -> Self {
         let full = |rate| Bucket::full(rate, tenths(now));
-        Self { frames: rates.frames.map(full), bytes: rates.bytes.map(full), incoming: Held::new(incoming) }
+        Self { frames: rates.frames.map(full), bytes: rates.bytes.map(full), incoming: Reservation::new(incoming) }
     }
 
     /// Holds so many bytes of the budget of all clients. `false` if there are not so many.
@@ -81,7 +81,9 @@ impl Excess {
     /// What the client is told.
     pub(super) fn close(self) -> Close {
         match self {
-            Self::IncomingBytes => Close::new(Code::PublishFailed, "too much is on its way in; try again in a moment"),
+            Self::IncomingBytes => {
+                Close::new(Code::PublishFailed, "too many unfinished messages; try again in a moment")
+            }
             Self::Rate => Close::new(Code::TooFast, "too many frames; connect again after a moment, and send fewer"),
         }
     }

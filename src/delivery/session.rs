@@ -192,9 +192,15 @@ impl Session {
         }
     }
 
-    /// Writes a batch that many subscribers share, as far as this one has not received it yet. `false` if it needs a
-    /// [`Session::pump`] of its own.
-    pub fn offer(&mut self, key: SubscriptionKey, batch: &EncodedBatch, write: Write<'_>) -> bool {
+    /// Writes a batch that many subscribers share, as far as this one has not received it yet. `scratch` is for frames that
+    /// only some of them share. `false` if it needs a [`Session::pump`] of its own.
+    pub fn offer(
+        &mut self,
+        key: SubscriptionKey,
+        batch: &EncodedBatch,
+        scratch: &mut EncodedBatch,
+        write: Write<'_>,
+    ) -> bool {
         let Some(Cursor::Log(cursor)) = self.subscriptions.get(key).map(|subscription| &subscription.cursor) else {
             return true;
         };
@@ -202,9 +208,15 @@ impl Session {
             return true;
         }
         let beyond_frames = *cursor < batch.first() || *cursor >= batch.end();
-        if beyond_frames || !self.outbox.is_empty() || self.ending.is_some() || self.encoding.is_personal() {
+        if beyond_frames || !self.outbox.is_empty() || self.ending.is_some() {
             return false;
         }
+        let batch = if self.encoding.is_personal() {
+            self.encode_offered(key, *cursor, batch, scratch);
+            scratch
+        } else {
+            batch
+        };
         // Of an error that is not for want of room, the connection's own task learns when it writes.
         self.write_batch(key, batch, write).is_ok() && batch.close().is_none()
     }
@@ -298,11 +310,27 @@ impl Session {
         Ok(batch.close().cloned().map_or(CatchUp::Moved, CatchUp::Ends))
     }
 
+    /// Encodes a batch from `cursor` on with the positions that this client holds.
+    fn encode_offered(&self, key: SubscriptionKey, cursor: u64, batch: &EncodedBatch, scratch: &mut EncodedBatch) {
+        let positions = self.subscriptions.iter().map(|(_, subscription)| subscription.position);
+        let channel = &self.subscriptions[key].topic().channel;
+        scratch.encode_personal(batch, cursor, (channel, self.encoding), (positions, self.index_of(key)));
+    }
+
+    /// Which of its subscriptions this is.
+    fn index_of(&self, key: SubscriptionKey) -> usize {
+        // Keys have holes only where a subscription has ended.
+        if self.subscriptions.len() == self.subscriptions.capacity() {
+            return key;
+        }
+        self.subscriptions.iter().take_while(|(other, _)| *other != key).count()
+    }
+
     fn encode(&self, key: SubscriptionKey, batch: &mut EncodedBatch) {
         let (mut positions, mut index) = (Vec::new(), 0);
         if self.encoding.is_personal() {
             positions.extend(self.subscriptions.iter().map(|(_, subscription)| subscription.position));
-            index = self.subscriptions.iter().take_while(|(other, _)| *other != key).count();
+            index = self.index_of(key);
         }
         batch.encode_own(&self.subscriptions[key].topic().channel, self.encoding, (&mut positions, index));
     }
@@ -356,9 +384,9 @@ fn too_slow(position: Option<Position>) -> Close {
     Close::new(Code::FellBehind, detail)
 }
 
-/// As much is on its way out as may be: the client is to come back later.
+/// The budget for outgoing bytes is used up: the client is to reconnect later.
 pub(super) fn outgoing_full() -> Close {
-    let detail = "too many bytes are on their way out to clients that do not take them; reconnect in a moment";
+    let detail = "too much data waits for clients that do not read it; reconnect in a moment";
     Close::new(Code::Refused(Refused::ForNow("outgoing_full")), detail)
 }
 

@@ -157,6 +157,7 @@ impl Shard {
                 self.serve(&topic, &mut batch, since).await;
             }
             batch.clear();
+            self.context.scratch.borrow_mut().clear();
             self.let_others_run().await;
         }
     }

@@ -26,7 +26,7 @@ use super::session::{Session, SubscriptionKey, Waits, outgoing_full};
 use super::shard::Shard;
 use super::subscription::{NewSubscription, Rights, Subscription};
 use crate::backoff::Backoff;
-use crate::broker::{BrokerError, Publication, ReadFrom};
+use crate::broker::{BrokerError, Publication, ReadFrom, RequestSize};
 use crate::channel::ChannelName;
 use crate::close::{Close, Code};
 use crate::hub::held_page::{HeldPage, PageError};
@@ -185,10 +185,11 @@ impl ConnectionTask {
     fn join(&mut self, channels: Vec<AwaitedChannel>) {
         self.connection.notify(|encoding, out| encoding.dialect.write_waiting(out));
         let hub = self.shard.context.app.hub.clone();
+        let size = RequestSize::of(channels.len());
         let joining = channels.into_iter().map(move |AwaitedChannel { channel, start, rights }| {
             let hub = hub.clone();
             async move {
-                let membership = hub.join_when_available(&channel).await?;
+                let membership = hub.join_when_available(&channel, size).await?;
                 Ok(NewSubscription { membership, start, rights })
             }
         });
@@ -384,7 +385,7 @@ impl ConnectionTask {
             return self.connection.close(Close::new(Code::PublishRefused, detail));
         };
         if !rights.publish {
-            let message = "this token allows no publishing to the channel";
+            let message = "this token does not allow publishing to the channel";
             return self.tell(commands[0].id, "publish_refused", message.into(), Code::PublishRefused);
         }
         let ids: Vec<_> = commands.iter().map(|command| command.id).collect();

@@ -15,7 +15,7 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use futures::FutureExt;
 use httpdate::HttpDate;
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
 use hyper::{Method, Request, Version};
@@ -28,6 +28,8 @@ use warp::reply::Response;
 
 use super::cors;
 use super::credentials;
+use super::error::close_after;
+use super::publish;
 use super::request_log::{Ids, RequestLog};
 use super::subscribe::HandshakeSender;
 use super::{forwarded, validation};
@@ -131,15 +133,25 @@ impl HttpConnection {
         let app = &self.shard.context.app;
         let client = forwarded::client_address(app.admission.proxies(), self.peer.ip(), request.headers());
         let log = RequestLog::begin(&self.ids, &request, client.address);
+        // Nothing but publishing reads a body; `publish.rs` says what becomes of a connection there.
+        let leaves_body = !request.body().is_end_stream() && !publish::is_publish(&request);
         if let Err(error) = validation::check(&mut request) {
-            return Ok(log.answered(app, error.into_response()));
+            let mut response = error.into_response();
+            if leaves_body {
+                close_after(&mut response);
+            }
+            return Ok(log.answered(app, response));
         }
         let credentials = credentials::credentials(&app.access, request.headers());
-        let reply = cors::Reply::new(app.access.origins(), credentials.page, request.headers());
+        let reply = cors::Reply::new(app.access.origins(), credentials.origin, request.headers());
         let preflight = reply.preflight(app.access.origins(), request.method(), request.headers());
         // Most show nothing, and the first extension costs several allocations.
         if credentials != Credentials::default() {
             request.extensions_mut().insert(credentials);
+        }
+        // Only who has a limit is named, for the same reason.
+        if request.method() == Method::POST && app.admission.limits_publishing(client) {
+            request.extensions_mut().insert(client);
         }
         let sender = (request.method() == Method::GET).then(|| HandshakeSender::new(client, request.version()));
         sender.clone().into_iter().for_each(|sender| drop(request.extensions_mut().insert(sender)));
@@ -150,7 +162,10 @@ impl HttpConnection {
                 reply.finish(routed.unwrap_or_else(|never: Infallible| match never {}))
             }
         };
-        let response = log.answered(app, response);
+        let mut response = log.answered(app, response);
+        if leaves_body {
+            close_after(&mut response);
+        }
         if let Some(mut handshake) = sender.and_then(HandshakeSender::receive) {
             handshake.head = write_head(&response);
             *self.handshake.borrow_mut() = Some((handshake, log.span()));

@@ -10,7 +10,7 @@ use warp::reply::Response;
 
 use super::error::ApiError;
 use crate::access::AccessError;
-use crate::access::origin::{Origins, Page};
+use crate::access::origin::{OriginCheck, Origins};
 
 const METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, POST");
 const REQUEST_HEADERS: HeaderValue =
@@ -21,16 +21,16 @@ const MAX_AGE: HeaderValue = HeaderValue::from_static("7200");
 
 /// What an answer has to say to a page; nothing where no page asks and no list is set.
 pub struct Reply {
-    page: Page,
+    check: OriginCheck,
     origin: Option<HeaderValue>,
     varies: bool,
 }
 
 impl Reply {
     /// For a request with these header lines.
-    pub fn new(origins: &Origins, page: Page, headers: &HeaderMap) -> Self {
+    pub fn new(origins: &Origins, check: OriginCheck, headers: &HeaderMap) -> Self {
         let origin = headers.get(ORIGIN).cloned();
-        Self { page, varies: origin.is_some() || origins.is_listed(), origin }
+        Self { check, varies: origin.is_some() || origins.is_listed(), origin }
     }
 
     /// The answer to a preflight, if this is one.
@@ -38,7 +38,7 @@ impl Reply {
         if method != Method::OPTIONS || self.origin.is_none() || !headers.contains_key(ACCESS_CONTROL_REQUEST_METHOD) {
             return None;
         }
-        if self.page == Page::Foreign {
+        if self.check == OriginCheck::Refused {
             return Some(self.finish(ApiError::from(AccessError::Origin(origins.to_string())).into_response()));
         }
         let mut response = Response::default();
@@ -58,13 +58,13 @@ impl Reply {
         let lines = response.headers_mut();
         // Caches must not hand one page's answer to another.
         lines.append(VARY, HeaderValue::from_static("Origin"));
-        match (self.page, &self.origin) {
-            (Page::Trusted, Some(origin)) => {
+        match (self.check, &self.origin) {
+            (OriginCheck::Trusted, Some(origin)) => {
                 lines.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
                 lines.insert(ACCESS_CONTROL_ALLOW_CREDENTIALS, HeaderValue::from_static("true"));
                 lines.insert(ACCESS_CONTROL_EXPOSE_HEADERS, RESPONSE_HEADERS);
             }
-            (Page::Any, Some(_)) => {
+            (OriginCheck::Allowed, Some(_)) => {
                 lines.insert(ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
                 lines.insert(ACCESS_CONTROL_EXPOSE_HEADERS, RESPONSE_HEADERS);
             }

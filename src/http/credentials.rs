@@ -15,9 +15,9 @@ const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 /// Who asks, as far as the header lines say.
 pub fn credentials(access: &Access, headers: &HeaderMap) -> Credentials {
     let text = |name: &HeaderName| headers.get(name).map(|value| value.to_str().unwrap_or(""));
-    let page = access.origins().judge(text(&ORIGIN), text(&HOST));
+    let origin = access.origins().check(text(&ORIGIN), text(&HOST));
     if access.is_open() {
-        return Credentials { page, ..Credentials::default() };
+        return Credentials { origin, ..Credentials::default() };
     }
     Credentials {
         bearer: headers
@@ -26,7 +26,7 @@ pub fn credentials(access: &Access, headers: &HeaderMap) -> Credentials {
             .or_else(|| handshake::offered_token(headers).map(Secret::new)),
         query: None,
         cookie: access.cookie().and_then(|name| cookie(headers, name)),
-        page,
+        origin,
         says_same_origin: text(&SEC_FETCH_SITE) == Some("same-origin"),
     }
 }

@@ -11,7 +11,7 @@ use crate::broker::BrokerError;
 use crate::channel::ChannelError;
 use crate::close::{Close, Code, Refused};
 use crate::hub::held_page::PageError;
-use crate::transport::admission::Refusal;
+use crate::transport::refusal::Refusal;
 
 /// Why a request was not done.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,7 +20,7 @@ pub struct ApiError {
     pub status: StatusCode,
     /// The machine-readable name.
     pub code: &'static str,
-    /// What and why, and the mend.
+    /// What is wrong, why, and the suggested fix.
     pub message: String,
     /// In a batch: which line, from 1.
     pub line: Option<usize>,
@@ -75,7 +75,7 @@ impl ApiError {
         }
         if self.status == StatusCode::NOT_IMPLEMENTED {
             // The body is in a coding that is not understood.
-            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            close_after(&mut response);
         }
         response.extensions_mut().insert(self.into_problem());
         response
@@ -147,6 +147,12 @@ impl From<PageError> for ApiError {
             PageError::OutgoingFull => Self::new(StatusCode::SERVICE_UNAVAILABLE, "outgoing_full", error.to_string()),
         }
     }
+}
+
+/// Says that the connection ends after a response (RFC 9112, 9.6), as it does where a request's body was not
+/// read: a client that is not told would send its next request on it, and lose that.
+pub fn close_after(response: &mut Response) {
+    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
 }
 
 /// A JSON answer.

@@ -24,13 +24,13 @@ pub enum HandshakeError {
     )]
     NotAnUpgrade,
     /// A version other than 13.
-    #[error("only WebSocket version 13 is spoken here")]
+    #[error("only WebSocket version 13 is supported")]
     Version,
     /// No key of 16 bytes.
-    #[error("the handshake lacks a Sec-WebSocket-Key of 16 bytes in base64")]
+    #[error("the handshake needs a Sec-WebSocket-Key of 16 bytes in base64")]
     Key,
     /// What follows the head would be a body to those who relay it, and frames to us.
-    #[error("a handshake has no body")]
+    #[error("a WebSocket handshake must not have a body")]
     Body,
 }
 

@@ -9,21 +9,23 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::{Buf, Bytes, BytesMut};
 use futures::{FutureExt, Stream, StreamExt};
-use hyper::StatusCode;
 use hyper::header::{ACCEPT_ENCODING, HeaderValue};
+use hyper::{Method, Request, StatusCode};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use warp::reply::Response;
 
 use super::credentials::{self, denied};
-use super::error::{ApiError, json_response};
+use super::error::{ApiError, close_after, json_response};
 use super::query::{Query, check_key};
 use crate::access::{Action, Credentials, Permissions};
 use crate::app::App;
 use crate::broker::Publication;
 use crate::channel::ChannelName;
 use crate::message::Position;
-use crate::transport::byte_budget::Held;
+use crate::transport::address::ClientAddress;
+use crate::transport::admission::Charge;
+use crate::transport::byte_budget::Reservation;
 
 /// The names under which lines of JSON are sent; none of them is registered.
 const BATCH_TYPES: [&str; 5] = [
@@ -50,18 +52,27 @@ pub struct Headers {
     pub idempotency_key: Option<String>,
 }
 
-/// Answers a request to publish.
+/// Answers a request to publish. `client` is whose address is charged, where that has a limit.
 pub async fn publish(
     app: Arc<App>,
     query: String,
     headers: Headers,
     credentials: Credentials,
+    client: Option<ClientAddress>,
     body: impl Stream<Item = Result<impl Buf, warp::Error>> + Unpin,
 ) -> Response {
-    match try_publish(&app, &Query::parse(&query), &headers, credentials, body).await {
-        Ok(response) => response,
-        Err(error) => error.into_response(),
+    let mut is_read = headers.content_length == Some(0);
+    let result = try_publish(&app, &Query::parse(&query), &headers, credentials, client, body, &mut is_read).await;
+    let mut response = result.unwrap_or_else(ApiError::into_response);
+    if !is_read {
+        close_after(&mut response);
     }
+    response
+}
+
+/// Whether a request is one that is answered here.
+pub fn is_publish<B>(request: &Request<B>) -> bool {
+    request.method() == Method::POST && request.uri().path() == "/publish"
 }
 
 async fn try_publish(
@@ -69,7 +80,9 @@ async fn try_publish(
     query: &Query,
     headers: &Headers,
     credentials: Credentials,
+    client: Option<ClientAddress>,
     body: impl Stream<Item = Result<impl Buf, warp::Error>> + Unpin,
+    is_read: &mut bool,
 ) -> Result<Response, ApiError> {
     let coding = headers.content_encoding.as_deref().map_or("", str::trim);
     if !coding.is_empty() && !coding.eq_ignore_ascii_case("identity") {
@@ -80,24 +93,32 @@ async fn try_publish(
     let (limit, what) =
         if is_batch { (app.limits.batch_bytes, "batch") } else { (app.limits.message_bytes, "message") };
     if is_batch && query.get("key").or(query.get("remove")).is_some() {
-        return Err(ApiError::parameter("in a batch, `key` and `remove` stand in each line, not in the URL"));
+        return Err(ApiError::parameter("in a batch, set `key` and `remove` in each line, not in the URL"));
     }
     let channels = query.channels(app)?;
     // Permissions are checked before the body is read; those of a batch, whose lines name the channels, again with each line.
     let known = if is_batch { &[] } else { channels.as_slice() };
     let permissions = credentials::authorize(app, credentials, query, known, Action::Publish).await?;
     let id = headers.idempotency_key.as_deref().map(idempotency_key).transpose()?;
+    // A body costs its bytes once for each channel that it goes to.
+    let copies = if is_batch { 1 } else { channels.len() };
+    let meter = Meter { app, client: client.filter(|_| !permissions.is_by_key()) };
+    meter.charge(Charge::PublishedMessages, if is_batch { 0 } else { copies })?;
     // Held until the broker has answered.
-    let mut held = Held::new(app.incoming.clone());
-    let reading = collect(headers.content_length, body, limit, &mut held);
-    let body = in_time(app.limits.request_time, reading).await.unwrap_or(Err(Unread::Slow));
-    let body = body.map_err(|error| refused(app, error, what, limit))?;
+    let mut held = Reservation::new(app.incoming.clone());
+    let body = read(&meter, headers.content_length, body, Bound { what, limit, copies }, &mut held).await?;
+    *is_read = true;
     permissions.check_time().map_err(|error| denied(app, error))?;
     let batch = if is_batch {
         parse_batch(app, &channels, &permissions, &body, id.as_deref())?
     } else {
         single(query, channels, &body, id.as_ref())?
     };
+    // The messages of a batch are copies.
+    drop(body);
+    if is_batch {
+        meter.charge(Charge::PublishedMessages, batch.len())?;
+    }
     if app.drain.is_draining() {
         return Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "draining", "this instance is stopping; try again"));
     }
@@ -112,6 +133,20 @@ async fn try_publish(
         }
     }
     Ok(json_response(StatusCode::OK, &Receipts { messages }))
+}
+
+/// Charges a client's address for what it publishes.
+struct Meter<'a> {
+    app: &'a App,
+    /// `None` where there is no limit.
+    client: Option<ClientAddress>,
+}
+
+impl Meter<'_> {
+    fn charge(&self, charge: Charge, amount: usize) -> Result<(), ApiError> {
+        let charged = self.client.map(|client| self.app.admission.charge(charge, client, amount));
+        charged.transpose().map(drop).map_err(ApiError::from)
+    }
 }
 
 #[derive(Serialize)]
@@ -137,8 +172,7 @@ impl<'a> Receipt<'a> {
 
 /// Refuses a compressed body. Unpacking would let a client spend a thousand times the CPU and memory that it sent.
 fn refused_coding() -> Response {
-    let message =
-        "bodies are published as they are, and not unpacked: send it uncompressed, without `Content-Encoding`";
+    let message = "bodies are not decompressed: send the body uncompressed, without `Content-Encoding`";
     let error = ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "encoding_unsupported", message);
     let mut response = error.into_response();
     // RFC 9110, 15.5.16.
@@ -152,8 +186,8 @@ fn idempotency_key(value: &str) -> Result<Arc<str>, ApiError> {
     let Some(quoted) = value.strip_prefix('"') else { return check_key(value) };
     let malformed = || {
         ApiError::parameter(
-            "the `Idempotency-Key` begins with a quote and is no quoted string: \
-             end it with a quote, and write \\\" and \\\\ for a quote and a backslash within",
+            "the `Idempotency-Key` starts with a quote but is not a quoted string: \
+             end it with a quote, and escape quotes and backslashes as \\\" and \\\\",
         )
     };
     let mut key = String::with_capacity(quoted.len());
@@ -179,29 +213,35 @@ fn idempotency_key(value: &str) -> Result<Arc<str>, ApiError> {
 #[derive(Clone, Copy)]
 enum Unread {
     TooLarge,
+    TooManyCopies,
     Slow,
     Broken,
     NoRoom,
 }
 
 /// Counts a body that hit a limit, and says what to do.
-fn refused(app: &App, why: Unread, what: &str, limit: usize) -> ApiError {
+fn refused(app: &App, why: Unread, Bound { what, limit, .. }: Bound) -> ApiError {
     let (reason, error) = match why {
         Unread::TooLarge => {
             let message =
                 format!("a {what} may have at most {limit} bytes; send less, or raise the limit of the server");
             ("body_size", ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", message))
         }
+        Unread::TooManyCopies => {
+            let message = "the message times its channels is more than this server takes in at once: \
+                           name fewer channels, or raise the server's --incoming-bytes-total";
+            ("body_size", ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", message))
+        }
         Unread::Slow => {
-            let message = format!("the body was not whole within {} s", app.limits.request_time.as_secs());
+            let message = format!("the body was not complete within {} s", app.limits.request_time.as_secs());
             ("body_time", ApiError::new(StatusCode::REQUEST_TIMEOUT, "body_too_slow", message))
         }
         Unread::NoRoom => {
-            let message = "too many bodies are on their way in; try again in a moment";
+            let message = "too many unfinished bodies; try again in a moment";
             ("incoming_bytes", ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "incoming_full", message))
         }
         Unread::Broken => {
-            let message = "the body ended before it was whole";
+            let message = "the body ended before it was complete";
             return ApiError::new(StatusCode::BAD_REQUEST, "body_incomplete", message);
         }
     };
@@ -218,26 +258,64 @@ async fn in_time<T>(limit: Duration, future: impl Future<Output = T>) -> Option<
     }
 }
 
-/// Reads the body, as long as it is within the limits.
+/// How large a body may be.
+#[derive(Clone, Copy)]
+struct Bound {
+    /// Of what, to people.
+    what: &'static str,
+    /// In bytes.
+    limit: usize,
+    /// How many times its bytes count.
+    copies: usize,
+}
+
+impl Bound {
+    /// Whether a body of so many bytes may be read. `most` is what all bodies together may have.
+    fn check(self, length: usize, most: usize) -> Result<(), Unread> {
+        if length > self.limit {
+            Err(Unread::TooLarge)
+        } else if length.saturating_mul(self.copies) > most {
+            Err(Unread::TooManyCopies)
+        } else {
+            Ok(())
+        }
+    }
+}
+
+/// Reads the body, as long as it is within the limits, and charges for it.
+async fn read(
+    meter: &Meter<'_>,
+    announced: Option<usize>,
+    body: impl Stream<Item = Result<impl Buf, warp::Error>> + Unpin,
+    bound: Bound,
+    held: &mut Reservation,
+) -> Result<Bytes, ApiError> {
+    let app = meter.app;
+    let refused = |why| refused(app, why, bound);
+    bound.check(announced.unwrap_or(0), held.budget().limit()).map_err(refused)?;
+    // Before it is read, as far as can be told; a body of unknown length passes only without a debt.
+    meter.charge(Charge::PublishedBytes, announced.unwrap_or(0) * bound.copies)?;
+    let collected = in_time(app.limits.request_time, collect(announced, body, bound, held)).await;
+    let body = collected.unwrap_or(Err(Unread::Slow)).map_err(refused)?;
+    if announced.is_none() {
+        meter.charge(Charge::PublishedBytes, body.len() * bound.copies)?;
+    }
+    Ok(body)
+}
+
 async fn collect(
     announced: Option<usize>,
     mut body: impl Stream<Item = Result<impl Buf, warp::Error>> + Unpin,
-    limit: usize,
-    held: &mut Held,
+    bound: Bound,
+    held: &mut Reservation,
 ) -> Result<Bytes, Unread> {
-    let announced = announced.unwrap_or(0);
-    if announced > limit {
-        return Err(Unread::TooLarge);
-    }
     // What is only announced costs nothing: the first piece of most bodies is the whole.
-    let mut bytes = BytesMut::with_capacity(announced.min(FIRST_PIECE));
+    let mut bytes = BytesMut::with_capacity(announced.unwrap_or(0).min(FIRST_PIECE));
     while let Some(chunk) = body.next().await {
         let mut chunk = chunk.map_err(|_| Unread::Broken)?;
         let length = bytes.len() + chunk.remaining();
-        if length > limit {
-            return Err(Unread::TooLarge);
-        }
-        if !held.set(length) {
+        bound.check(length, held.budget().limit())?;
+        if !held.set(length * bound.copies) {
             return Err(Unread::NoRoom);
         }
         bytes.extend_from_slice(&chunk.copy_to_bytes(chunk.remaining()));
@@ -293,7 +371,7 @@ pub fn parse_batch(
 ) -> Result<Vec<Publication>, ApiError> {
     let [fallback] = fallback else {
         return Err(ApiError::parameter(
-            "a batch names the channel in each line; at most one in the URL, for lines without",
+            "a batch names the channel in each line; the URL may name at most one, for lines without a channel",
         ));
     };
     let mut batch = Vec::new();
@@ -344,7 +422,7 @@ fn parse_line(app: &App, fallback: &ChannelName, likely: &ChannelName, text: &[u
     }
     let key = line.key.map(|Text(key)| check_key(&key)).transpose()?;
     if line.remove && key.is_none() {
-        return Err(invalid_line("`remove` needs the `key` that is to be removed".into()));
+        return Err(invalid_line("`remove` needs the `key` to remove".into()));
     }
     let id = line.id.map(|Text(id)| check_key(&id)).transpose()?;
     Ok(Publication { channel, payload, key, remove: line.remove, id })

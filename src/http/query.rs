@@ -120,7 +120,7 @@ impl Query {
         };
         let key = self.get("key").map(check_key).transpose()?;
         if remove && key.is_none() {
-            return Err(ApiError::parameter("`remove=true` needs the `key` that is to be removed"));
+            return Err(ApiError::parameter("`remove=true` needs the `key` to remove"));
         }
         Ok((key, remove))
     }
@@ -162,7 +162,7 @@ fn positions(list: &str, channels: usize) -> Result<Vec<Start>, ApiError> {
         .map_err(|error| ApiError::parameter(error.to_string()))?;
     if starts.len() != channels {
         return Err(ApiError::parameter(format!(
-            "`since` names {} positions for {channels} channels; separate one for each by commas",
+            "`since` has {} positions for {channels} channels; give one per channel, separated by commas",
             starts.len()
         )));
     }

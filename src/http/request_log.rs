@@ -19,7 +19,8 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// The longest id that is taken over.
 const MOST_ID_BYTES: usize = 64;
 /// Refusals at a limit, in a drain or of what is not spoken, though their status is that of a failure.
-const REFUSALS: [&str; 5] = ["server_full", "incoming_full", "draining", "keyed_channel_full", "encoding_unsupported"];
+const REFUSALS: [&str; 6] =
+    ["server_full", "incoming_full", "outgoing_full", "draining", "keyed_channel_full", "encoding_unsupported"];
 
 /// The ids of a connection's requests.
 pub(super) struct Ids(Cell<u64>);
@@ -105,7 +106,7 @@ impl RequestLog {
 
 /// Whether it is worth a line of its own: an outage has one already.
 fn is_failure(app: &App, reason: &str) -> bool {
-    let outage = || reason == "broker_unavailable" && app.hub.broker().health() != Health::Up;
+    let outage = || reason == "broker_unavailable" && app.broker.health() != Health::Up;
     !REFUSALS.contains(&reason) && !outage()
 }
 

@@ -33,6 +33,7 @@ pub fn routes(app: Arc<App>) -> BoxedFilter<(Response,)> {
         .and(query())
         .and(publish_headers())
         .and(credentials())
+        .and(warp::ext::optional())
         .and(warp::body::stream())
         .then(publish::publish);
     // The most frequent first, and the others in one piece: whatever is tried next is cloned for each request.
@@ -149,7 +150,7 @@ fn readyz(app: &App) -> Response {
     let (status, text) = if app.drain.is_leaving() {
         (StatusCode::SERVICE_UNAVAILABLE, "draining".to_owned())
     } else {
-        match app.hub.broker().health() {
+        match app.broker.health() {
             Health::Up => (StatusCode::OK, "ready".to_owned()),
             Health::Down(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("broker unavailable: {why}")),
         }
@@ -164,7 +165,7 @@ fn metrics(app: &App, accept: Option<&str>) -> Response {
         log_bytes: app.hub.log_bytes(),
         incoming_bytes: app.incoming.used(),
         outgoing_bytes: app.outgoing.used(),
-        broker_up: app.hub.broker().health() == Health::Up,
+        broker_up: app.broker.health() == Health::Up,
     };
     let mut response = Response::new(app.metrics.render(format, now).into());
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(format.content_type()));
@@ -174,13 +175,13 @@ fn metrics(app: &App, accept: Option<&str>) -> Response {
 /// What no filter took.
 fn refuse(rejection: &Rejection) -> Response {
     if rejection.is_not_found() {
-        let message = "no such path; see / for the demo and /openapi.json for the others";
+        let message = "no such path; /openapi.json lists all paths";
         return ApiError::new(StatusCode::NOT_FOUND, "not_found", message).into_response();
     }
     let Some(WrongMethod(allowed)) = rejection.find() else {
-        return ApiError::parameter("a header line of the request can't be understood").into_response();
+        return ApiError::parameter("a request header is malformed").into_response();
     };
-    let message = format!("this path wants another method: {allowed}");
+    let message = format!("method not allowed; this path supports: {allowed}");
     let mut response = ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message).into_response();
     response.headers_mut().insert(ALLOW, HeaderValue::from_static(allowed));
     response

@@ -16,10 +16,10 @@ use super::credentials;
 use super::error::ApiError;
 use super::handshake::{self, HandshakeError};
 use super::query::Query;
-use crate::access::origin::Page;
+use crate::access::origin::OriginCheck;
 use crate::access::{Action, Credentials, Permissions};
 use crate::app::App;
-use crate::broker::BrokerError;
+use crate::broker::{BrokerError, RequestSize};
 use crate::channel::ChannelName;
 use crate::delivery::encoding::{
     BARE_EVENTS, BARE_MULTI_CHANNEL_EVENTS, EVENTS, Encoding, MULTI_CHANNEL_EVENTS, WEBSOCKET_JSON, WEBSOCKET_RAW,
@@ -29,7 +29,7 @@ use crate::delivery::task::{AwaitedChannel, Channels, Handshake};
 use crate::hub::Membership;
 use crate::hub::topic::Start;
 use crate::transport::address::ClientAddress;
-use crate::transport::admission::AddressClaim;
+use crate::transport::admission::{AddressClaim, Charge};
 
 /// How long joining a channel may take: a round trip or two to Redis, or a Redis that is coming back.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(5);
@@ -61,6 +61,12 @@ impl HandshakeSender {
         if client.proxied { Ok(Some(app.admission.claim(client)?)) } else { Ok(None) }
     }
 
+    /// Charges a client's address for the channels that nobody here has subscribed to yet: Redis must be asked for each.
+    fn charge_new_channels(&self, app: &App, channels: &[ChannelName]) -> Result<(), ApiError> {
+        let new = app.hub.count_new(channels);
+        if new == 0 { Ok(()) } else { Ok(app.admission.charge(Charge::NewChannels, self.0.client, new)?) }
+    }
+
     /// Sends; called once for a request.
     fn send(&self, handshake: Handshake) {
         let _ = self.0.sent.set(handshake);
@@ -89,7 +95,7 @@ pub async fn websocket(
     credentials: Credentials,
     sender: HandshakeSender,
 ) -> Response {
-    let is_page = matches!(credentials.page, Page::Trusted | Page::Any);
+    let is_page = matches!(credentials.origin, OriginCheck::Trusted | OriginCheck::Allowed);
     match try_websocket(&app, &Query::parse(&query), &headers, credentials, &sender).await {
         Ok(response) => response,
         Err(error) => match handshake::accept(&headers) {
@@ -129,6 +135,7 @@ async fn try_websocket(
             return Ok(response);
         }
     };
+    sender.charge_new_channels(app, &channels)?;
     let wanted = Wanted { channels, starts, permissions };
     let channels = Channels::Joined(wanted.join(app).await?);
     sender.send(Handshake { head: Vec::new(), encoding, channels, holds_for: wanted.permissions.holds_for(), claim });
@@ -180,6 +187,7 @@ async fn try_events(
     let permissions = credentials::authorize(app, credentials, query, &channels, Action::Subscribe).await?;
     let starts = query.event_starts(&channels, headers.get("last-event-id").map(HeaderValue::as_bytes))?;
     let encoding = events_encoding(channels.len() > 1, sender.takes_chunks());
+    sender.charge_new_channels(app, &channels)?;
     let wanted = Wanted { channels, starts, permissions };
     let holds_for = wanted.permissions.holds_for();
     let channels = match wanted.join(app).await {
@@ -256,7 +264,8 @@ impl Wanted {
         if app.drain.is_draining() {
             return Err(JoinError::Draining);
         }
-        let joined = try_join_all(self.channels.iter().map(|channel| app.hub.join(channel)));
+        let size = RequestSize::of(self.channels.len());
+        let joined = try_join_all(self.channels.iter().map(|channel| app.hub.join(channel, size)));
         let memberships = tokio::time::timeout(JOIN_TIMEOUT, joined)
             .await
             .unwrap_or_else(|_| Err(BrokerError::Unavailable("no subscription in time".into())))

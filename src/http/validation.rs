@@ -18,7 +18,7 @@ pub fn check<B>(request: &mut Request<B>) -> Result<(), ApiError> {
     let invalid = |message: String| Err(ApiError::new(StatusCode::BAD_REQUEST, "request_invalid", message));
     // CONNECT's `host:port`, and `*`: warp has no notion of them.
     if !request.uri().path().starts_with('/') {
-        return invalid("the target of a request is a path here; this is no proxy".into());
+        return invalid("the request target must be a path; this server is not a proxy".into());
     }
     check_path(request.uri().path())?;
     if request.version() < Version::HTTP_11 {
@@ -29,7 +29,7 @@ pub fn check<B>(request: &mut Request<B>) -> Result<(), ApiError> {
     // RFC 9112, 3.2.
     match request.headers().get_all(HOST).iter().count() {
         1 => check_codings(request.headers()),
-        count => invalid(format!("a request has one Host line, this one has {count}")),
+        count => invalid(format!("a request must have exactly one Host header; this one has {count}")),
     }
 }
 
@@ -39,9 +39,9 @@ fn check_path(path: &str) -> Result<(), ApiError> {
     let Some(without) = path.strip_suffix('/').filter(|without| !without.is_empty()) else { return Ok(()) };
     let without = without.trim_end_matches('/');
     let message = if without.is_empty() || without.len() > MOST_QUOTED {
-        "no path ends with a slash; ask for it without".to_owned()
+        "no path ends with a slash; remove the slash".to_owned()
     } else {
-        format!("no path ends with a slash; ask for {without}")
+        format!("no path ends with a slash; use {without}")
     };
     Err(ApiError::new(StatusCode::NOT_FOUND, "not_found", message))
 }
@@ -50,7 +50,7 @@ fn check_path(path: &str) -> Result<(), ApiError> {
 /// hyper meets (RFC 9110, 10.1.1).
 fn check_codings(headers: &HeaderMap) -> Result<(), ApiError> {
     if elements(headers, &TRANSFER_ENCODING).any(|coding| !coding.eq_ignore_ascii_case("chunked")) {
-        let message = "of the transfer codings only `chunked` is supported; send the body uncompressed";
+        let message = "the only supported transfer coding is `chunked`; send the body uncompressed";
         return Err(ApiError::new(StatusCode::NOT_IMPLEMENTED, "encoding_unsupported", message));
     }
     if elements(headers, &EXPECT).any(|expected| !expected.eq_ignore_ascii_case("100-continue")) {

@@ -1,12 +1,13 @@
-//! The bounded queue between a broker and the hub. A broker pushes events in the order it heard them;
-//! the hub takes all that is there at once, so the queue is a batch that grows with the load.
+//! The bounded queue between a broker and the hub. A broker adds events in the order in which
+//! it received them; the hub takes all of them at once, so the queue is a batch that grows with the load.
 
 use std::collections::{HashSet, VecDeque};
-use std::sync::{Mutex, OnceLock};
+use std::sync::Mutex;
 
+use futures::future::{BoxFuture, FutureExt};
 use tokio::sync::Notify;
 
-use crate::broker::Event;
+use crate::broker::{Event, EventSink};
 use crate::channel::ChannelName;
 use crate::observability::metrics::latency::Moment;
 
@@ -15,19 +16,12 @@ const MOST_BYTES: usize = 32 << 20;
 /// What an event weighs beside its payload.
 const EVENT_BYTES: usize = 128;
 
-/// More than so many are for the hub's own thread: whoever added them has other things to do.
-const MOST_AT_ONCE: usize = 64;
-
-/// Takes what there is on the thread that calls it. `false` if something is left.
-type TakeAtOnce = Box<dyn Fn(&EventQueue) -> bool + Send + Sync>;
-
 /// Events on their way from a broker to the hub.
 #[derive(Default)]
 pub struct EventQueue {
     queue: Mutex<Queue>,
     arrived: Notify,
     room: Notify,
-    take_at_once: OnceLock<TakeAtOnce>,
 }
 
 #[derive(Default)]
@@ -50,69 +44,47 @@ pub struct Taken {
     pub since: Moment,
 }
 
-impl EventQueue {
-    /// Adds an event. A message that finds no room is dropped, and its channel reported as [`Event::Missed`]
-    /// in its place: what has a position is then read from the history.
-    pub fn push(&self, event: Event) {
-        self.add(event);
-        self.arrived.notify_one();
-    }
-
-    /// Adds an event like [`EventQueue::push`], for the [`EventQueue::deliver`] that is to follow.
-    pub fn add(&self, event: Event) {
+impl EventSink for EventQueue {
+    fn add(&self, event: Event) {
         self.lock().push(event);
     }
 
-    /// Has what was added taken here and now, which spares a publisher's thread the wake of another one; or by the hub's own
-    /// task, where it is much or somebody is at it already.
-    pub fn deliver(&self) {
-        let waiting = self.lock().events.len();
-        let taken = || self.take_at_once.get().is_some_and(|take| take(self));
-        // Nothing waits where nobody listens.
-        if waiting > 0 && (waiting > MOST_AT_ONCE || !taken()) {
-            self.arrived.notify_one();
-        }
+    fn add_all(&self, events: &mut Vec<Event>) {
+        let mut queue = self.lock();
+        events.drain(..).for_each(|event| queue.push(event));
     }
 
-    /// Sets what [`EventQueue::deliver`] calls. Only the first is kept.
-    pub fn taken_at_once_by(&self, take: impl Fn(&Self) -> bool + Send + Sync + 'static) {
-        let _ = self.take_at_once.set(Box::new(take));
+    fn wake(&self) {
+        self.arrived.notify_one();
     }
 
-    /// Adds events, in their order, and leaves the vector empty.
-    pub fn push_all(&self, events: &mut Vec<Event>) {
-        if !events.is_empty() {
-            let mut queue = self.lock();
-            events.drain(..).for_each(|event| queue.push(event));
-            drop(queue);
-            self.arrived.notify_one();
-        }
-    }
-
-    /// Whether another message would find room.
-    pub fn has_room(&self) -> bool {
+    fn has_room(&self) -> bool {
         self.lock().bytes < MOST_BYTES / 2
     }
 
-    /// Waits until half of the queue is free.
-    pub async fn room(&self) {
-        loop {
-            let freed = self.room.notified();
-            if self.has_room() {
-                return;
+    fn room(&self) -> BoxFuture<'_, ()> {
+        async {
+            loop {
+                let freed = self.room.notified();
+                if self.has_room() {
+                    return;
+                }
+                freed.await;
             }
-            freed.await;
         }
+        .boxed()
     }
+}
 
+impl EventQueue {
     /// Waits until there may be something to take.
     pub async fn arrived(&self) {
         self.arrived.notified().await;
     }
 
-    /// Whether there is nothing to take.
-    pub fn is_empty(&self) -> bool {
-        self.lock().events.is_empty()
+    /// The number of events in the queue.
+    pub(super) fn len(&self) -> usize {
+        self.lock().events.len()
     }
 
     /// Takes all events there are; `None` if there are none.

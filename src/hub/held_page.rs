@@ -6,13 +6,13 @@ use std::sync::Arc;
 
 use crate::broker::{BrokerError, Page};
 use crate::message::Entry;
-use crate::transport::byte_budget::{Budget, Held};
+use crate::transport::byte_budget::{Budget, Reservation};
 
 /// A page of history, counted against a [`Budget`].
 #[derive(Debug)]
 pub struct HeldPage {
     page: Page,
-    held: Arc<Held>,
+    held: Arc<Reservation>,
 }
 
 /// Why there is no page.
@@ -21,8 +21,8 @@ pub enum PageError {
     /// The broker did not answer.
     #[error(transparent)]
     Broker(#[from] BrokerError),
-    /// As much is on its way out as may be.
-    #[error("too many bytes are on their way out to clients that do not take them; try again in a moment")]
+    /// The budget for outgoing bytes is used up.
+    #[error("too much data waits for clients that do not read it; try again in a moment")]
     OutgoingFull,
 }
 
@@ -33,7 +33,7 @@ impl HeldPage {
     /// [`PageError::OutgoingFull`] if the budget lacks room for it.
     pub fn new(page: Page, budget: &Arc<Budget>) -> Result<Self, PageError> {
         let bytes = page.messages.iter().map(|message| Entry::Message(message.clone()).weight()).sum();
-        let mut held = Held::new(budget.clone());
+        let mut held = Reservation::new(budget.clone());
         if held.set(bytes) { Ok(Self { page, held: Arc::new(held) }) } else { Err(PageError::OutgoingFull) }
     }
 

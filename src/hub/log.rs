@@ -7,7 +7,7 @@ use crate::message::{Entry, Position};
 
 /// How much a log keeps. Whatever the bounds, the newest entry stays.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Bounds {
+pub struct LogBounds {
     /// The most entries.
     pub entries: usize,
     /// The most bytes, by [`Entry::weight`].
@@ -29,12 +29,12 @@ pub struct Log {
     entries: VecDeque<Entry>,
     first: u64,
     bytes: usize,
-    bounds: Bounds,
+    bounds: LogBounds,
 }
 
 impl Log {
     /// An empty log.
-    pub fn new(bounds: Bounds) -> Self {
+    pub fn new(bounds: LogBounds) -> Self {
         Self { entries: VecDeque::new(), first: 0, bytes: 0, bounds }
     }
 
@@ -146,7 +146,7 @@ mod tests {
     }
 
     fn log(entries: usize) -> Log {
-        Log::new(Bounds { entries, bytes: 1 << 20 })
+        Log::new(LogBounds { entries, bytes: 1 << 20 })
     }
 
     #[test]
@@ -161,7 +161,7 @@ mod tests {
 
     #[test]
     fn one_entry_always_stays_however_large() {
-        let mut log = Log::new(Bounds { entries: 10, bytes: 100 });
+        let mut log = Log::new(LogBounds { entries: 10, bytes: 100 });
         log.push(message(1, 1), u64::MAX);
         log.push(Message::plain(vec![0; 5000]).into(), u64::MAX);
         assert_eq!((log.start(), log.end()), (1, 2));

@@ -91,13 +91,13 @@ impl Sequencer {
                 }
                 Next::Continue
             }
-            Mode::Live => match self.judge(&message) {
-                Verdict::Follows => {
+            Mode::Live => match self.relation(&message) {
+                Relation::Follows => {
                     self.deliver(message, out);
                     Next::Continue
                 }
                 // On a connection in order even a repetition is a sign that the history went another way.
-                Verdict::Repeats | Verdict::Ahead => self.begin_check(vec![message], None),
+                Relation::Repeats | Relation::Ahead => self.begin_check(vec![message], None),
             },
         }
     }
@@ -121,13 +121,13 @@ impl Sequencer {
         }
         let mut held = held.into_iter();
         while let Some(message) = held.next() {
-            match self.judge(&message) {
+            match self.relation(&message) {
                 // While something before it is known to be missing, not even the first message of a new epoch follows.
-                Verdict::Follows if !(incomplete && self.is_foreign(&message)) => self.deliver(message, out),
-                Verdict::Repeats => {}
+                Relation::Follows if !(incomplete && self.is_foreign(&message)) => self.deliver(message, out),
+                Relation::Repeats => {}
                 // The history was asked because of this epoch and does not know it: it has ended meanwhile.
-                Verdict::Ahead if self.is_foreign(&message) && foreign == epoch(&message) => {}
-                Verdict::Follows | Verdict::Ahead => {
+                Relation::Ahead if self.is_foreign(&message) && foreign == epoch(&message) => {}
+                Relation::Follows | Relation::Ahead => {
                     let foreign = if self.is_foreign(&message) { epoch(&message) } else { None };
                     return self.begin_check(std::iter::once(message).chain(held).collect(), foreign);
                 }
@@ -136,27 +136,27 @@ impl Sequencer {
         if incomplete { self.begin_check(Vec::new(), None) } else { Next::Continue }
     }
 
-    /// How the message stands to what was delivered.
-    fn judge(&self, message: &Message) -> Verdict {
+    /// Where the message belongs, relative to what was delivered.
+    fn relation(&self, message: &Message) -> Relation {
         let (Some(position), Some(delivered)) = (message.position, self.delivered) else {
-            return Verdict::Follows;
+            return Relation::Follows;
         };
         let delivered = delivered.position;
         if position.epoch == delivered.epoch {
             match position.offset {
-                offset if offset == delivered.offset + 1 => Verdict::Follows,
-                offset if offset <= delivered.offset => Verdict::Repeats,
-                _ => Verdict::Ahead,
+                offset if offset == delivered.offset + 1 => Relation::Follows,
+                offset if offset <= delivered.offset => Relation::Repeats,
+                _ => Relation::Ahead,
             }
         } else if position.epoch > delivered.epoch && position.offset == 1 && self.nothing_ends_with_it(delivered) {
             // A new epoch from its first message on, right behind what was delivered, on a connection that lost
             // nothing: the old epoch has ended and nobody who listens missed any of it. (But the values of a keyed
             // channel have gone with it, which is told.)
-            Verdict::Follows
+            Relation::Follows
         } else if position.epoch < delivered.epoch {
-            Verdict::Repeats
+            Relation::Repeats
         } else {
-            Verdict::Ahead
+            Relation::Ahead
         }
     }
 
@@ -184,8 +184,8 @@ impl Sequencer {
     }
 }
 
-/// How a message stands to what was delivered before it.
-enum Verdict {
+/// Where a message belongs, relative to what was delivered.
+enum Relation {
     Follows,
     Repeats,
     Ahead,

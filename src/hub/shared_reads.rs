@@ -4,14 +4,10 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use futures::FutureExt;
-use futures::future::{BoxFuture, Shared, WeakShared};
+use futures::future::{BoxFuture, FutureExt, Shared, WeakShared};
 
-use super::Hub;
-use crate::broker::{PAGE_BYTES, PAGE_MESSAGES, Page, ReadFrom};
-use crate::channel::ChannelName;
+use crate::broker::{Page, ReadFrom};
 use crate::hub::held_page::{HeldPage, PageError};
-use crate::hub::topic::{ReadAt, Topic};
 use crate::message::{Gap, GapReason, Position};
 use crate::rules::Rule;
 
@@ -21,8 +17,10 @@ const PAGE_IDLE: Duration = Duration::from_secs(5);
 /// out of date. But its messages may exceed the history's age: by this part of it, or by [`PAGE_IDLE`].
 const EXCESS_AGE: u32 = 10;
 
-type Answer = Result<Option<Arc<HeldPage>>, PageError>;
-type Read = BoxFuture<'static, Answer>;
+/// What a read of the broker answers; `None` if the channel keeps no history.
+pub(super) type Answer = Result<Option<Arc<HeldPage>>, PageError>;
+/// A read of the broker.
+pub(super) type Read = BoxFuture<'static, Answer>;
 
 /// What readers of a topic's history share.
 #[derive(Default)]
@@ -37,16 +35,16 @@ struct State {
 
 /// A page of history, what it was the answer to, when it was read, and when it was last asked for.
 #[derive(Clone)]
-struct SharedPage {
+pub(super) struct SharedPage {
     from: ReadFrom,
-    page: Arc<HeldPage>,
+    pub(super) page: Arc<HeldPage>,
     read_at: Instant,
     used_at: Instant,
 }
 
 impl SharedReads {
     /// The page, if there is one for a topic with this rule that may be handed out.
-    fn page(&self, rule: &Rule) -> Option<SharedPage> {
+    pub(super) fn page(&self, rule: &Rule) -> Option<SharedPage> {
         let now = Instant::now();
         let mut state = self.lock();
         let kept = state.page.as_mut().filter(|kept| kept.is_fresh(rule, now))?;
@@ -54,18 +52,20 @@ impl SharedReads {
         Some(kept.clone())
     }
 
-    fn keep(&self, page: SharedPage) {
+    /// Keeps a page for later readers.
+    pub(super) fn keep(&self, page: SharedPage) {
         self.lock().page = Some(page);
     }
 
-    fn drop_unless(&self, is_kept: impl FnOnce(&SharedPage) -> bool) {
+    /// Drops the page if it does not meet a condition.
+    pub(super) fn drop_unless(&self, is_kept: impl FnOnce(&SharedPage) -> bool) {
         let dropped = self.lock().page.take_if(|page| !is_kept(page));
         // Outside of the lock: it may be the last to hold a page of megabytes.
         drop(dropped);
     }
 
     /// Joins the read of `from` that is under way, or begins one.
-    fn join(&self, from: ReadFrom, begin: impl FnOnce() -> Read) -> Shared<Read> {
+    pub(super) fn join(&self, from: ReadFrom, begin: impl FnOnce() -> Read) -> Shared<Read> {
         let mut state = self.lock();
         let known = state.under_way.iter().find(|(what, _)| *what == from).and_then(|(_, read)| read.upgrade());
         known.unwrap_or_else(|| {
@@ -83,109 +83,21 @@ impl SharedReads {
     }
 }
 
-impl Hub {
-    /// Reads history for subscribers. Those who ask for the same at about the same time share one answer.
-    ///
-    /// # Errors
-    /// See [`PageError`].
-    pub async fn history(self: &Arc<Self>, topic: &Topic, from: ReadFrom) -> Answer {
-        let shared = &topic.shared_reads;
-        if let Some(known) = shared.page(&topic.rule)
-            && connects(topic, &known.page)
-            && let Some(page) = known.answer(from, newer(topic, &known.page))
-        {
-            return Ok(Some(page));
-        }
-        let wider = wider(topic, from);
-        let Some(page) = self.read_shared(topic, wider).await? else { return Ok(None) };
-        let newer = newer(topic, &page);
-        match SharedPage::new(wider, page).answer(from, newer) {
-            Some(page) => Ok(Some(page)),
-            // What is asked for is not in what was read (too far back, or a page too large): the broker says it exactly.
-            None => self.read_shared(topic, from).await,
-        }
-    }
-
-    /// Reads at most `limit` messages for a client; `None` if the channel keeps no history.
-    ///
-    /// # Errors
-    /// See [`PageError`].
-    pub async fn page(&self, channel: &ChannelName, from: ReadFrom, limit: usize) -> Answer {
-        // How much it is nobody knows before it is read.
-        if !self.outgoing.has(PAGE_BYTES) {
-            return Err(PageError::OutgoingFull);
-        }
-        let page = self.broker.read(channel, from, limit).await?;
-        page.map(|page| HeldPage::new(page, &self.outgoing).map(Arc::new)).transpose()
-    }
-
-    async fn read_shared(self: &Arc<Self>, topic: &Topic, from: ReadFrom) -> Answer {
-        let answer = topic.shared_reads.join(from, || read(self.clone(), topic.channel.clone(), from)).await?;
-        if let Some(page) = &answer {
-            topic.shared_reads.keep(SharedPage::new(from, page.clone()));
-        }
-        Ok(answer)
-    }
-}
-
-impl Topic {
-    /// Drops the page that its readers share, unless somebody may still be given it; if memory is scarce, also if
-    /// nobody reads it now.
-    pub(crate) fn sweep_page(&self, is_scarce: bool) {
-        let now = Instant::now();
-        self.shared_reads.drop_unless(|kept| {
-            let is_read = Arc::strong_count(&kept.page) > 1;
-            kept.is_fresh(&self.rule, now) && connects(self, &kept.page) && (is_read || !is_scarce)
-        });
-    }
-}
-
-fn read(hub: Arc<Hub>, channel: ChannelName, from: ReadFrom) -> Read {
-    async move { hub.page(&channel, from, PAGE_MESSAGES).await }.boxed()
-}
-
-/// Whether the log goes on where the page ends.
-fn connects(topic: &Topic, page: &Page) -> bool {
-    let through = page.through.position;
-    topic.delivered().is_some_and(|tail| tail.position.epoch == through.epoch)
-        && matches!(topic.after_history(through), ReadAt::Log(_))
-}
-
-/// How many messages the log has delivered that are newer than the page.
-fn newer(topic: &Topic, page: &Page) -> usize {
-    let (delivered, tail) = (topic.delivered().map(|tail| tail.position), page.tail.position);
-    let newer = |position: Position| position.offset.saturating_sub(tail.offset);
-    delivered.filter(|position| position.epoch == tail.epoch).map_or(0, |position| newer(position) as usize)
-}
-
-/// What to read so that others, who stand at different places, can share the answer.
-fn wider(topic: &Topic, from: ReadFrom) -> ReadFrom {
-    let small = topic.rule.history.is_some_and(|history| history.messages <= PAGE_MESSAGES);
-    let foreign = |position: Position| {
-        topic.delivered().is_some_and(|tail| tail.position.epoch != position.epoch) && position.offset > 0
-    };
-    match from {
-        ReadFrom::After(position) if topic.rule.keyed.is_some() && foreign(position) => ReadFrom::Keys,
-        ReadFrom::After(_) | ReadFrom::Last(_) if small && topic.rule.keyed.is_none() => ReadFrom::Oldest,
-        other => other,
-    }
-}
-
 impl SharedPage {
     /// A page that has just been read.
-    fn new(from: ReadFrom, page: Arc<HeldPage>) -> Self {
+    pub(super) fn new(from: ReadFrom, page: Arc<HeldPage>) -> Self {
         let now = Instant::now();
         Self { from, page, read_at: now, used_at: now }
     }
 
     /// Whether readers still ask for it, and its messages are not much older than the history keeps them.
-    fn is_fresh(&self, rule: &Rule, now: Instant) -> bool {
+    pub(super) fn is_fresh(&self, rule: &Rule, now: Instant) -> bool {
         let excess = rule.history.map_or(PAGE_IDLE, |history| PAGE_IDLE.max(history.age / EXCESS_AGE));
         now.duration_since(self.used_at) <= PAGE_IDLE && now.duration_since(self.read_at) <= excess
     }
 
     /// The part of the page that answers `from`, if it does in full. `newer`: so many messages follow from the log.
-    fn answer(&self, from: ReadFrom, newer: usize) -> Option<Arc<HeldPage>> {
+    pub(super) fn answer(&self, from: ReadFrom, newer: usize) -> Option<Arc<HeldPage>> {
         let epoch = self.page.tail.position.epoch;
         // Of a position with offset 0 only the broker knows whether nothing was missed.
         let is_foreign = |position: Position| position.epoch != epoch && position.offset > 0;

@@ -7,9 +7,9 @@ use std::time::Instant;
 
 use tokio::sync::Notify;
 
-use crate::broker::{Page, ReadFrom, Tail};
+use crate::broker::{Page, ReadFrom, RequestSize, Tail};
 use crate::channel::ChannelName;
-use crate::hub::log::{Bounds, Found, Log};
+use crate::hub::log::{Found, Log, LogBounds};
 use crate::hub::sequence::{Next, Sequencer};
 use crate::hub::shared_reads::SharedReads;
 use crate::message::{Entry, Message, Position};
@@ -80,6 +80,7 @@ struct State {
     aged: u64,
     /// The broker refuses the channel.
     refused: bool,
+    has_small_requests: bool,
     subscribers: usize,
     idle_since: Option<Instant>,
 }
@@ -90,7 +91,7 @@ impl Topic {
         id: u64,
         channel: ChannelName,
         rule: Rule,
-        bounds: Bounds,
+        bounds: LogBounds,
         shards: usize,
         total: Arc<AtomicUsize>,
     ) -> Self {
@@ -100,6 +101,7 @@ impl Topic {
             served: vec![u64::MAX; shards].into(),
             aged: 0,
             refused: false,
+            has_small_requests: false,
             subscribers: 0,
             idle_since: Some(Instant::now()),
         };
@@ -145,10 +147,16 @@ impl Topic {
     }
 
     /// Counts a subscriber in. A topic with subscribers is not forgotten.
-    pub fn join(&self) {
+    pub fn join(&self, request: RequestSize) {
         let mut state = self.lock();
+        state.has_small_requests |= request == RequestSize::Small;
         state.subscribers += 1;
         state.idle_since = None;
+    }
+
+    /// Whether a small request has joined it.
+    pub fn has_small_requests(&self) -> bool {
+        self.lock().has_small_requests
     }
 
     /// Counts a subscriber out.

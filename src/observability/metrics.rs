@@ -29,7 +29,7 @@ pub struct Metrics {
     /// How long things take.
     pub latency: Latencies,
     samples: Samples,
-    /// Messages heard from the broker.
+    /// Messages received from the broker.
     pub messages_in: Counter,
     /// Their payloads.
     pub bytes_in: Counter,
@@ -91,7 +91,7 @@ impl Metrics {
             registry.register(name, help, counter.clone());
             counter
         };
-        let messages_in = counter("messages_in", "Messages heard from the broker");
+        let messages_in = counter("messages_in", "Messages received from the broker");
         let messages_out = counter("messages_out", "Messages handed to subscribers");
         let writes = counter("writes", "Writes to subscribers' sockets, each a system call");
         let published = counter("published", "Messages accepted from publishers");
@@ -100,10 +100,10 @@ impl Metrics {
         let plain_dropped = counter("plain_dropped", "Messages without a position dropped during a repair");
         let gaps_found = counter("gaps_found", "Times that a message did not follow the one before it");
         let gaps_repaired = counter("gaps_repaired", "Gaps repaired from the history");
-        let gaps_told = counter("gaps_told", "Gaps that subscribers had to be told");
+        let gaps_told = counter("gaps_told", "Gaps that were reported to subscribers");
         let unreadable = counter("unreadable_messages", "Stored messages that could not be read and were skipped");
         let broker_disconnects = counter("broker_disconnects", "Lost connections to the broker");
-        let broker_reconnects = counter("broker_reconnects", "Times that a lost broker was had again");
+        let broker_reconnects = counter("broker_reconnects", "Restored connections to the broker");
         let throttled = counter("throttled", "Clients that were read more slowly because they sent too fast");
         let log_trims = counter("log_trims", "Times that logs were shortened for the bound on all of them");
         let closes = Family::default();
@@ -172,7 +172,7 @@ impl Metrics {
 
 fn register_bytes(registry: &mut Registry) -> (Counter, Counter) {
     let (bytes_in, bytes_out) = (Counter::default(), Counter::default());
-    registry.register_with_unit("messages_in", "Payloads heard from the broker", Unit::Bytes, bytes_in.clone());
+    registry.register_with_unit("messages_in", "Payloads received from the broker", Unit::Bytes, bytes_in.clone());
     registry.register_with_unit("messages_out", "Bytes that subscribers took", Unit::Bytes, bytes_out.clone());
     (bytes_in, bytes_out)
 }

@@ -14,8 +14,9 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::spawn_local;
 
-use crate::transport::admission::{Admission, Admitted, Refusal};
+use crate::transport::admission::{Admission, Admitted};
 use crate::transport::lingering_close::lingering_close;
+use crate::transport::refusal::Refusal;
 use crate::transport::socket::Socket;
 
 /// How many connections may wait to be accepted; the kernel caps it by `net.core.somaxconn`.
@@ -120,7 +121,7 @@ impl Acceptor {
                 }
                 // Out of descriptors: the connections that are here stay, the others wait in the backlog.
                 Err(error) if matches!(error.raw_os_error(), Some(EMFILE | ENFILE)) => {
-                    tracing::warn!(%error, "no descriptor for another connection; raise `ulimit -n`");
+                    tracing::warn!(%error, "out of descriptors: cannot accept a connection; raise `ulimit -n`");
                     tokio::time::sleep(EXHAUSTED_PAUSE).await;
                 }
                 // The client was gone before it was accepted.

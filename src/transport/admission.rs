@@ -1,5 +1,5 @@
 //! Who gets in: how many connections there may be, in all and from one address, how fast an address may open more, and that
-//! some descriptors stay free for Redis and files. It counts; what a refused client is answered is written by `accept.rs` and
+//! some descriptors stay free for Redis and files. And how fast the clients of an address publish and subscribe. It counts; what a refused client is answered is written by `accept.rs` and
 //! `http/subscribe.rs`.
 //!
 //! A client behind a trusted proxy is counted when its request for a subscription is known, not when the proxy connects: the
@@ -14,6 +14,8 @@ use std::time::Instant;
 use crate::observability::log_throttle::LogThrottle;
 use crate::observability::metrics::Metrics;
 use crate::transport::address::{ClientAddress, TrustedProxies, group, is_near};
+use crate::transport::address_rates::AddressRates;
+use crate::transport::refusal::Refusal;
 use crate::transport::token_bucket::{Bucket, Rate};
 
 /// So many addresses that have no connection are remembered for their rate at most; beyond, they are forgotten, and may begin
@@ -32,11 +34,28 @@ pub struct AddressLimits {
     pub connections: Option<usize>,
     /// New connections; `None` for no limit.
     pub handshakes: Option<Rate>,
+    /// Messages published by requests, one for each channel; `None` for no limit.
+    pub published_messages: Option<Rate>,
+    /// Their bytes, times their channels; `None` for no limit.
+    pub published_bytes: Option<Rate>,
+    /// Channels that have no subscriber on this instance yet; `None` for no limit.
+    pub new_channels: Option<Rate>,
+}
+
+/// What the clients of an address are charged for, beside connections.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Charge {
+    /// See [`AddressLimits::published_messages`].
+    PublishedMessages,
+    /// See [`AddressLimits::published_bytes`].
+    PublishedBytes,
+    /// See [`AddressLimits::new_channels`].
+    NewChannels,
 }
 
 /// The bounds on connections.
 #[derive(Clone, Debug)]
-pub struct Bounds {
+pub struct ConnectionLimits {
     /// The most connections in all; `None` for as many as descriptors allow.
     pub connections: Option<usize>,
     /// Of an address of the public internet.
@@ -47,74 +66,18 @@ pub struct Bounds {
     pub proxies: TrustedProxies,
 }
 
-/// Why somebody does not get in.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Refusal {
-    /// There are as many connections as there may be.
-    Connections,
-    /// There are no descriptors to spare.
-    Descriptors,
-    /// The address has as many connections as it may have.
-    AddressConnections,
-    /// The address opens connections too fast.
-    AddressHandshakes,
-}
-
-impl Refusal {
-    /// The reason in `livebridge_refused_total`.
-    pub fn reason(self) -> &'static str {
-        match self {
-            Self::Connections => "connections",
-            Self::Descriptors => "descriptors",
-            Self::AddressConnections => "address_connections",
-            Self::AddressHandshakes => "address_handshakes",
-        }
-    }
-
-    /// The status, the machine-readable code, and the sentence for people.
-    pub fn answer(self) -> (u16, &'static str, &'static str) {
-        match self {
-            Self::Connections | Self::Descriptors => {
-                (503, "server_full", "this instance has as many connections as it can have; try again in a moment")
-            }
-            Self::AddressConnections => {
-                (429, "too_many_connections", "your address has as many connections as it may have; close some")
-            }
-            Self::AddressHandshakes => {
-                (429, "too_many_handshakes", "your address opens connections too fast; try again in a moment")
-            }
-        }
-    }
-
-    /// After how many seconds trying again makes sense.
-    pub fn retry_after(self) -> u16 {
-        match self {
-            Self::AddressHandshakes => 1,
-            Self::Connections | Self::Descriptors | Self::AddressConnections => 5,
-        }
-    }
-
-    fn mend(self) -> &'static str {
-        match self {
-            Self::Connections => "raise --max-connections, or start another instance",
-            Self::Descriptors => "raise the limit of descriptors (`ulimit -n`), or start another instance",
-            Self::AddressConnections | Self::AddressHandshakes => {
-                "if this is a proxy's address, name it with --trusted-proxy; if many people share it, raise \
-                 --max-connections-per-address and --max-handshakes-per-address"
-            }
-        }
-    }
-}
-
 /// The counts.
 pub struct Admission {
-    bounds: Bounds,
+    bounds: ConnectionLimits,
     /// No descriptor at or above this is given to a client.
     descriptors: u64,
     metrics: Arc<Metrics>,
     /// How many connections each thread serves.
     threads: Box<[AtomicUsize]>,
     addresses: Mutex<Addresses>,
+    published_messages: AddressRates,
+    published_bytes: AddressRates,
+    new_channels: AddressRates,
     /// Which refusals are due for a line in the log.
     told: LogThrottle,
     began: Instant,
@@ -134,13 +97,16 @@ struct Address {
 impl Admission {
     /// Nobody is in yet. `descriptors` is the process's limit, part of which is kept back;
     /// `threads` is how many serve connections.
-    pub fn new(bounds: Bounds, descriptors: u64, threads: usize, metrics: Arc<Metrics>) -> Arc<Self> {
+    pub fn new(bounds: ConnectionLimits, descriptors: u64, threads: usize, metrics: Arc<Metrics>) -> Arc<Self> {
         Arc::new(Self {
             bounds,
             descriptors: descriptors - reserve(descriptors),
             metrics,
             threads: (0..threads).map(|_| AtomicUsize::new(0)).collect(),
             addresses: Mutex::default(),
+            published_messages: AddressRates::default(),
+            published_bytes: AddressRates::default(),
+            new_channels: AddressRates::default(),
             told: LogThrottle::default(),
             began: Instant::now(),
         })
@@ -197,6 +163,34 @@ impl Admission {
         Ok(AddressClaim { admission: self.clone(), address: Some(address) })
     }
 
+    /// Charges a client's address, if that may go on.
+    ///
+    /// # Errors
+    /// The refusal is counted and logged already.
+    pub fn charge(&self, charge: Charge, client: ClientAddress, amount: usize) -> Result<(), Refusal> {
+        let limits = self.limits(client);
+        let (rates, rate) = match charge {
+            Charge::PublishedMessages => (&self.published_messages, limits.published_messages),
+            Charge::PublishedBytes => (&self.published_bytes, limits.published_bytes),
+            Charge::NewChannels => (&self.new_channels, limits.new_channels),
+        };
+        let Some(rate) = rate else { return Ok(()) };
+        rates.charge(group(client.address), rate, self.now(), amount).map_err(|debt| {
+            let seconds = debt.ceil() as u16;
+            let refusal = match charge {
+                Charge::PublishedMessages | Charge::PublishedBytes => Refusal::AddressPublished(seconds),
+                Charge::NewChannels => Refusal::AddressNewChannels(seconds),
+            };
+            self.refuse(refusal, client.address)
+        })
+    }
+
+    /// Whether what a client publishes by requests has a limit.
+    pub fn limits_publishing(&self, client: ClientAddress) -> bool {
+        let limits = self.limits(client);
+        limits.published_messages.is_some() || limits.published_bytes.is_some()
+    }
+
     fn limits(&self, client: ClientAddress) -> AddressLimits {
         // A proxied client with a proxy's address is one whose header lines are not believed: it must not gain by that.
         let disbelieved = client.proxied && self.bounds.proxies.trust(client.address);
@@ -207,7 +201,7 @@ impl Admission {
         let reason = refusal.reason();
         self.metrics.count_refused(reason);
         if let Some(refused) = self.told.happened(reason) {
-            tracing::warn!(reason, client = %address, refused, "connections are refused; {}", refusal.mend());
+            tracing::warn!(reason, client = %address, refused, "clients are refused; {}", refusal.fix());
         }
         refusal
     }
@@ -314,9 +308,9 @@ mod tests {
     use crate::transport::address::parse_network;
 
     fn admission(connections: Option<usize>, per_address: Option<usize>, handshakes: Option<Rate>) -> Arc<Admission> {
-        let limits = AddressLimits { connections: per_address, handshakes };
+        let limits = AddressLimits { connections: per_address, handshakes, ..AddressLimits::default() };
         let proxies = TrustedProxies::new(vec![parse_network("10.0.0.0/8").expect("a network")]);
-        let bounds = Bounds { connections, public: limits, near: AddressLimits::default(), proxies };
+        let bounds = ConnectionLimits { connections, public: limits, near: AddressLimits::default(), proxies };
         Admission::new(bounds, 1000, 2, Arc::new(Metrics::new(1)))
     }
 
@@ -388,7 +382,7 @@ mod tests {
     #[test]
     fn the_table_forgets_whose_bucket_is_full_and_never_who_is_in() {
         let rate = Rate::new(1, 2);
-        let limits = AddressLimits { connections: None, handshakes: rate };
+        let limits = AddressLimits { handshakes: rate, ..AddressLimits::default() };
         let mut addresses = Addresses::default();
         for number in 0..5000_u32 {
             let host = IpAddr::from(std::net::Ipv4Addr::from_bits(number));

@@ -19,6 +19,11 @@ impl Budget {
         Arc::new(Self { used: AtomicUsize::new(0), limit })
     }
 
+    /// How many bytes there are in all.
+    pub fn limit(&self) -> usize {
+        self.limit
+    }
+
     /// What is used, in bytes.
     pub fn used(&self) -> usize {
         self.used.load(Ordering::Relaxed)
@@ -63,15 +68,20 @@ impl Default for Budget {
 
 /// What one request or connection holds of a [`Budget`]; given back when dropped.
 #[derive(Debug)]
-pub struct Held {
+pub struct Reservation {
     budget: Arc<Budget>,
     bytes: usize,
 }
 
-impl Held {
+impl Reservation {
     /// Nothing yet.
     pub fn new(budget: Arc<Budget>) -> Self {
         Self { budget, bytes: 0 }
+    }
+
+    /// The budget that it holds of.
+    pub fn budget(&self) -> &Budget {
+        &self.budget
     }
 
     /// Holds so many bytes from now on, more or less than before. `false`, and no change, if there are not so many.
@@ -90,13 +100,13 @@ impl Held {
 /// there was room: they are already written in part, so that they are held in any case.
 pub fn hold_anyway(bytes: Vec<u8>, budget: &Arc<Budget>) -> (Bytes, bool) {
     let fits = budget.take_anyway(bytes.len());
-    let held = Held { budget: budget.clone(), bytes: bytes.len() };
+    let held = Reservation { budget: budget.clone(), bytes: bytes.len() };
     (Bytes::from_owner(HeldBytes { bytes, _held: held }), fits)
 }
 
 struct HeldBytes {
     bytes: Vec<u8>,
-    _held: Held,
+    _held: Reservation,
 }
 
 impl AsRef<[u8]> for HeldBytes {
@@ -105,7 +115,7 @@ impl AsRef<[u8]> for HeldBytes {
     }
 }
 
-impl Drop for Held {
+impl Drop for Reservation {
     fn drop(&mut self) {
         self.budget.give(self.bytes);
     }
@@ -118,7 +128,7 @@ mod tests {
     #[test]
     fn all_together_hold_no_more_than_the_budget() {
         let budget = Budget::new(100);
-        let (mut one, mut two) = (Held::new(budget.clone()), Held::new(budget.clone()));
+        let (mut one, mut two) = (Reservation::new(budget.clone()), Reservation::new(budget.clone()));
         assert!(one.set(60) && two.set(40) && !one.set(61));
         assert_eq!(budget.used(), 100);
         assert!(one.set(10) && two.set(90));

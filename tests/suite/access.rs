@@ -56,8 +56,8 @@ async fn beyond_loopback_it_refuses_to_start_until_somebody_says_who_may() {
         let output = soon("it ends at once", serve).await.unwrap();
         let error = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(1), "{address}: {error}");
-        for mend in ["LIVEBRIDGE_PUBLISH_KEY", "LIVEBRIDGE_TOKEN_SECRET", "--insecure"] {
-            assert!(error.contains(mend), "{address}: {error}");
+        for fix in ["LIVEBRIDGE_PUBLISH_KEY", "LIVEBRIDGE_TOKEN_SECRET", "--insecure"] {
+            assert!(error.contains(fix), "{address}: {error}");
         }
         assert_eq!(start(&["--listen", address], &[]).0, Some(1));
         assert_eq!(start(&["--listen", address, "--insecure"], &[]).0, Some(0));
@@ -95,7 +95,7 @@ async fn a_producer_shows_one_of_the_keys_and_two_are_valid_while_they_are_excha
     assert_eq!(instance.refused("unauthorized").await, 10.0);
     // A producer is no listener, and nothing lets anybody listen here.
     assert_eq!(subscribe(&instance, "channel=a", &[("authorization", &bearer(KEY))]).await.0, 403);
-    assert!(instance.log().contains("nobody can subscribe"));
+    assert!(instance.log().contains("no client can subscribe"));
 }
 
 #[tokio::test]

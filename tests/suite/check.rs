@@ -139,6 +139,37 @@ async fn missing_permissions_are_named_and_mended_by_what_is_printed() {
     assert!(!content && line(&text, "may not use").contains("~livebridge:*"), "{text}");
 }
 
+#[tokio::test]
+async fn an_acl_that_does_not_cover_the_channels_of_the_rules_is_a_warning() {
+    let redis = Redis::start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let rules = ["sheet:*", "orders", "*:log"].map(|pattern| format!("[[channel]]\nmatch = '{pattern}'\n")).concat();
+    std::fs::write(folder.path().join("livebridge.toml"), rules).unwrap();
+    let user = |acl: &str| {
+        let mut words = vec!["ACL", "SETUSER", "lb", "reset", "on", ">pw", "+@all"];
+        words.extend(acl.split(' '));
+        assert_eq!(redis.cli(&words), "OK");
+        let url = format!("redis://lb:pw@127.0.0.1:{}/", redis.port);
+        let output = command(folder.path()).args(["check", "--redis-url", &url]).output().unwrap();
+        (String::from_utf8(output.stdout).unwrap(), output.status.success())
+    };
+    redis.cli(&["RPUSH", "orders", "somebody's", "own"]);
+    let (text, content) = user("~* &sheet:* &livebridge:*");
+    let told = line(&text, "does not cover");
+    assert!(content && told.starts_with("warning  ") && told.contains("refused: orders, *:log"), "{text}");
+    assert!(told.ends_with("ACL SETUSER … ~livebridge:* &livebridge:* ~orders ~*:log &orders &*:log"), "{text}");
+    // A channel's name is a key as well: that of the function's call.
+    for keys in
+        ["~livebridge:* ~sheet:* ~*:log", "~livebridge:{sheet:* ~sheet:* ~livebridge:check ~livebridge:{*:log* ~*:log"]
+    {
+        let (text, _) = user(&format!("{keys} &*"));
+        assert!(line(&text, "does not cover").contains("refused: orders —"), "{keys}: {text}");
+    }
+    let (text, _) = user("~livebridge:* ~sheet:* ~orders ~*:log &livebridge:* &sheet:* &orders &*:log");
+    assert!(line(&text, "access to the channels of the rules").starts_with("ok "), "{text}");
+    assert_eq!(redis.cli(&["LRANGE", "orders", "0", "-1"]), "somebody's\nown", "nothing is changed");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_user_that_the_docs_tell_to_create_may_do_all_that_is_needed() {
     let docs = include_str!("../../docs/deployment.md");

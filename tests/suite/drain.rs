@@ -84,8 +84,8 @@ async fn a_second_signal_ends_at_once() {
     instance.signal("INT");
     until_draining(&instance).await;
     instance.signal("TERM");
-    assert_eq!(instance.ended().await.code(), Some(1), "not everybody was told");
-    assert!(instance.log().contains("at once"));
+    assert_eq!(instance.ended().await.code(), Some(1), "some clients were not told");
+    assert!(instance.log().contains("stopped at once"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -257,6 +257,34 @@ async fn who_sends_a_body_to_its_end_before_reading_gets_the_answer_that_came_me
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_response_to_a_body_that_was_not_read_says_that_the_connection_ends() {
+    let instance = Options::default().flag("--max-message-bytes 1000").start().await;
+    let body = "x".repeat(500);
+    for (request, status, ends) in [
+        ("POST /publish?channel=a", "413", true),
+        ("POST /publish?channel=*", "400", true),
+        ("POST /publish?channel=a&remove=1", "400", false),
+        ("POST /publish?channel=a", "200", false),
+        ("POST /nowhere", "404", true),
+        ("PUT /publish", "405", true),
+        ("GET /healthz", "200", true),
+    ] {
+        let body = if status == "413" { &body.repeat(4) } else { &body };
+        let length = body.len();
+        let request = format!("{request} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n{body}");
+        let mut stream = TcpStream::connect(&instance.address).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(soon("the head", stream.read_u8()).await.unwrap());
+        }
+        let head = String::from_utf8(head).unwrap();
+        assert!(head.starts_with(&format!("HTTP/1.1 {status} ")), "{request}: {head}");
+        assert_eq!(head.to_lowercase().contains("\r\nconnection: close\r\n"), ends, "{request}: {head}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_body_that_was_refused_is_not_read_for_ever() {
     let instance = Options::default().flag("--threads 1").start().await;
     let mut calm = instance.ws("channel=calm").await;

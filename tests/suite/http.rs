@@ -29,8 +29,8 @@ async fn a_request_that_cannot_be_understood_is_told_why() {
         ("/channels/a%2Fb*/messages", 400, "channel_invalid", "'*'"),
         ("/channels/a/messages?limit=0", 400, "parameter_invalid", "`limit`"),
         ("/nothing/here", 404, "not_found", "path"),
-        ("/metrics/", 404, "not_found", "ask for /metrics"),
-        ("/channels/a/messages//", 404, "not_found", "ask for /channels/a/messages"),
+        ("/metrics/", 404, "not_found", "use /metrics"),
+        ("/channels/a/messages//", 404, "not_found", "use /channels/a/messages"),
         ("//", 404, "not_found", "slash"),
         ("/publish", 405, "method_not_allowed", "method"),
     ] {
@@ -254,10 +254,10 @@ async fn a_mistake_in_the_configuration_is_an_error_that_names_the_place() {
     };
     for (listen, part) in [
         ("nowhere", "127.0.0.1:8000"),
-        (":8000", "no address before the port"),
+        (":8000", "the address before the port"),
         ("8000", "0.0.0.0:8000"),
-        ("localhost:port", "the port is no number"),
-        ("localhost:65536", "the port is no number"),
+        ("localhost:port", "the port must be a number"),
+        ("localhost:65536", "the port must be a number"),
         ("::1:8000", "in brackets"),
         ("nowhere.invalid:8000", "can't be resolved"),
     ] {

@@ -146,6 +146,32 @@ async fn a_channel_that_redis_refuses_is_refused_and_the_others_stay() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_channel_whose_keys_redis_refuses_is_refused_at_once() {
+    let redis = Redis::start().await;
+    // Redis refuses the call of the function, or what the function does.
+    for keys in ["~sheet:* ~livebridge:*", "~* resetkeys ~sheet:* ~other* ~livebridge:{sheet:* ~livebridge:life"] {
+        let mut user = vec!["ACL", "SETUSER", "narrow", "reset", "on", ">secret", "+@all", "&*"];
+        user.extend(keys.split(' '));
+        assert_eq!(redis.cli(&user), "OK");
+        let instance = narrow(&redis).start().await;
+        let mut well = instance.ws("channel=sheet:well").await;
+        let asked = Instant::now();
+        for number in 0..10 {
+            for path in [format!("/events?channel=other:{number}"), "/channels/other/messages".into()] {
+                let (status, text) = instance.get(&path).await;
+                assert!(status == 403 && text.contains("channel_refused") && !text.contains("NOPERM"), "{text}");
+            }
+        }
+        assert!(asked.elapsed() < Duration::from_secs(4), "not one is waited for");
+        assert_eq!(instance.refused("channel").await, 10.0);
+        instance.publish("sheet:well", "x").await;
+        assert_eq!(well.text().await, "x");
+        until("forgotten", || async { instance.metric("livebridge_channels").await == 1.0 }).await;
+        assert_eq!(redis.listeners("other:1"), 0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn who_listens_to_a_channel_that_is_refused_later_is_told() {
     let redis = restricted().await;
     assert_eq!(redis.cli(&["ACL", "SETUSER", "narrow", "&other"]), "OK");

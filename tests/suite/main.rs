@@ -4,6 +4,7 @@
 //! * `access`: keys, tokens, and what is let through without
 //! * `token_keys`: where the keys of tokens come from
 //! * `origins`: which pages may speak to an instance
+//! * `address_rates`: what the clients of one address may use up
 //! * `limits`: each limit's answer, while others notice nothing
 //! * `pages`: what a browser's WebSocket can see and say
 //! * `drain`: how an instance ends
@@ -22,6 +23,7 @@
 //! * `outages`: Redis and instances go away and come back; clients stop reading or vanish
 //! * `isolation`: what one client asks of Redis leaves the others alone
 //! * `faults`: all of it at once, under load, counted
+//! * `siege`: all attacks at once, beside clients that lose nothing
 //! * `model`: random interleavings against a simple model
 //! * `documents`: what openapi.json and the pages of docs/ name, against what there is
 //! * `readme`: what the README and docs/configuration.md say
@@ -38,6 +40,7 @@
 #![allow(missing_docs, unreachable_pub, reason = "nothing here is anybody else's interface")]
 
 mod access;
+mod address_rates;
 mod attacks;
 mod before_first;
 mod broker_alike;
@@ -67,6 +70,7 @@ mod outages;
 mod pages;
 mod patterns;
 mod readme;
+mod siege;
 mod support;
 mod token_keys;
 mod upgrade;

@@ -15,15 +15,17 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use livebridge::broker::{Broker, BrokerError, Event, Health, Page, Publication, ReadFrom, Tail};
+use livebridge::broker::{
+    Broker, BrokerError, Event, EventSink, Health, Page, Publication, ReadFrom, RequestSize, Tail,
+};
 use livebridge::channel::ChannelName;
 use livebridge::delivery::batch::EncodedBatch;
 use livebridge::delivery::encoding::WEBSOCKET_JSON;
 use livebridge::delivery::session::{Session, Waits};
 use livebridge::delivery::subscription::{NewSubscription, Rights};
-use livebridge::hub::event_queue::EventQueue;
+use livebridge::hub::dispatch::Dispatcher;
 use livebridge::hub::held_page::HeldPage;
-use livebridge::hub::log::Bounds;
+use livebridge::hub::log::LogBounds;
 use livebridge::hub::topic::{Start, Topic};
 use livebridge::hub::wake_list::WakeList;
 use livebridge::hub::{Hub, Membership};
@@ -42,7 +44,7 @@ use self::world::*;
 const CHANNELS: [&str; 2] = ["a", "b"];
 const CLIENTS: usize = 4;
 /// So short that whoever blocks for a few messages falls behind.
-const LOG: Bounds = Bounds { entries: 6, bytes: 1 << 20 };
+const LOG: LogBounds = LogBounds { entries: 6, bytes: 1 << 20 };
 
 /// Something that happens.
 #[derive(Clone, Debug)]

@@ -17,7 +17,8 @@ from pathlib import Path
 PRELUDE = """
 window.lines = [];
 const url = %s;
-const short = (text) => (typeof text === "string" && text.length > 400 ? text.slice(0, 400) : text);
+const short = (text) =>
+  typeof text === "string" && text.length > 400 ? `${text.slice(0, 400)}… ${text.length}` : text;
 const report = (event, fields = {}) => {
   window.lines.push(JSON.stringify({ event, ...fields, data: short(fields.data) }));
 };

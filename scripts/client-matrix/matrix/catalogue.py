@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,13 @@ from pathlib import Path
 from . import processes
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGE = ROOT.parent.parent / "docs" / "clients.md"
+DOCS = ROOT.parent.parent / "docs"
+# The page with the table, and the one with a program for each client.
+PAGE = DOCS / "clients.md"
+EXAMPLES = DOCS / "client-examples.md"
+# What packages depend on is not pinned by name: pip gets a list, npm takes what was there that day.
+CONSTRAINTS = ROOT / "constraints.txt"
+NPM_DATE = "2026-11-28"
 _LINES = re.compile(r"<!-- run: (\S+) -->\s*\n+```\w*\n(.*?)\n```", re.S)
 
 
@@ -41,8 +48,12 @@ def read() -> list[Client]:
 
 
 def lines_of_page() -> dict[str, str]:
-    """The programs that stand in docs/clients.md, by client."""
-    return dict(_LINES.findall(PAGE.read_text())) if PAGE.exists() else {}
+    """The programs that stand in docs/client-examples.md, by client."""
+    return dict(_LINES.findall(EXAMPLES.read_text()))
+
+
+class NotInstalled(RuntimeError):
+    """A package could not be downloaded, built or installed."""
 
 
 class Installation:
@@ -52,7 +63,27 @@ class Installation:
         self.cache = cache
         cache.mkdir(parents=True, exist_ok=True)
 
+    def install_what_can_be(self, clients: list[Client]) -> tuple[list[Client], list[str]]:
+        """Returns the clients that are installed, and the reasons why the others are not. Once the
+        installer of a runtime has failed, no other package of that runtime is asked for."""
+        installed, reasons = [], {}
+        for client in clients:
+            if client.runtime in reasons and not self._is_installed(client):
+                continue
+            try:
+                self.install([client])
+                installed.append(client)
+            except NotInstalled as error:
+                reasons[client.runtime] = str(error)
+        return installed, list(reasons.values())
+
+    def _is_installed(self, client: Client) -> bool:
+        return client.runtime == "python" and self._is_done(self.cache / "python" / client.id, _python_pins(client))
+
     def install(self, clients: list[Client]) -> None:
+        """Installs what these clients need.
+
+        Raises NotInstalled."""
         runtimes = {client.runtime for client in clients}
         if "node" in runtimes:
             self.install_node("node", [client for client in read() if client.runtime == "node"])
@@ -65,7 +96,7 @@ class Installation:
             self._rust()
 
     def command(self, client: Client, url: str, lines: str | None) -> tuple[list, dict]:
-        """The command that runs a client's program (or the page's lines) against a URL, and its
+        """The command that runs a client's program (or its example) against a URL, and its
         environment."""
         program = client.program
         if lines is not None:
@@ -90,7 +121,7 @@ class Installation:
         return [sys.executable, "-u", program, url], processes.environment(PATH=path, PYTHONPATH=str(ROOT / "python"))
 
     def _page_program(self, client: Client, url: str, lines: str) -> Path:
-        """A file with the page's lines, whose address is that of the test."""
+        """A file with a client's example, whose address is that of the test."""
         address = re.match(r"\w+://([^/]+)/", url)[1]
         text = lines.replace("127.0.0.1:8000", address)
         if client.runtime == "rust":
@@ -111,22 +142,25 @@ class Installation:
         text = json.dumps({"private": True, "type": "module", "dependencies": pins}, indent=1)
         folder = self.cache / name
         folder.mkdir(exist_ok=True)
-        if self._is_done(folder, text):
+        if self._is_done(folder, text + NPM_DATE):
             return
+        shutil.rmtree(folder / "node_modules", ignore_errors=True)
         (folder / "package.json").write_text(text)
-        options = ["--no-package-lock", "--no-audit", "--no-fund", "--ignore-scripts", "--omit=peer"]
+        options = ["--no-package-lock", "--no-audit", "--no-fund", "--ignore-scripts", "--omit=peer", f"--before={NPM_DATE}"]
         _run(["npm", "install", "--loglevel=error", *options], cwd=folder)
-        self._done(folder, text)
+        self._done(folder, text + NPM_DATE)
 
     def _python(self, client: Client) -> None:
         # A folder for each: two of them have a module of the same name.
         folder = self.cache / "python" / client.id
-        if self._is_done(folder, str(client.packages)):
+        pins = _python_pins(client)
+        if self._is_done(folder, pins):
             return
         shutil.rmtree(folder, ignore_errors=True)
         options = ["--quiet", "--disable-pip-version-check", "--no-warn-script-location", "--root-user-action=ignore"]
-        _run([sys.executable, "-m", "pip", "install", *options, "--target", folder, *client.packages])
-        self._done(folder, str(client.packages))
+        _run([sys.executable, "-m", "pip", "install", *options, "--target", folder,
+              "--constraint", CONSTRAINTS, *client.packages])
+        self._done(folder, pins)
 
     def _command(self, client: Client) -> None:
         folder = self.cache / "bin"
@@ -166,6 +200,10 @@ def _rust_page(text: str) -> str:
     )
 
 
+def _python_pins(client: Client) -> str:
+    return f"{client.packages} {_digest(CONSTRAINTS.read_text())}"
+
+
 def _place(source: Path, target: Path) -> None:
     """Copies a file in one step: another program may be reading the old one."""
     partial = target.with_suffix(".partial")
@@ -178,5 +216,18 @@ def _digest(text: str) -> str:
 
 
 def _run(command: list, **options) -> None:
-    print("installing:", " ".join(str(part) for part in command[:3]), "…", file=sys.stderr)
-    subprocess.run([str(part) for part in command], check=True, stdin=subprocess.DEVNULL, **options)
+    """Runs an installer, and again up to twice where it fails: a download may.
+
+    Raises NotInstalled."""
+    command = [str(part) for part in command]
+    title = " ".join([Path(command[0]).name, *command[1:3], "…"])
+    for pause in (5, 10, None):
+        print("installing:", title, file=sys.stderr)
+        try:
+            subprocess.run(command, check=True, stdin=subprocess.DEVNULL, timeout=600, **options)
+            return
+        except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+            print(f"installing failed: {error}", file=sys.stderr)
+        if pause:
+            time.sleep(pause)
+    raise NotInstalled(f"'{title}' failed three times")

@@ -12,10 +12,11 @@ import tomllib
 from pathlib import Path
 
 from . import processes, servers
-from .catalogue import PAGE, ROOT, Client, Installation
+from .catalogue import DOCS, ROOT, Client, Installation
 from .publishers import AnswerCutter
 
 BEGIN, END = "<!-- made by scripts/clients http: begin -->", "<!-- made by scripts/clients http: end -->"
+PAGE = DOCS / "publishing-clients.md"
 PROGRAMS = ROOT / "http"
 MODES = ("plain", "key")
 
@@ -38,6 +39,11 @@ def install(installation: Installation, entries: list[dict]) -> None:
         subprocess.run(["go", "build", "-o", str(installation.cache / "http-go"), "."], cwd=PROGRAMS / "go", check=True)
     if "java" in runtimes:
         subprocess.run(["javac", "-d", str(installation.cache / "http-java"), str(PROGRAMS / "Publish.java")], check=True)
+    if "maven" in runtimes:
+        folder = installation.cache / "http-okhttp"
+        shutil.copytree(PROGRAMS / "okhttp", folder, dirs_exist_ok=True)
+        goals = ["compile", "dependency:copy-dependencies", "-DoutputDirectory=libraries"]
+        subprocess.run(["mvn", "--quiet", "--batch-mode", *goals], cwd=folder, check=True)
 
 
 def command(cache: Path, entry: dict, url: str, mode: str) -> tuple[list, dict]:
@@ -48,6 +54,8 @@ def command(cache: Path, entry: dict, url: str, mode: str) -> tuple[list, dict]:
         "python": [sys.executable, PROGRAMS / "publish.py", library, url, mode],
         "go": [cache / "http-go", url, mode],
         "java": ["java", "-cp", cache / "http-java", "Publish", library, url, mode],
+        "maven": ["java", "-cp", f"{cache / 'http-okhttp' / 'target/classes'}:{cache / 'http-okhttp' / 'libraries'}/*",
+                  "PublishOkHttp", url, mode],
         "shell": ["bash", PROGRAMS / "publish.sh", url, mode],
     }
     return commands[runtime], processes.environment(PYTHONPATH=path, PYTHONDONTWRITEBYTECODE="1")

@@ -14,7 +14,7 @@ _NUMBERED = re.compile(r"m(\d+)\b")
 
 
 class Member:
-    """A client's program while it runs. With `lines` it is the program that stands in the page."""
+    """A client's program while it runs. With `lines` it is its example in docs/client-examples.md."""
 
     def __init__(self, client: Client, lines: str | None, cutter: Cutter):
         self.client = client

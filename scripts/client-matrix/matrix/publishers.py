@@ -11,9 +11,9 @@ import tomllib
 from pathlib import Path
 
 from . import processes, servers
-from .catalogue import ROOT, Client, Installation
+from .catalogue import DOCS, ROOT, Client, Installation
 
-PAGE = ROOT.parent.parent / "docs" / "redis.md"
+PAGE = DOCS / "redis.md"
 BEGIN, END = "<!-- made by scripts/clients redis: begin -->", "<!-- made by scripts/clients redis: end -->"
 PUBLISHERS = ROOT / "redis"
 MODES = ("default", "off", "id")
@@ -29,8 +29,8 @@ class AnswerCutter:
         self.armed = False
         self._tasks: set[asyncio.Task] = set()
 
-    async def start(self, port: int = 0) -> "AnswerCutter":
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", port)
+    async def start(self) -> "AnswerCutter":
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 
@@ -136,28 +136,16 @@ class Programs:
 
 
 class Server:
-    """A Redis with livebridge's functions, alone or as a cluster of one node behind the proxy, and
-    the instance that has loaded them."""
+    """A Redis and the instance that has loaded livebridge's functions into it."""
 
-    def __init__(self, binary: Path, folder: Path, cutter_port: int | None = None):
+    def __init__(self, binary: Path, folder: Path):
         self.port = processes.free_port()
-        folder.mkdir()
-        cluster = []
-        if cutter_port:
-            cluster = ["--cluster-enabled", "yes", "--cluster-announce-ip", "127.0.0.1",
-                       "--cluster-announce-port", cutter_port]
-        command = ["redis-server", "--port", self.port, "--bind", "127.0.0.1", "--save", "", "--dir", folder, *cluster]
+        command = ["redis-server", "--port", self.port, "--bind", "127.0.0.1", "--save", "", "--dir", folder]
         self.process = processes.start(command, stdout=(folder / "log").open("wb"), stderr=subprocess.STDOUT)
         for _ in range(200):
             if self.cli("PING") == "PONG":
                 break
             processes.time.sleep(0.05)
-        if cluster:
-            self.cli("CLUSTER", "ADDSLOTSRANGE", "0", "16383")
-            for _ in range(200):
-                if "cluster_state:ok" in self.cli("CLUSTER", "INFO"):
-                    break
-                processes.time.sleep(0.05)
         self.instance = servers.Instance(binary, folder, "reader", ["--redis-url", f"redis://127.0.0.1:{self.port}"])
 
     def cli(self, *words: str) -> str:
@@ -203,23 +191,18 @@ def _outcome(process) -> str:
 async def measure(programs: Programs, entries: list[dict], binary: Path) -> dict:
     results: dict = {}
     with tempfile.TemporaryDirectory(prefix="livebridge-publishers-") as folder:
-        for cluster in (False, True):
-            wanted = [entry for entry in entries if entry.get("cluster", False) == cluster]
-            if not wanted:
-                continue
-            port = processes.free_port()
-            server = Server(binary, Path(folder) / str(cluster), port if cluster else None)
-            cutter = AnswerCutter(server.port)
-            try:
-                await cutter.start(port)
-                for entry in wanted:
-                    for mode in MODES if entry.get("setting") else ("default", "id"):
-                        found = await try_out(programs, entry, server, cutter, mode)
-                        results.setdefault(entry["id"], {})[mode] = found
-                        print(f"  {entry['id']}, {mode}: {found}", file=sys.stderr)
-            finally:
-                await cutter.stop()
-                server.stop()
+        server = Server(binary, Path(folder))
+        cutter = AnswerCutter(server.port)
+        try:
+            await cutter.start()
+            for entry in entries:
+                for mode in MODES if entry.get("setting") else ("default", "id"):
+                    found = await try_out(programs, entry, server, cutter, mode)
+                    results.setdefault(entry["id"], {})[mode] = found
+                    print(f"  {entry['id']}, {mode}: {found}", file=sys.stderr)
+        finally:
+            await cutter.stop()
+            server.stop()
     return results
 
 

@@ -200,7 +200,7 @@ QUICK = ("payloads", "reset", "503", "restart")
 
 
 async def run(settings: Settings, name: str, clients: list[Client], with_lines: bool) -> dict:
-    """Runs a scenario; returns a verdict for each client, and one for the page's lines."""
+    """Runs a scenario; returns a verdict for each client, and one for its example."""
     page = lines_of_page() if with_lines and name != "expiry" else {}
     pairs = [(client, None) for client in clients]
     pairs += [(client, page[client.id]) for client in clients if client.id in page]
@@ -251,20 +251,27 @@ def verdict(stage: Stage, member: Member) -> dict:
     return {"word": word, "missing": len(missing), "statuses": statuses[:6]} | detail
 
 
+async def _received(stage: Stage, message: tuple, seconds: float) -> None:
+    await processes.eventually(lambda: all(message in m.payloads() or m.gave_up for m in stage.members), seconds)
+
+
 async def run_payloads(settings: Settings, clients: list[Client], quiet_seconds: float) -> dict:
     """What arrives of payloads that are not plain lines, and of a heartbeat."""
     with tempfile.TemporaryDirectory(prefix="livebridge-clients-") as folder:
         stage = Stage(settings, Path(folder), [])
         try:
             await stage.connect([(client, None) for client in clients])
-            for index, payload in enumerate(payloads.PAYLOADS.values()):
-                for part in (f"p{index}".encode(), payload):
-                    await asyncio.to_thread(stage.second.publish, part)
-            last = len(payloads.PAYLOADS)
-            await asyncio.to_thread(stage.second.publish, f"p{last}".encode())
-            end = ("message", f"p{last}")
-            await processes.eventually(lambda: all(end in m.payloads() or m.gave_up for m in stage.members), 6)
-            prompt = {m.client.id: end in m.payloads() for m in stage.members}
+            *small, large = payloads.PAYLOADS.values()
+            last_small, end = (("message", f"p{len(small) + more}") for more in (0, 1))
+            marked = [part for index, payload in enumerate(small) for part in (f"p{index}".encode(), payload)]
+            for part in (*marked, last_small[1].encode()):
+                await asyncio.to_thread(stage.second.publish, part)
+            await _received(stage, last_small, 6)
+            prompt = {m.client.id: last_small in m.payloads() for m in stage.members}
+            # Some parsers take seconds for it, and some clients end.
+            for part in (large, end[1].encode()):
+                await asyncio.to_thread(stage.second.publish, part)
+            await _received(stage, end, 30)
             before = {m.client.id: len(m.payloads()) for m in stage.members}
             await asyncio.sleep(quiet_seconds)
             found = {}
@@ -273,7 +280,7 @@ async def run_payloads(settings: Settings, clients: list[Client], quiet_seconds:
                 cells["prompt"] = "yes" if prompt[member.client.id] else "no"
                 if quiet_seconds:
                     more = len(member.payloads()) - before[member.client.id]
-                    cells["heartbeat"] = "a message" if more and prompt[member.client.id] else "unseen"
+                    cells["heartbeat"] = "a message" if more and end in member.payloads()[: -more or None] else "unseen"
                 found[member.client.id] = cells
             return found
         finally:

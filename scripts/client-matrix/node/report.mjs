@@ -1,8 +1,8 @@
 // What every program here reports: one JSON object a line, for matrix/member.py.
 export const url = process.argv[2];
 
-// Long messages are cut: what they begin with tells them apart.
-const short = (text) => (text.length > 400 ? text.slice(0, 400) : text);
+// Long messages are cut: their beginning and their length tell them apart.
+const short = (text) => (text.length > 400 ? `${text.slice(0, 400)}… ${text.length}` : text);
 
 export function report(event, fields = {}) {
   if (typeof fields.data === "string") fields.data = short(fields.data);

@@ -8,9 +8,10 @@ URL = sys.argv[1]
 
 
 def report(event: str, **fields) -> None:
-    """Prints a line; long messages are cut: what they begin with tells them apart."""
-    if isinstance(fields.get("data"), str):
-        fields["data"] = fields["data"][:400]
+    """Prints a line. Long messages are cut: their beginning and their length tell them apart."""
+    data = fields.get("data")
+    if isinstance(data, str) and len(data) > 400:
+        fields["data"] = f"{data[:400]}… {len(data)}"
     print(json.dumps({"event": event, **fields}), flush=True)
 
 

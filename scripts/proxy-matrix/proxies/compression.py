@@ -77,8 +77,10 @@ static_resources:
           stat_prefix: all
           route_config:
             virtual_hosts:
-            - { name: all, domains: [ "*" ], routes: [ { match: { prefix: / }, route: { cluster:
-            one, timeout: 0s } } ] } http_filters:
+            - name: all
+              domains: [ "*" ]
+              routes: [ { match: { prefix: / }, route: { cluster: one, timeout: 0s } } ]
+          http_filters:
           - name: envoy.filters.http.compressor
             typed_config:
               "@type": type.googleapis.com/envoy.extensions.filters.http.compressor.v3.Compressor
@@ -95,8 +97,10 @@ static_resources:
   - name: one
     load_assignment:
       cluster_name: one
-      endpoints: [ { lb_endpoints: [ { endpoint: { address: { socket_address: { address: 127.0.0.1,
-      port_value: 8001 } } } } ] } ] """,
+      endpoints:
+      - lb_endpoints:
+        - endpoint: { address: { socket_address: { address: 127.0.0.1, port_value: 8001 } } }
+    """,
 }
 
 

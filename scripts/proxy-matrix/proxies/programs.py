@@ -106,7 +106,7 @@ def _lighttpd(folder: Path, text: str, _: Ports) -> list:
 def _varnish(folder: Path, text: str, ports: Ports) -> list:
     (folder / "default.vcl").write_text(text + "\n")
     return ["varnishd", "-F", "-n", folder / "work", "-a", f"127.0.0.1:{ports.proxy}", "-f", folder / "default.vcl",
-            "-s", "malloc,64m", "-j", "none"]
+            "-s", "malloc,64m", "-j", "none", "-p", "backend_idle_timeout=20"]
 
 
 def _squid(folder: Path, text: str, _: Ports) -> list:

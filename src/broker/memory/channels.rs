@@ -308,7 +308,7 @@ impl Channels {
             return Ok(());
         }
         Err(BrokerError::Refused(format!(
-            "the embedded broker holds {most} bytes of history, its bound; keep less, or use Redis"
+            "the embedded broker has reached its limit of {most} bytes of history; shorten the histories, or use Redis"
         )))
     }
 

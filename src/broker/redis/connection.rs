@@ -1,39 +1,21 @@
-//! A connection to Redis as bytes: opened, logged in, and read frame by frame. What the frames mean is `ear.rs` on the connection
-//! that hears, `pipeline.rs` on one that publishes. These two have a reader and writer of their own, since hearing and publishing is
-//! most of what an instance does with Redis: the general client builds a tree of values for each message, which costs several
-//! times as much as relaying it.
-
-use std::io;
+//! A connection to Redis: opened, logged in, and read frame by frame. Subscriptions and publishing, most
+//! of what an instance does with Redis, read frames in place; whoever asks now and then gets a reply of
+//! its own (`call`). What the frames mean is `decoder.rs` for subscriptions, `calls.rs` for publishing.
 
 use bytes::{Buf, BytesMut};
+use redis::{Cmd, FromRedisValue, Value};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
+use tokio::time::timeout;
 
-use super::endpoint::{CONNECT_TIMEOUT, Endpoint, Stream};
-use super::resp::{self, Frame, Item, Items, Malformed};
+use super::endpoint::{ANSWER_TIMEOUT, CONNECT_TIMEOUT, Endpoint, Stream};
+use super::error::ClientError;
+use super::node::Role;
+use super::reply::{self, Reply};
+use super::resp::{self, Frame, Item, Items};
 
 /// How much is read at once; a buffer that grew far beyond, for a large message, is given back.
 const READ: usize = 64 << 10;
 const KEPT: usize = 1 << 20;
-
-/// Why the connection can't be used, or be used any longer.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum ConnectionError {
-    /// The network's or the system's reason.
-    #[error("{0}")]
-    Io(#[from] io::Error),
-    /// Redis does not let us in, or refuses a subscription.
-    #[error("Redis refused: {0}")]
-    Refused(String),
-    /// The other end spreads channels over nodes, of which this would see a part.
-    #[error("this is a node of a Redis Cluster, which this version does not support; use a Redis that is not one")]
-    Cluster,
-    /// The other end is no Redis.
-    #[error(transparent)]
-    Malformed(#[from] Malformed),
-    /// The other end closed.
-    #[error("the connection was closed")]
-    Closed,
-}
 
 /// An open connection.
 pub(super) struct Connection {
@@ -41,19 +23,34 @@ pub(super) struct Connection {
     writer: WriteHalf<Box<dyn Stream>>,
     incoming: BytesMut,
     outgoing: BytesMut,
+    /// See [`super::node::Node::generation`].
+    pub(super) generation: u64,
 }
 
 impl Connection {
     /// Connects and logs in, within the time that connecting may take.
-    pub(super) async fn open(endpoint: &Endpoint) -> Result<Self, ConnectionError> {
-        tokio::time::timeout(CONNECT_TIMEOUT, Self::try_open(endpoint))
-            .await
-            .unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, "no answer in time").into()))
+    ///
+    /// # Errors
+    /// Among others, [`ClientError::Cluster`] or [`ClientError::Replica`] if the server does not have the role.
+    pub(super) async fn open(endpoint: &Endpoint, role: Role) -> Result<Self, ClientError> {
+        let opened = timeout(CONNECT_TIMEOUT, Self::try_open(endpoint, role)).await;
+        opened.unwrap_or_else(|_| Err(ClientError::timed_out()))
     }
 
-    async fn try_open(endpoint: &Endpoint) -> Result<Self, ConnectionError> {
-        let (reader, writer) = tokio::io::split(endpoint.stream().await?);
-        let mut connection = Self { reader, writer, incoming: BytesMut::new(), outgoing: BytesMut::new() };
+    /// A connection over a stream, without a login.
+    pub(super) fn over(stream: Box<dyn Stream>) -> Self {
+        let (reader, writer) = tokio::io::split(stream);
+        Self { reader, writer, incoming: BytesMut::new(), outgoing: BytesMut::new(), generation: 0 }
+    }
+
+    /// A connection to nobody, for tests of what is sent.
+    #[cfg(test)]
+    pub(super) fn unconnected() -> Self {
+        Self::over(Box::new(tokio::io::empty()))
+    }
+
+    async fn try_open(endpoint: &Endpoint, role: Role) -> Result<Self, ClientError> {
+        let mut connection = Self::over(endpoint.stream().await?);
         let credentials = endpoint.credentials();
         match credentials.password() {
             Some(password) => {
@@ -71,7 +68,7 @@ impl Connection {
             connection.frames(|frame| {
                 unanswered -= 1;
                 match frame.accepted()? {
-                    Frame::Map(items) if is_cluster(items) => Err(ConnectionError::Cluster),
+                    Frame::Map(hello) if role == Role::Master => expect_master(hello),
                     _ => Ok(()),
                 }
             })?;
@@ -90,8 +87,8 @@ impl Connection {
     }
 
     /// Waits until something could be read or written. May be dropped at any time without losing anything.
-    pub(super) async fn exchange(&mut self) -> Result<(), ConnectionError> {
-        let Self { reader, writer, incoming, outgoing } = self;
+    pub(super) async fn exchange(&mut self) -> Result<(), ClientError> {
+        let Self { reader, writer, incoming, outgoing, .. } = self;
         incoming.reserve(READ);
         tokio::select! {
             written = writer.write_buf(outgoing), if !outgoing.is_empty() => {
@@ -99,7 +96,7 @@ impl Connection {
                 spare(outgoing);
             }
             read = reader.read_buf(incoming) => if read? == 0 {
-                return Err(ConnectionError::Closed);
+                return Err(ClientError::Closed);
             },
         }
         Ok(())
@@ -108,8 +105,8 @@ impl Connection {
     /// Hands over each frame that has arrived whole, until one is an error.
     pub(super) fn frames(
         &mut self,
-        mut hear: impl FnMut(Frame<'_>) -> Result<(), ConnectionError>,
-    ) -> Result<(), ConnectionError> {
+        mut hear: impl FnMut(Frame<'_>) -> Result<(), ClientError>,
+    ) -> Result<(), ClientError> {
         let mut read = 0;
         while let Some((frame, length)) = resp::parse(&self.incoming[read..])? {
             hear(frame)?;
@@ -119,21 +116,71 @@ impl Connection {
         spare(&mut self.incoming);
         Ok(())
     }
+
+    /// Hands over each reply that has arrived whole, until one is an error of the connection.
+    pub(super) fn replies(
+        &mut self,
+        mut take: impl FnMut(Reply) -> Result<(), ClientError>,
+    ) -> Result<(), ClientError> {
+        while let Some((reply, length)) = reply::parse(&self.incoming)? {
+            self.incoming.advance(length);
+            // Nobody asked for a push.
+            if !matches!(reply, Ok(Value::Push { .. })) {
+                take(reply)?;
+            }
+        }
+        spare(&mut self.incoming);
+        Ok(())
+    }
+
+    /// Sends a command and waits for its reply, within the time that one may take. Nothing else may be
+    /// due on the connection, and it is of no more use if this is dropped before it ends.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] if Redis answered with an error; after any other, the connection is of
+    /// no more use.
+    pub(super) async fn call<T: FromRedisValue>(&mut self, command: &Cmd) -> Result<T, ClientError> {
+        self.outgoing.extend_from_slice(&command.get_packed_command());
+        let value = timeout(ANSWER_TIMEOUT, self.reply()).await.unwrap_or_else(|_| Err(ClientError::timed_out()))?;
+        Ok(redis::from_redis_value(value)?)
+    }
+
+    async fn reply(&mut self) -> Reply {
+        let mut answer = None;
+        while answer.is_none() {
+            self.exchange().await?;
+            self.replies(|reply| {
+                answer = Some(reply);
+                Ok(())
+            })?;
+        }
+        answer.unwrap_or(Err(ClientError::Closed))
+    }
 }
 
 impl<'a> Frame<'a> {
     /// The frame, unless it is a refusal.
-    pub(super) fn accepted(self) -> Result<Self, ConnectionError> {
+    pub(super) fn accepted(self) -> Result<Self, ClientError> {
         match self {
-            Frame::Refused(why) => Err(ConnectionError::Refused(String::from_utf8_lossy(why).into_owned())),
+            Frame::Refused(why) => Err(ClientError::Refused(String::from_utf8_lossy(why).into_owned())),
             accepted => Ok(accepted),
         }
     }
 }
 
-/// Whether the answer to `HELLO` comes from a node of a Redis Cluster.
-fn is_cluster(mut hello: Items<'_>) -> bool {
-    hello.any(|item| item == Item::Text(b"mode")) && hello.next() == Some(Item::Text(b"cluster"))
+/// Refuses a server that answers to `HELLO` that it is a node of a Redis Cluster, or a replica.
+fn expect_master(hello: Items<'_>) -> Result<(), ClientError> {
+    let says = |name: &'static [u8], value: &'static [u8]| {
+        let mut hello = hello;
+        hello.any(|item| item == Item::Text(name)) && hello.next() == Some(Item::Text(value))
+    };
+    if says(b"mode", b"cluster") {
+        return Err(ClientError::Cluster);
+    }
+    if says(b"role", b"replica") || says(b"role", b"slave") {
+        return Err(ClientError::Replica);
+    }
+    Ok(())
 }
 
 /// Gives back an empty buffer that has become large. Its capacity is only what is left behind what was taken out: the whole of it
@@ -151,9 +198,7 @@ mod tests {
     #[tokio::test]
     async fn the_buffer_of_a_large_message_is_given_back() {
         let (ours, mut theirs) = tokio::io::duplex(READ);
-        let stream: Box<dyn Stream> = Box::new(ours);
-        let (reader, writer) = tokio::io::split(stream);
-        let mut connection = Connection { reader, writer, incoming: BytesMut::new(), outgoing: BytesMut::new() };
+        let mut connection = Connection::over(Box::new(ours));
         let payload = vec![b'x'; 3 * KEPT];
         let head = format!(">3\r\n$7\r\nmessage\r\n$1\r\na\r\n${}\r\n", payload.len());
         let message = [head.as_bytes(), &payload, b"\r\n"].concat();

@@ -2,13 +2,13 @@
 //! payloads that follow it, a confirmation says that a channel is heard from here on, a canary that
 //! the connection hears at all.
 
-use std::collections::HashSet;
 use std::mem;
 
 use bytes::Bytes;
 
 use super::position_marker::{PositionMarker, RUN_PREFIX, SINGLE_PREFIX};
 use super::resp::Frame;
+use super::wanted::Wanted;
 use crate::broker::Event;
 use crate::channel::ChannelName;
 use crate::message::Message;
@@ -33,7 +33,7 @@ enum Announced {
 
 impl SubscriptionDecoder {
     /// Takes a frame in. Frames of channels that are not wanted any more are ignored.
-    pub(super) fn push(&mut self, frame: &Frame<'_>, wanted: &HashSet<ChannelName>, canary: &str) {
+    pub(super) fn push(&mut self, frame: &Frame<'_>, wanted: &Wanted, canary: &str) {
         match *frame {
             Frame::Message { channel, .. } if channel == canary.as_bytes() => self.canary = true,
             Frame::Message { channel, payload } => self.push_message(channel, payload, wanted),
@@ -52,7 +52,7 @@ impl SubscriptionDecoder {
         (&mut self.events, mem::take(&mut self.canary))
     }
 
-    fn push_message(&mut self, name: &[u8], payload: &[u8], wanted: &HashSet<ChannelName>) {
+    fn push_message(&mut self, name: &[u8], payload: &[u8], wanted: &Wanted) {
         let single = name.strip_prefix(SINGLE_PREFIX.as_bytes());
         if let Some(channel) = single.or_else(|| name.strip_prefix(RUN_PREFIX.as_bytes())) {
             let Some(channel) = self.channel(channel, wanted) else { return };
@@ -90,13 +90,13 @@ impl SubscriptionDecoder {
         self.events.extend(unmatched.map(|(channel, _)| Event::Missed(channel)));
     }
 
-    fn channel(&mut self, name: &[u8], wanted: &HashSet<ChannelName>) -> Option<ChannelName> {
+    fn channel(&mut self, name: &[u8], wanted: &Wanted) -> Option<ChannelName> {
         if let Some(last) = &self.last
             && last.as_str().as_bytes() == name
         {
             return Some(last.clone());
         }
-        let channel = wanted.get(std::str::from_utf8(name).ok()?)?;
+        let channel = wanted.get(name)?;
         self.last = Some(channel.clone());
         Some(channel.clone())
     }
@@ -105,10 +105,12 @@ impl SubscriptionDecoder {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::broker::RequestSize;
 
     /// What the decoder makes of messages on channels, in short.
     fn decode(messages: &[(&str, &str)]) -> Vec<String> {
-        let wanted = HashSet::from(["a".parse().expect("valid"), "b".parse().expect("valid")]);
+        let mut wanted = Wanted::default();
+        ["a", "b"].iter().for_each(|name| wanted.insert(&name.parse().expect("valid"), RequestSize::Small));
         let mut decoder = SubscriptionDecoder::default();
         for (channel, payload) in messages {
             let frame = Frame::Message { channel: channel.as_bytes(), payload: payload.as_bytes() };

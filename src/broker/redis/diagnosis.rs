@@ -194,6 +194,18 @@ pub(super) fn hearing(heard: Result<(), String>) -> Finding {
     }
 }
 
+/// The rules' patterns whose channels the user's ACL does not cover.
+pub(super) fn coverage(lacking: &[String]) -> Finding {
+    if lacking.is_empty() {
+        return Finding::ok("this user has access to the channels of the rules");
+    }
+    let patterns = |sigil: char| lacking.iter().map(|pattern| format!(" {sigil}{pattern}")).collect::<String>();
+    Finding::warning(
+        format!("the ACL of this user does not cover channels of the rules, which are refused: {}", lacking.join(", ")),
+        format!("ACL SETUSER … ~livebridge:* &livebridge:*{}{}", patterns('~'), patterns('&')),
+    )
+}
+
 /// How long an answer takes.
 pub(super) fn round_trip(took: Duration) -> Finding {
     let what = format!("an answer of Redis takes {:.1} ms", took.as_secs_f64() * 1000.0);

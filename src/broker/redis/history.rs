@@ -5,14 +5,16 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use redis::{Cmd, FromRedisValue, RedisResult, Value};
+use redis::{Cmd, FromRedisValue, Value};
 
-use super::commands::{Commands, broker_error, said};
+use super::error::ClientError;
 use super::library::{ADOPT, LIFE, LIFE_KEY, PLAN, RENEW, is_missing};
-use super::reads::ReadLane;
+use super::node::Node;
+use super::reads::{ReadLane, Reads};
 use crate::broker::{BrokerError, PAGE_BYTES, PAGE_MESSAGES, Page, ReadFrom, Tail};
 use crate::channel::ChannelName;
 use crate::message::{Gap, GapReason, Message, Position};
+use crate::rules::Rules;
 
 /// How often a read begins anew because something changed between planning and fetching.
 const ATTEMPTS: usize = 10;
@@ -45,13 +47,25 @@ enum Elements {
     Keys(Vec<(u64, Bytes)>),
 }
 
+/// The histories in a Redis.
+pub(super) struct History {
+    node: Arc<Node>,
+    rules: Arc<Rules>,
+    reads: Reads,
+}
+
 /// One read: it asks on the connection of its lane.
 struct Reader<'a> {
-    commands: &'a Commands,
+    node: &'a Node,
     lane: &'a ReadLane,
 }
 
-impl Commands {
+impl History {
+    /// Histories that are read by these rules.
+    pub(super) fn new(node: Arc<Node>, rules: Arc<Rules>) -> Self {
+        Self { node, rules, reads: Reads::new() }
+    }
+
     /// Reads a page of history; see [`crate::broker::Broker::read`].
     pub(super) async fn read(
         &self,
@@ -64,8 +78,8 @@ impl Commands {
         }
         let limit = limit.min(PAGE_MESSAGES);
         let lane = self.reads.lane(from);
-        let _turn = lane.turn(channel).await.inspect_err(|_| self.metrics.count_refused("reads"))?;
-        let reader = Reader { commands: self, lane };
+        let _turn = lane.turn(channel).await.inspect_err(|_| self.node.metrics.count_refused("reads"))?;
+        let reader = Reader { node: &self.node, lane };
         for _ in 0..ATTEMPTS {
             let read = reader.try_read(channel, from, limit).await;
             match read {
@@ -74,8 +88,10 @@ impl Commands {
                     return Ok(page);
                 }
                 Ok(None) => {}
-                Err(error) if is_missing(&said(&error)) => self.disconnect().await,
-                Err(error) => return Err(broker_error(&error)),
+                // They are loaded before the next attempt.
+                Err(error) if error.refusal().is_some_and(is_missing) => {}
+                Err(error) if error.is_refused_key() => return Err(BrokerError::ChannelRefused(channel.clone())),
+                Err(error) => return Err((&error).into()),
             }
         }
         Err(BrokerError::Unavailable("the history changes faster than it can be read".into()))
@@ -83,21 +99,26 @@ impl Commands {
 }
 
 impl Reader<'_> {
-    async fn ask<T: FromRedisValue>(&self, command: Cmd) -> RedisResult<T> {
-        self.lane.ask(self.commands, command).await
+    async fn ask<T: FromRedisValue>(&self, command: Cmd) -> Result<T, ClientError> {
+        self.lane.call(self.node, &command).await
     }
 
     /// One attempt; `None` if something changed under way.
-    async fn try_read(&self, channel: &ChannelName, from: ReadFrom, limit: usize) -> RedisResult<Option<Option<Page>>> {
+    async fn try_read(
+        &self,
+        channel: &ChannelName,
+        from: ReadFrom,
+        limit: usize,
+    ) -> Result<Option<Option<Page>>, ClientError> {
         let plan = match self.plan(channel, from, limit, None).await? {
             Plan::Nothing => return Ok(Some(None)),
             Plan::Adopt => {
-                let _: Value = self.ask(self.commands.call(ADOPT, channel.as_str())).await?;
+                let _: Value = self.ask(self.node.function(ADOPT, channel.as_str())).await?;
                 return Ok(None);
             }
             Plan::Diverged => {
                 if let ReadFrom::AfterDelivered(Tail { position, stamp }) = from {
-                    let mut renew = self.commands.call(RENEW, channel.as_str());
+                    let mut renew = self.node.function(RENEW, channel.as_str());
                     renew.arg(position.epoch).arg(position.offset).arg(stamp);
                     let _: Value = self.ask(renew).await?;
                 }
@@ -112,8 +133,14 @@ impl Reader<'_> {
         Ok(page.map(Some))
     }
 
-    async fn plan(&self, channel: &ChannelName, from: ReadFrom, limit: usize, after: Option<u64>) -> RedisResult<Plan> {
-        let mut command = self.commands.call(PLAN, channel.as_str());
+    async fn plan(
+        &self,
+        channel: &ChannelName,
+        from: ReadFrom,
+        limit: usize,
+        after: Option<u64>,
+    ) -> Result<Plan, ClientError> {
+        let mut command = self.node.function(PLAN, channel.as_str());
         let count = if let ReadFrom::Last(count) = from { count.min(limit) } else { limit };
         command.arg(count).arg(PAGE_BYTES);
         match (from, after) {
@@ -127,10 +154,10 @@ impl Reader<'_> {
             }
         };
         let answer: Vec<Value> = self.ask(command).await?;
-        parse_plan(answer).ok_or_else(|| unexpected("livebridge_plan"))
+        parse_plan(answer).ok_or(ClientError::Unexpected("livebridge_plan"))
     }
 
-    async fn fetch_list(&self, channel: &ChannelName, plan: Fetch) -> RedisResult<Option<Page>> {
+    async fn fetch_list(&self, channel: &ChannelName, plan: Fetch) -> Result<Option<Page>, ClientError> {
         let Elements::List { first_index, last_index, first_header, last_header } = plan.elements else {
             return Ok(Some(plan.page));
         };
@@ -143,14 +170,19 @@ impl Reader<'_> {
             return Ok(None);
         }
         let unreadable = |offset| {
-            self.commands.metrics.unreadable.inc();
+            self.node.metrics.unreadable.inc();
             tracing::warn!(%channel, offset, "a stored message can't be read: it is skipped, and told as a gap");
         };
         Ok(messages_into(plan.page, &elements, unreadable))
     }
 
     /// Fetches the values of the keys that changed, however many pages they are.
-    async fn fetch_all_keys(&self, channel: &ChannelName, from: ReadFrom, first: Fetch) -> RedisResult<Option<Page>> {
+    async fn fetch_all_keys(
+        &self,
+        channel: &ChannelName,
+        from: ReadFrom,
+        first: Fetch,
+    ) -> Result<Option<Page>, ClientError> {
         // Of a whole snapshot no key is shown that is not there; who resumes must hear of removals.
         let with_removed = matches!(from, ReadFrom::After(_) | ReadFrom::AfterDelivered(_)) && first.page.gap.is_none();
         let began = first.page.tail.position;
@@ -184,7 +216,7 @@ impl Reader<'_> {
         keys: &[(u64, Bytes)],
         removals_after: u64,
         messages: &mut Vec<Arc<Message>>,
-    ) -> RedisResult<bool> {
+    ) -> Result<bool, ClientError> {
         if keys.is_empty() {
             return Ok(true);
         }
@@ -212,18 +244,13 @@ impl Reader<'_> {
     async fn note_loss(&self, from: ReadFrom, page: Option<&Page>) {
         let lost = page.and_then(|page| page.gap).is_some_and(|gap| gap.reason == GapReason::EpochChanged);
         if lost && matches!(from, ReadFrom::AfterDelivered(tail) if tail.position.offset > 0) {
-            let mut renew = self.commands.call(LIFE, LIFE_KEY);
+            let mut renew = self.node.function(LIFE, LIFE_KEY);
             renew.arg("renew");
             if let Err(error) = self.ask::<Value>(renew).await {
                 tracing::debug!(%error, "cannot note in Redis that messages were lost");
             }
         }
     }
-}
-
-fn unexpected(function: &str) -> redis::RedisError {
-    let what = format!("{function} answered something unexpected");
-    (redis::ErrorKind::UnexpectedReturnType, "unexpected answer", what).into()
 }
 
 fn parse_plan(answer: Vec<Value>) -> Option<Plan> {

@@ -5,9 +5,10 @@ use std::collections::HashMap;
 use std::fmt::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use redis::aio::MultiplexedConnection;
-use redis::{RedisError, RedisResult, Value};
+use redis::Value;
 
+use super::connection::Connection;
+use super::error::ClientError;
 use crate::channel::ChannelPattern;
 use crate::rules::{Rule, Rules};
 
@@ -95,10 +96,10 @@ impl Library {
     }
 
     /// Which functions are in Redis.
-    pub(super) async fn held(&self, connection: &mut MultiplexedConnection) -> RedisResult<LibraryState> {
+    pub(super) async fn held(&self, connection: &mut Connection) -> Result<LibraryState, ClientError> {
         let mut command = redis::cmd("FUNCTION");
-        let libraries: Vec<HashMap<String, Value>> =
-            command.arg("LIST").arg("LIBRARYNAME").arg(NAME).arg("WITHCODE").query_async(connection).await?;
+        command.arg("LIST").arg("LIBRARYNAME").arg(NAME).arg("WITHCODE");
+        let libraries: Vec<HashMap<String, Value>> = connection.call(&command).await?;
         let Some(Value::BulkString(code)) = libraries.first().and_then(|library| library.get("library_code")) else {
             return Ok(LibraryState::Nothing);
         };
@@ -110,7 +111,7 @@ impl Library {
     }
 
     /// Loads the code. Falls back to the script where functions can't be had.
-    pub(super) async fn load(&self, connection: &mut MultiplexedConnection) -> RedisResult<()> {
+    pub(super) async fn load(&self, connection: &mut Connection) -> Result<(), ClientError> {
         // What is there already is not loaded again: a Redis that is full would refuse it.
         match self.held(connection).await {
             Ok(held @ (LibraryState::Same | LibraryState::Newer)) => {
@@ -123,11 +124,12 @@ impl Library {
             Ok(LibraryState::Other) => {
                 tracing::info!("the functions in Redis are of another version or other rules: replaced")
             }
-            Ok(LibraryState::Nothing) | Err(_) => {}
+            Ok(LibraryState::Nothing) | Err(ClientError::Refused(_)) => {}
+            Err(error) => return Err(error),
         }
-        let function: RedisResult<String> =
-            redis::cmd("FUNCTION").arg("LOAD").arg("REPLACE").arg(&self.function_source).query_async(connection).await;
-        let Err(error) = function else {
+        let mut load = redis::cmd("FUNCTION");
+        load.arg("LOAD").arg("REPLACE").arg(&self.function_source);
+        let Err(error) = connection.call::<Value>(&load).await else {
             self.use_script.store(false, Ordering::Relaxed);
             return Ok(());
         };
@@ -136,8 +138,7 @@ impl Library {
         }
         tracing::debug!(%error, "Redis takes no functions, so scripts are used");
         self.use_script.store(true, Ordering::Relaxed);
-        let _: String = redis::cmd("SCRIPT").arg("LOAD").arg(&self.script_source).query_async(connection).await?;
-        Ok(())
+        connection.call::<Value>(redis::cmd("SCRIPT").arg("LOAD").arg(&self.script_source)).await.map(drop)
     }
 
     /// The words that call a function on a key; its arguments are to follow.
@@ -160,8 +161,8 @@ fn format_of(code: &[u8]) -> u32 {
 }
 
 /// Whether the server answered that it does not do this at all, rather than failing at it.
-pub(super) fn is_refusal(error: &RedisError) -> bool {
-    error.code() == Some("NOPERM") || error.to_string().contains("unknown")
+pub(super) fn is_refusal(error: &ClientError) -> bool {
+    error.code() == Some("NOPERM") || error.refusal().is_some_and(|said| said.contains("unknown"))
 }
 
 /// Whether Redis' answer means that the code is not (or no longer) there, as after a restart or `FUNCTION FLUSH`.

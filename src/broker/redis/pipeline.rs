@@ -4,7 +4,6 @@
 //! round trip look like is `calls.rs`.
 
 use std::collections::VecDeque;
-use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -12,17 +11,21 @@ use tokio::sync::{Notify, oneshot};
 use tokio::time::{sleep, timeout};
 
 use super::calls::{Answer, Call, group};
-use super::commands::{Commands, broker_error, refusal};
-use super::connection::{Connection, ConnectionError};
+use super::connection::Connection;
 use super::endpoint::{ANSWER_TIMEOUT, CONNECT_TIMEOUT};
+use super::error::{ClientError, refusal};
 use super::library::is_missing;
+use super::node::Node;
 use crate::broker::{BrokerError, Publication};
 use crate::message::Position;
 use crate::observability::metrics::latency::Moment;
+use crate::rules::Rules;
 
-/// About the most messages, and bytes, of one round trip; what is published together stays together.
+/// About the most messages, and bytes, of one round trip.
 const BATCH_MESSAGES: usize = 512;
 const BATCH_BYTES: usize = 1 << 20;
+/// About the most bytes of one round trip that one caller gets: the rest of a large batch waits behind the others.
+const SHARE_BYTES: usize = 256 << 10;
 /// The most messages that wait; more are refused.
 const MOST_WAITING: usize = 65_536;
 /// The longest that a round trip takes, connecting included; who has waited as long for it to begin is not made to wait on.
@@ -47,9 +50,14 @@ struct Waiting {
     messages: usize,
 }
 
-/// What was published together, and whoever waits for the outcomes.
+/// What was published together, and the caller that waits for the outcomes.
 struct Caller {
     batch: Vec<Publication>,
+    /// Of the messages that were published in earlier round trips.
+    outcomes: Vec<Outcome>,
+    /// How many of the next messages this round trip publishes.
+    taken: usize,
+    /// Since when it waits for a round trip.
     since: Instant,
     sender: oneshot::Sender<Vec<Outcome>>,
 }
@@ -65,32 +73,35 @@ impl Pipeline {
                 return unavailable(count, "too many messages wait to be published");
             }
             waiting.messages += count;
-            waiting.callers.push_back(Caller { batch, since: Instant::now(), sender });
+            let outcomes = Vec::with_capacity(count);
+            waiting.callers.push_back(Caller { batch, outcomes, taken: 0, since: Instant::now(), sender });
         }
         self.arrived.notify_one();
         outcomes.await.unwrap_or_else(|_| unavailable(count, "this instance is stopping"))
     }
 
     /// Sends batch after batch, for as long as the thread lives.
-    pub(super) async fn run(self: Arc<Self>, commands: Arc<Commands>) {
-        let mut worker = Worker { commands, connection: None, generation: 0 };
+    pub(super) async fn run(self: Arc<Self>, node: Arc<Node>, rules: Arc<Rules>) {
+        let mut worker = Worker { node, rules, connection: None };
         loop {
             let callers = self.take();
             if callers.is_empty() {
                 worker.idle_until(self.arrived.notified()).await;
                 continue;
             }
-            let batch: Vec<_> = callers.iter().flat_map(|caller| &caller.batch).collect();
+            let batch: Vec<_> = callers.iter().flat_map(Caller::round).collect();
             let outcomes = timeout(ROUND_TIMEOUT, worker.publish(&batch)).await;
             let mut outcomes = outcomes.unwrap_or_else(|_| unavailable(batch.len(), LATE)).into_iter();
-            for Caller { batch, sender, .. } in callers {
-                // The caller may have disconnected; then there is nobody to answer.
-                let _ = sender.send(outcomes.by_ref().take(batch.len()).collect());
+            for caller in callers {
+                if let Some(unfinished) = caller.answered(&mut outcomes) {
+                    self.lock().put_back(unfinished);
+                }
             }
         }
     }
 
-    /// Takes a batch of what waits, in its order, less what nobody waits for any more.
+    /// Takes a batch of what waits, in its order, less what nobody waits for any more. Of a large batch
+    /// it takes a share.
     fn take(&self) -> Vec<Caller> {
         let now = Instant::now();
         let mut waiting = self.lock();
@@ -98,14 +109,14 @@ impl Pipeline {
         let (mut messages, mut bytes) = (0, 0);
         while messages < BATCH_MESSAGES
             && bytes < BATCH_BYTES
-            && let Some(caller) = waiting.callers.pop_front()
+            && let Some(mut caller) = waiting.callers.pop_front()
         {
-            waiting.messages -= caller.batch.len();
+            waiting.messages -= caller.rest().len();
             if now.duration_since(caller.since) > ROUND_TIMEOUT {
-                let _ = caller.sender.send(unavailable(caller.batch.len(), LATE));
+                caller.give_up(&BrokerError::Unavailable(LATE.into()));
             } else if !caller.sender.is_closed() {
-                messages += caller.batch.len();
-                bytes += caller.batch.iter().map(|publication| publication.payload.len()).sum::<usize>();
+                bytes += caller.take_share();
+                messages += caller.taken;
                 taken.push(caller);
             }
         }
@@ -120,12 +131,72 @@ impl Pipeline {
     }
 }
 
+impl Waiting {
+    /// Lets a caller whose batch is not all published wait for another round trip, behind the others.
+    fn put_back(&mut self, caller: Caller) {
+        self.messages += caller.rest().len();
+        self.callers.push_back(caller);
+    }
+}
+
+impl Caller {
+    /// What is not published yet.
+    fn rest(&self) -> &[Publication] {
+        &self.batch[self.outcomes.len()..]
+    }
+
+    /// What the round trip publishes.
+    fn round(&self) -> &[Publication] {
+        &self.rest()[..self.taken]
+    }
+
+    /// Decides how much of the rest the next round trip publishes; returns its bytes.
+    fn take_share(&mut self) -> usize {
+        let (mut taken, mut bytes) = (0, 0);
+        for publication in self.rest() {
+            if bytes >= SHARE_BYTES {
+                break;
+            }
+            bytes += publication.payload.len();
+            taken += 1;
+        }
+        self.taken = taken;
+        bytes
+    }
+
+    /// Takes the outcomes of its part of a round trip, and answers if they are the last. Returns itself if they are not.
+    fn answered(mut self, outcomes: &mut impl Iterator<Item = Outcome>) -> Option<Self> {
+        self.outcomes.extend(outcomes.take(self.taken));
+        if self.rest().is_empty() {
+            // The caller may have disconnected; then there is nobody to answer.
+            let _ = self.sender.send(self.outcomes);
+            return None;
+        }
+        // What Redis may not have got must not be followed by what it gets.
+        let failed = self.outcomes.iter().rev().take(self.taken).find_map(|outcome| match outcome {
+            Err(error @ BrokerError::Unavailable(_)) => Some(error.clone()),
+            _ => None,
+        });
+        if let Some(error) = failed {
+            self.give_up(&error);
+            return None;
+        }
+        self.since = Instant::now();
+        Some(self)
+    }
+
+    /// Answers that the rest was not published.
+    fn give_up(mut self, error: &BrokerError) {
+        self.outcomes.resize(self.batch.len(), Err(error.clone()));
+        let _ = self.sender.send(self.outcomes);
+    }
+}
+
 /// The connection behind a pipeline.
 struct Worker {
-    commands: Arc<Commands>,
+    node: Arc<Node>,
+    rules: Arc<Rules>,
     connection: Option<Connection>,
-    /// The generation of connections that the line belongs to, see [`Commands::generation`].
-    generation: u64,
 }
 
 impl Worker {
@@ -152,7 +223,9 @@ impl Worker {
         let missing = |answer: &Answer| answer.as_ref().is_err_and(|said| is_missing(said));
         let again: Vec<_> = (0..batch.len()).filter(|&index| missing(&answers[index])).collect();
         if !again.is_empty() {
-            self.commands.disconnect().await;
+            if let Some(connection) = &self.connection {
+                self.node.give_up(connection.generation);
+            }
             let publications: Vec<_> = again.iter().map(|&index| batch[index]).collect();
             match self.send(&publications).await {
                 Ok(second) => again.into_iter().zip(second).for_each(|(index, answer)| answers[index] = answer),
@@ -169,26 +242,18 @@ impl Worker {
 
     /// The server's answers; an error if there are none.
     async fn send(&mut self, batch: &[&Publication]) -> Result<Vec<Answer>, BrokerError> {
-        let Self { commands, connection: slot, generation } = self;
-        if *generation != commands.generation() {
-            *slot = None;
-        }
-        let mut connection = match slot.take() {
+        let Self { node, rules, connection: slot } = self;
+        let mut connection = match slot.take().filter(|connection| connection.generation == node.generation()) {
             Some(connection) => connection,
-            None => {
-                // Whoever publishes needs the library, and this sees to it.
-                commands.connection().await.map_err(|error| broker_error(&error))?;
-                *generation = commands.generation();
-                Connection::open(&commands.endpoint).await.map_err(|error| failure(&error))?
-            }
+            None => node.connect_prepared().await.map_err(|error| BrokerError::from(&error))?,
         };
-        let calls = group(batch, &commands.rules);
-        calls.iter().for_each(|call| call.write(batch, &commands.library, connection.outgoing()));
+        let calls = group(batch, rules);
+        calls.iter().for_each(|call| call.write(batch, node.library(), connection.outgoing()));
         let asked = Moment::now();
         let answers = timeout(ANSWER_TIMEOUT, answers(&mut connection, &calls, batch.len())).await;
-        let timed_out = |_| Err(io::Error::new(io::ErrorKind::TimedOut, LATE).into());
-        let answers = answers.unwrap_or_else(timed_out).map_err(|error| failure(&error))?;
-        commands.metrics.latency.redis_round_trip.observe(asked);
+        let answers = answers.unwrap_or_else(|_| Err(ClientError::timed_out()));
+        let answers = answers.map_err(|error| BrokerError::from(&error))?;
+        node.metrics.latency.redis_round_trip.observe(asked);
         // Only a connection on which nothing is due any more is used again.
         *slot = Some(connection);
         Ok(answers)
@@ -196,7 +261,7 @@ impl Worker {
 }
 
 /// Sends what is queued and waits for the answers to calls; returns one for each of `count` messages.
-async fn answers(connection: &mut Connection, calls: &[Call], count: usize) -> Result<Vec<Answer>, ConnectionError> {
+async fn answers(connection: &mut Connection, calls: &[Call], count: usize) -> Result<Vec<Answer>, ClientError> {
     let mut answers = vec![Ok(None); count];
     let mut answered = 0;
     while answered < calls.len() {
@@ -212,13 +277,57 @@ async fn answers(connection: &mut Connection, calls: &[Call], count: usize) -> R
     Ok(answers)
 }
 
-fn failure(error: &ConnectionError) -> BrokerError {
-    match error {
-        ConnectionError::Refused(said) => refusal(said),
-        other => BrokerError::Unavailable(other.to_string()),
-    }
-}
-
 fn unavailable(count: usize, why: &str) -> Vec<Outcome> {
     vec![Err(BrokerError::Unavailable(why.into())); count]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn batch(channel: &str, messages: usize, bytes: usize) -> Vec<Publication> {
+        let channel: crate::channel::ChannelName = channel.parse().expect("valid");
+        let payload = bytes::Bytes::from(vec![b'x'; bytes]);
+        let publication =
+            || Publication { channel: channel.clone(), payload: payload.clone(), key: None, remove: false, id: None };
+        (0..messages).map(|_| publication()).collect()
+    }
+
+    /// The channels of a round trip's messages, each with how many there are. All are answered with `outcome`.
+    fn round(pipeline: &Pipeline, outcome: &Outcome) -> Vec<(String, usize)> {
+        let callers = pipeline.take();
+        let published = callers.iter().map(|caller| (caller.round()[0].channel.to_string(), caller.taken)).collect();
+        let mut outcomes = std::iter::repeat(outcome.clone());
+        for unfinished in callers.into_iter().filter_map(|caller| caller.answered(&mut outcomes)) {
+            pipeline.lock().put_back(unfinished);
+        }
+        published
+    }
+
+    #[tokio::test]
+    async fn a_large_batch_is_split_by_bytes_and_the_others_go_between() {
+        let pipeline = Pipeline::default();
+        let mut large = std::pin::pin!(pipeline.publish(batch("large", 5, 1 << 20)));
+        let mut small = std::pin::pin!(pipeline.publish(batch("small", 300, 10)));
+        assert!(futures::poll!(&mut large).is_pending() && futures::poll!(&mut small).is_pending());
+        assert_eq!(pipeline.lock().messages, 305);
+        assert_eq!(round(&pipeline, &Ok(None)), [("large".into(), 1)]);
+        assert_eq!(round(&pipeline, &Ok(None)), [("small".into(), 300), ("large".into(), 1)]);
+        assert_eq!(small.await, vec![Ok(None); 300]);
+        (0..3).for_each(|_| assert_eq!(round(&pipeline, &Ok(None)), [("large".into(), 1)]));
+        assert_eq!(large.await, vec![Ok(None); 5]);
+        assert!(pipeline.take().is_empty() && pipeline.lock().messages == 0);
+    }
+
+    #[tokio::test]
+    async fn what_follows_a_message_without_an_answer_is_not_published() {
+        let pipeline = Pipeline::default();
+        let mut large = std::pin::pin!(pipeline.publish(batch("large", 3, 1 << 20)));
+        assert!(futures::poll!(&mut large).is_pending());
+        round(&pipeline, &Ok(None));
+        let lost = Err(BrokerError::Unavailable("away".into()));
+        round(&pipeline, &lost);
+        assert_eq!(large.await, [Ok(None), lost.clone(), lost]);
+        assert!(pipeline.take().is_empty() && pipeline.lock().messages == 0);
+    }
 }

@@ -2,20 +2,25 @@
 //! form that then does nothing, or with arguments that Redis refuses after it has looked at the permission. How the settings of a
 //! server are judged is in `diagnosis.rs`.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use redis::aio::MultiplexedConnection;
-use redis::{Cmd, RedisError, RedisResult, Value};
+use redis::{Cmd, FromRedisValue, Value};
 use tokio::time::Instant;
 
 use super::connection::Connection;
 use super::diagnosis::{self, Facts};
 use super::endpoint::{ANSWER_TIMEOUT, Endpoint};
-use super::library::{LIFE_KEY, Library, LibraryState};
+use super::error::ClientError;
+use super::library::{LIFE_KEY, LibraryState, is_refusal};
+use super::node::{Node, Role};
 use super::resp::Frame;
 use crate::finding::Finding;
+use crate::observability::metrics::Metrics;
 use crate::rules::Rules;
 
+/// What stands for the `*` of a pattern in a name that nobody has.
+const SAMPLE: &str = "livebridge-check";
 /// How many times a round trip is measured; the fastest counts.
 const PINGS: usize = 5;
 
@@ -25,14 +30,17 @@ pub async fn check_redis(url: &str, rules: &Rules) -> Vec<Finding> {
         Ok(endpoint) => endpoint,
         Err(error) => {
             let mend = "it looks like redis://user:password@host:6379/0";
-            return vec![Finding::error(format!("the Redis URL can't be understood: {}", cause(&error)), mend)];
+            return vec![Finding::error(format!("the Redis URL can't be understood: {error}"), mend)];
         }
     };
-    let mut connection = match endpoint.commands().await {
+    let place = endpoint.place();
+    // What it is, is to be found out; nobody counts what the checks cost.
+    let node = Node::new(endpoint, Role::Any, rules, Arc::new(Metrics::new(1)));
+    let mut connection = match node.connect().await {
         Ok(connection) => connection,
-        Err(error) => return vec![diagnosis::unreachable(&endpoint.place(), &cause(&error), error.code())],
+        Err(error) => return vec![diagnosis::unreachable(&place, &cause(&error), error.code())],
     };
-    let mut findings = vec![Finding::ok(format!("Redis answers at {}", endpoint.place()))];
+    let mut findings = vec![Finding::ok(format!("Redis answers at {place}"))];
     match ask::<String>(&mut connection, &["INFO"]).await {
         Ok(info) => {
             let facts = Facts::new(info, config(&mut connection).await);
@@ -45,32 +53,24 @@ pub async fn check_redis(url: &str, rules: &Rules) -> Vec<Finding> {
     }
     let channel = format!("livebridge:check:{:016x}", rand::random::<u64>());
     findings.push(permissions(&mut connection, &channel).await);
-    findings.push(functions(&mut connection, &Library::new(rules)).await);
-    findings.push(hearing(&endpoint, &mut connection, &channel).await);
+    findings.push(functions(&mut connection, &node).await);
+    findings.push(hearing(&node, &mut connection, &channel).await);
+    findings.extend(coverage(&node, &mut connection, rules).await);
     findings.extend(times(&mut connection).await);
     findings
 }
 
-async fn ask<T: redis::FromRedisValue>(connection: &mut MultiplexedConnection, words: &[&str]) -> RedisResult<T> {
-    command(words).query_async(connection).await
-}
-
-fn command(words: &[&str]) -> Cmd {
-    let mut command = Cmd::new();
-    command.arg(words);
-    command
+async fn ask<T: FromRedisValue>(connection: &mut Connection, words: &[&str]) -> Result<T, ClientError> {
+    connection.call(Cmd::new().arg(words)).await
 }
 
 /// What was wrong, in Redis' own words.
-fn cause(error: &RedisError) -> String {
-    match (error.code(), error.detail()) {
-        (Some(code), Some(detail)) => format!("{code} {detail}"),
-        _ => error.to_string(),
-    }
+fn cause(error: &ClientError) -> String {
+    error.refusal().map_or_else(|| error.to_string(), str::to_owned)
 }
 
 /// The settings that INFO does not tell, by name; empty where they are not told.
-async fn config(connection: &mut MultiplexedConnection) -> Option<Vec<(String, String)>> {
+async fn config(connection: &mut Connection) -> Option<Vec<(String, String)>> {
     let mut settings = Vec::new();
     for name in ["save", "client-output-buffer-limit"] {
         let pairs: Vec<(String, String)> = ask(connection, &["CONFIG", "GET", name]).await.ok()?;
@@ -80,7 +80,7 @@ async fn config(connection: &mut MultiplexedConnection) -> Option<Vec<(String, S
 }
 
 /// Tries the commands that publishing and reading use, on keys that nobody has.
-async fn permissions(connection: &mut MultiplexedConnection, channel: &str) -> Finding {
+async fn permissions(connection: &mut Connection, channel: &str) -> Finding {
     let key = format!("livebridge:{{{channel}}}:head");
     let key = key.as_str();
     let commands: [&[&str]; 23] = [
@@ -136,10 +136,10 @@ fn acl_name(words: &[&str]) -> String {
 }
 
 /// Whether the functions are there, or could be loaded.
-async fn functions(connection: &mut MultiplexedConnection, library: &Library) -> Finding {
+async fn functions(connection: &mut Connection, node: &Node) -> Finding {
     // Known names that lead to nothing: what is asked is whether one may.
-    let may = async |connection: &mut MultiplexedConnection, words: &[&str]| !matches!(ask::<Value>(connection, words).await, Err(error) if super::library::is_refusal(&error));
-    let held = library.held(connection).await;
+    let may = async |connection: &mut Connection, words: &[&str]| !matches!(ask::<Value>(connection, words).await, Err(error) if is_refusal(&error));
+    let held = node.library().held(connection).await;
     let functions = may(connection, &["FUNCTION", "LOAD", "#!lua name=livebridge_check\n"]).await
         && may(connection, &["FCALL", "livebridge_check", "0"]).await;
     let scripts = may(connection, &["SCRIPT", "LOAD", "this is no Lua"]).await
@@ -148,9 +148,9 @@ async fn functions(connection: &mut MultiplexedConnection, library: &Library) ->
 }
 
 /// Whether a message that is published is heard on a connection of its own.
-async fn hearing(endpoint: &Endpoint, connection: &mut MultiplexedConnection, channel: &str) -> Finding {
+async fn hearing(node: &Node, connection: &mut Connection, channel: &str) -> Finding {
     let heard = async {
-        let mut subscription = Connection::open(endpoint).await.map_err(|error| error.to_string())?;
+        let mut subscription = node.connect().await.map_err(|error| error.to_string())?;
         subscription.send(&["SUBSCRIBE", channel]);
         let (mut subscribed, mut heard) = (false, false);
         while !heard {
@@ -174,8 +174,48 @@ async fn hearing(endpoint: &Endpoint, connection: &mut MultiplexedConnection, ch
     diagnosis::hearing(tokio::time::timeout(ANSWER_TIMEOUT, heard).await.unwrap_or_else(|_| Err("nothing came".into())))
 }
 
+/// Whether the user's ACL covers the channels of the rules: it subscribes to a sample name of each pattern, and
+/// touches the keys of that in a way that changes none. `None` if the connection does not hold; `hearing` says so.
+async fn coverage(node: &Node, connection: &mut Connection, rules: &Rules) -> Option<Finding> {
+    let patterns: Vec<_> = rules.iter().map(|(pattern, _)| pattern.as_str()).collect();
+    let samples: Vec<_> = patterns.iter().map(|pattern| pattern.replace('*', SAMPLE)).collect();
+    let refused = tokio::time::timeout(ANSWER_TIMEOUT, refused_channels(node, &samples)).await.ok()?.ok()?;
+    let mut lacking = Vec::new();
+    for ((pattern, sample), mut is_refused) in patterns.into_iter().zip(&samples).zip(refused) {
+        for key in [sample.clone(), format!("livebridge:{{{sample}}}:history")] {
+            // Whatever the key holds, nothing of it is cut off.
+            let touched = ask::<Value>(connection, &["LTRIM", &key, "0", "-1"]).await;
+            is_refused |= touched.is_err_and(|error| error.is_refused_key());
+        }
+        if is_refused {
+            lacking.push(pattern.to_owned());
+        }
+    }
+    Some(diagnosis::coverage(&lacking))
+}
+
+/// For each channel, whether Redis refuses this user to subscribe to it.
+async fn refused_channels(node: &Node, channels: &[String]) -> Result<Vec<bool>, ClientError> {
+    let mut connection = node.connect().await?;
+    channels.iter().for_each(|channel| connection.send(&["SUBSCRIBE", channel]));
+    let mut refused = Vec::with_capacity(channels.len());
+    while refused.len() < channels.len() {
+        connection.exchange().await?;
+        connection.frames(|frame| {
+            match frame {
+                Frame::Subscribed(_) => refused.push(false),
+                // Not the command: that concerns all channels, and `hearing` names it.
+                Frame::Refused(why) => refused.push(String::from_utf8_lossy(why).contains("channel")),
+                _ => {}
+            }
+            Ok(())
+        })?;
+    }
+    Ok(refused)
+}
+
 /// How far the clocks are apart, and how long an answer takes.
-async fn times(connection: &mut MultiplexedConnection) -> Vec<Finding> {
+async fn times(connection: &mut Connection) -> Vec<Finding> {
     let mut fastest: Option<(Duration, f64)> = None;
     for _ in 0..PINGS {
         let asked = Instant::now();

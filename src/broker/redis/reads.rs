@@ -3,16 +3,16 @@
 //! channels, or one, cannot take all of it, the reads in flight have a bound, and each channel a share.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex as SyncMutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use redis::aio::MultiplexedConnection;
-use redis::{Cmd, FromRedisValue, RedisResult};
+use redis::{Cmd, FromRedisValue};
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 use tokio::time::timeout;
 
-use super::commands::{Commands, is_answer};
+use super::error::ClientError;
+use super::node::Node;
+use super::shared::SharedConnection;
 use crate::broker::{BrokerError, ReadFrom};
 use crate::channel::ChannelName;
 use crate::observability::metrics::latency::Moment;
@@ -36,20 +36,10 @@ pub(super) struct Reads {
 /// One connection for reads, and the bounds on what is in flight there.
 pub(super) struct ReadLane {
     turn_timeout: Duration,
-    open: Mutex<Option<Open>>,
-    opened: AtomicU64,
+    open: Mutex<Option<SharedConnection>>,
     permits: Semaphore,
     /// The shares of the channels that are being read, or wait for it.
     shares: SyncMutex<HashMap<ChannelName, Arc<Semaphore>>>,
-}
-
-#[derive(Clone)]
-struct Open {
-    connection: MultiplexedConnection,
-    /// Tells it from those before and after it.
-    id: u64,
-    /// See [`Commands::generation`].
-    generation: u64,
 }
 
 /// The right to one read; given back when dropped.
@@ -87,13 +77,7 @@ impl Reads {
 
 impl ReadLane {
     fn new(at_once: usize, turn_timeout: Duration) -> Self {
-        Self {
-            turn_timeout,
-            open: Mutex::new(None),
-            opened: AtomicU64::new(0),
-            permits: Semaphore::new(at_once),
-            shares: SyncMutex::default(),
-        }
+        Self { turn_timeout, open: Mutex::new(None), permits: Semaphore::new(at_once), shares: SyncMutex::default() }
     }
 
     /// Waits for a read's turn.
@@ -118,28 +102,29 @@ impl ReadLane {
     }
 
     /// Sends a command and waits for its answer. A connection on which none came is given up, this one only.
-    pub(super) async fn ask<T: FromRedisValue>(&self, commands: &Commands, command: Cmd) -> RedisResult<T> {
-        let mut open = self.connection(commands).await?;
+    pub(super) async fn call<T: FromRedisValue>(&self, node: &Node, command: &Cmd) -> Result<T, ClientError> {
+        let open = self.connection(node).await?;
         let asked = Moment::now();
-        let answer = command.query_async(&mut open.connection).await;
-        if answer.as_ref().is_err_and(|error| !is_answer(error)) {
-            self.open.lock().await.take_if(|current| current.id == open.id);
-        } else {
-            commands.metrics.latency.redis_round_trip.observe(asked);
+        let answer = open.call(command).await;
+        match &answer {
+            Err(ClientError::Refused(said)) => node.reload_if_missing(said, open.generation()),
+            Err(_) => {
+                self.open.lock().await.take_if(|current| current.is_same(&open));
+                return answer;
+            }
+            Ok(_) => {}
         }
+        node.metrics.latency.redis_round_trip.observe(asked);
         answer
     }
 
-    async fn connection(&self, commands: &Commands) -> RedisResult<Open> {
-        // Reading needs the library, and this sees to it.
-        commands.connection().await?;
+    async fn connection(&self, node: &Node) -> Result<SharedConnection, ClientError> {
         let mut slot = self.open.lock().await;
-        let generation = commands.generation();
-        if let Some(open) = slot.as_ref().filter(|open| open.generation == generation) {
+        let generation = node.generation();
+        if let Some(open) = slot.as_ref().filter(|open| open.generation() == generation) {
             return Ok(open.clone());
         }
-        let connection = commands.endpoint.commands().await?;
-        let open = Open { connection, id: self.opened.fetch_add(1, Ordering::Relaxed), generation };
+        let open = node.connect_shared().await?;
         *slot = Some(open.clone());
         Ok(open)
     }

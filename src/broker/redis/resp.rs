@@ -1,5 +1,6 @@
-//! The bytes of a connection that publishes or hears: RESP3 (the Redis serialization protocol specification), as far as such a
-//! connection meets it. What comes is read where it lies, without a tree of values in between.
+//! The bytes of a connection: RESP3 (the Redis serialization protocol specification). What is published
+//! and delivered is read in place, without a tree of values in between; other replies are only measured
+//! here, and made by `reply.rs`.
 
 use bytes::{BufMut, BytesMut};
 
@@ -90,6 +91,16 @@ pub fn parse(bytes: &[u8]) -> Result<Option<(Frame<'_>, usize)>, Malformed> {
     let mut reader = Reader { bytes, at: 0 };
     match reader.frame() {
         Ok(frame) => Ok(Some((frame, reader.at))),
+        Err(Missing::Bytes) => Ok(None),
+        Err(Missing::Sense) => Err(Malformed),
+    }
+}
+
+/// The length of the first frame, whatever it is; `None` until it has arrived whole.
+pub(super) fn length(bytes: &[u8]) -> Result<Option<usize>, Malformed> {
+    let mut reader = Reader { bytes, at: 0 };
+    match reader.skip(MOST_NESTED) {
+        Ok(()) => Ok(Some(reader.at)),
         Err(Missing::Bytes) => Ok(None),
         Err(Missing::Sense) => Err(Malformed),
     }

@@ -1,25 +1,23 @@
 //! The supervisor of the connection that hears messages: connects without end, subscribes what is wanted, and trusts the
 //! connection only as long as a canary sent through Redis comes back on it.
 
-use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use redis::RedisError;
 use tokio::sync::Notify;
 use tokio::time::{Instant, MissedTickBehavior};
 
-use super::commands::{Commands, broker_error, refusal};
-use super::connection::{Connection, ConnectionError};
+use super::connection::Connection;
 use super::decoder::SubscriptionDecoder;
-use super::endpoint::Endpoint;
+use super::error::ClientError;
+use super::node::Node;
 use super::resp::Frame;
 use super::subscriptions::Subscriptions;
+use super::wanted::Wanted;
 use crate::backoff::Backoff;
-use crate::broker::{BrokerError, Event, Health};
+use crate::broker::{BrokerError, Event, EventSink, Health, RequestSize};
 use crate::channel::ChannelName;
-use crate::hub::event_queue::EventQueue;
 use crate::observability::log_throttle::LogThrottle;
 use crate::observability::metrics::Metrics;
 
@@ -32,10 +30,6 @@ const DEAF_AFTER: u32 = 4;
 const GOOD_AFTER: Duration = Duration::from_secs(4);
 /// Why there is no connection at first.
 const NOT_YET: &str = "not connected yet";
-/// How long a channel that Redis refused is refused without asking again.
-const REFUSED_FOR: Duration = Duration::from_secs(30);
-/// How many refused channels are remembered; beyond that Redis is asked again.
-const MOST_REFUSED: usize = 10_000;
 
 /// What is to be heard, and whether it is.
 pub(super) struct Subscriber {
@@ -44,7 +38,7 @@ pub(super) struct Subscriber {
     health: Mutex<Health>,
     /// The same in short, for those who ask at every publish.
     is_up: AtomicBool,
-    queue: Arc<EventQueue>,
+    sink: Arc<dyn EventSink>,
     metrics: Arc<Metrics>,
     canary: String,
 }
@@ -53,9 +47,9 @@ pub(super) struct Subscriber {
 #[derive(Debug, thiserror::Error)]
 enum Ended {
     #[error(transparent)]
-    Connection(#[from] ConnectionError),
+    Connection(ClientError),
     #[error("a canary could not be sent: {0}")]
-    Canary(#[from] RedisError),
+    Canary(ClientError),
     #[error("the connection is deaf: messages sent through Redis do not come back")]
     Deaf,
 }
@@ -64,79 +58,43 @@ impl Ended {
     /// Why, to those who ask whether it works: without Redis' own words, which are for the log.
     fn public(&self) -> String {
         match self {
-            Self::Connection(ConnectionError::Refused(said)) => refusal(said).to_string(),
-            Self::Canary(error) => broker_error(error).to_string(),
+            Self::Connection(error @ ClientError::Refused(_)) | Self::Canary(error) => {
+                BrokerError::from(error).to_string()
+            }
             other => other.to_string(),
         }
     }
 }
 
-#[derive(Default)]
-struct Wanted {
-    channels: HashSet<ChannelName>,
-    /// Channels whose being wanted changed since they were last sent to Redis; `None` while there is no
-    /// connection, whose successor begins with all.
-    pending: Option<Vec<ChannelName>>,
-    /// Channels that Redis refused, and when.
-    refused: HashMap<ChannelName, Instant>,
-}
-
-impl Wanted {
-    fn changed(&mut self, channel: &ChannelName) {
-        if let Some(pending) = &mut self.pending {
-            pending.push(channel.clone());
-        }
-    }
-
-    fn is_refused(&self, channel: &ChannelName) -> bool {
-        self.refused.get(channel).is_some_and(|since| since.elapsed() < REFUSED_FOR)
-    }
-
-    fn refuse(&mut self, channel: &ChannelName) {
-        self.channels.remove(channel);
-        if self.refused.len() >= MOST_REFUSED {
-            self.refused.retain(|_, since| since.elapsed() < REFUSED_FOR);
-        }
-        if self.refused.len() >= MOST_REFUSED {
-            self.refused.clear();
-        }
-        self.refused.insert(channel.clone(), Instant::now());
-    }
-}
-
 impl Subscriber {
     /// A subscriber that wants nothing yet. `instance` must differ between instances.
-    pub(super) fn new(instance: &str, queue: Arc<EventQueue>, metrics: Arc<Metrics>) -> Self {
+    pub(super) fn new(instance: &str, sink: Arc<dyn EventSink>, metrics: Arc<Metrics>) -> Self {
         Self {
             wanted: Mutex::default(),
             changed: Notify::new(),
             health: Mutex::new(Health::Down(NOT_YET.into())),
             is_up: AtomicBool::new(false),
-            queue,
+            sink,
             metrics,
             canary: format!("livebridge:canary:{instance}"),
         }
     }
 
     /// See [`crate::broker::Broker::subscribe`].
-    pub(super) fn want(&self, channel: &ChannelName) -> Result<(), BrokerError> {
-        let mut state = self.wanted();
-        if state.is_refused(channel) {
+    pub(super) fn want(&self, channel: &ChannelName, request: RequestSize) -> Result<(), BrokerError> {
+        let mut wanted = self.wanted();
+        if wanted.is_refused(channel) {
             return Err(BrokerError::ChannelRefused(channel.clone()));
         }
-        state.channels.insert(channel.clone());
-        state.changed(channel);
-        drop(state);
+        wanted.insert(channel, request);
+        drop(wanted);
         self.changed.notify_one();
         Ok(())
     }
 
     /// See [`crate::broker::Broker::unsubscribe`].
     pub(super) fn forget(&self, channel: &ChannelName) {
-        let mut state = self.wanted();
-        state.channels.remove(channel);
-        state.changed(channel);
-        drop(state);
+        self.wanted().remove(channel);
         self.changed.notify_one();
     }
 
@@ -145,15 +103,15 @@ impl Subscriber {
     }
 
     /// Keeps a connection for as long as the process lives.
-    pub(super) async fn supervise(self: Arc<Self>, endpoint: Endpoint, commands: Arc<Commands>) {
+    pub(super) async fn supervise(self: Arc<Self>, node: Arc<Node>) {
         let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
         loop {
             let began = Instant::now();
-            let ended = self.listen(&endpoint, &commands).await;
-            self.wanted().pending = None;
+            let ended = self.listen(&node).await;
+            self.wanted().disconnected();
             self.set_down(&ended);
             // Publishing shares the fate: a half-dead Redis must not take what it will lose.
-            commands.disconnect().await;
+            node.give_up(node.generation());
             if began.elapsed() > GOOD_AFTER {
                 backoff.reset();
             }
@@ -162,57 +120,65 @@ impl Subscriber {
     }
 
     /// One connection's life; returns why it ended.
-    async fn listen(&self, endpoint: &Endpoint, commands: &Commands) -> Ended {
-        let connection = match Connection::open(endpoint).await {
+    async fn listen(&self, node: &Node) -> Ended {
+        let connection = match node.connect().await {
             Ok(connection) => connection,
-            Err(error) => return error.into(),
+            Err(error) => return Ended::Connection(error),
         };
         let unanswered = AtomicU32::new(0);
         tokio::select! {
-            ended = self.hear(connection, &unanswered) => ended.into(),
-            ended = self.send_canaries(commands, &unanswered) => ended,
+            ended = self.hear(connection, &unanswered) => Ended::Connection(ended),
+            ended = self.send_canaries(node, &unanswered) => ended,
         }
     }
 
     /// Subscribes what is wanted and hands over what is heard, until the connection breaks.
-    async fn hear(&self, mut connection: Connection, unanswered: &AtomicU32) -> ConnectionError {
+    async fn hear(&self, mut connection: Connection, unanswered: &AtomicU32) -> ClientError {
         let mut subscriptions = Subscriptions::default();
         subscriptions.subscribe_canary(&self.canary, &mut connection);
-        let all: Vec<_> = {
-            let mut wanted = self.wanted();
-            wanted.pending = Some(Vec::new());
-            wanted.channels.iter().cloned().collect()
-        };
-        subscriptions.subscribe(&all, &mut connection);
+        let all = self.wanted().connected();
+        let count = all.iter().map(Vec::len).sum();
+        subscriptions.subscribe(all);
         let mut decoder = SubscriptionDecoder::default();
         loop {
-            let has_room = self.queue.has_room();
+            if subscriptions.has_due() {
+                let wanted = self.wanted();
+                subscriptions.send_due(|channel| wanted.contains(channel), &mut connection);
+            }
+            let has_room = self.sink.has_room();
             tokio::select! {
                 // With no room for more, Redis holds what follows, as much as it is configured to.
-                () = self.queue.room(), if !has_room => {}
+                () = async { self.sink.room().await }, if !has_room => {}
                 () = self.changed.notified() => self.send_pending(&mut subscriptions, &mut connection),
                 exchanged = connection.exchange(), if has_room => {
                     let mut refused = Vec::new();
                     let heard = exchanged.and_then(|()| {
-                        let wanted = self.wanted();
+                        let mut wanted = self.wanted();
                         connection.frames(|frame| {
                             match frame {
                                 Frame::Refused(why) => refused.push(subscriptions.refused(why)?),
-                                Frame::Subscribed(_) | Frame::Unsubscribed => subscriptions.confirmed(),
+                                Frame::Subscribed(name) => {
+                                    subscriptions.confirmed();
+                                    wanted.confirm(name);
+                                }
+                                Frame::Unsubscribed => subscriptions.confirmed(),
                                 _ => {}
                             }
-                            decoder.push(&frame, &wanted.channels, &self.canary);
+                            decoder.push(&frame, &wanted, &self.canary);
                             Ok(())
                         })
                     });
                     let (events, canary) = decoder.take_events();
                     if canary {
                         unanswered.store(0, Ordering::Relaxed);
-                        self.set_up(all.len());
+                        self.set_up(count);
                     }
-                    self.queue.push_all(events);
+                    if !events.is_empty() {
+                        self.sink.add_all(events);
+                        self.sink.wake();
+                    }
                     for channels in refused {
-                        let is_wanted = |channel: &ChannelName| self.wanted().channels.contains(channel);
+                        let is_wanted = |channel: &ChannelName| self.wanted().contains(channel);
                         subscriptions.retry(channels, is_wanted, &mut connection).into_iter().for_each(|channel| self.refuse(channel));
                     }
                     if let Err(error) = heard {
@@ -226,7 +192,7 @@ impl Subscriber {
     }
 
     /// Sends canaries, until one can't be sent or too many did not come back.
-    async fn send_canaries(&self, commands: &Commands, unanswered: &AtomicU32) -> Ended {
+    async fn send_canaries(&self, node: &Node, unanswered: &AtomicU32) -> Ended {
         let mut beats = tokio::time::interval(BEAT);
         beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -234,20 +200,16 @@ impl Subscriber {
             if unanswered.fetch_add(1, Ordering::Relaxed) >= DEAF_AFTER {
                 return Ended::Deaf;
             }
-            if let Err(error) = commands.publish_plain(&self.canary, "beat").await {
-                return error.into();
+            if let Err(error) = node.publish_plain(&self.canary, "beat").await {
+                return Ended::Canary(error);
             }
         }
     }
 
     fn send_pending(&self, subscriptions: &mut Subscriptions, connection: &mut Connection) {
-        let (wanted, unwanted): (Vec<_>, Vec<_>) = {
-            let mut state = self.wanted();
-            let pending: HashSet<_> = state.pending.replace(Vec::new()).into_iter().flatten().collect();
-            pending.into_iter().partition(|channel| state.channels.contains(channel))
-        };
+        let (wanted, unwanted) = self.wanted().take_pending();
         subscriptions.unsubscribe(&unwanted, connection);
-        subscriptions.subscribe(&wanted, connection);
+        subscriptions.subscribe(wanted);
     }
 
     /// Redis refuses a channel: it is not wanted any more, and for a while not asked for again.
@@ -257,7 +219,7 @@ impl Subscriber {
         if let Some(times) = REPEATED.happened("channel") {
             tracing::warn!(%channel, times, "Redis lets this user not subscribe to the channel; `livebridge check` says more");
         }
-        self.queue.push(Event::Refused(channel));
+        self.sink.push(Event::Refused(channel));
     }
 
     fn set_up(&self, channels: usize) {
@@ -298,39 +260,4 @@ impl Subscriber {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // What is behind these locks is whole after every line that holds one: a panic elsewhere does not spoil it.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn name(name: &str) -> ChannelName {
-        name.parse().expect("valid")
-    }
-
-    #[test]
-    fn without_a_connection_nothing_is_queued() {
-        let subscriber = Subscriber::new("1", Arc::default(), Arc::new(Metrics::new(1)));
-        for number in 0..10 {
-            let channel = name(&format!("c{number}"));
-            assert_eq!(subscriber.want(&channel), Ok(()), "an event stream waits for the connection");
-            subscriber.forget(&channel);
-        }
-        let wanted = subscriber.wanted();
-        assert!(wanted.channels.is_empty() && wanted.pending.is_none());
-    }
-
-    #[test]
-    fn a_refused_channel_is_asked_for_again_after_a_while_and_memory_has_a_bound() {
-        let mut wanted = Wanted::default();
-        let channel = name("a");
-        wanted.channels.insert(channel.clone());
-        wanted.refuse(&channel);
-        assert!(wanted.is_refused(&channel) && wanted.channels.is_empty());
-        let before = Instant::now().checked_sub(REFUSED_FOR).expect("the clock has run for that long");
-        wanted.refused.insert(channel.clone(), before);
-        assert!(!wanted.is_refused(&channel));
-        (0..=MOST_REFUSED).for_each(|number| wanted.refuse(&name(&format!("c{number}"))));
-        assert!(wanted.refused.len() <= MOST_REFUSED && !wanted.refused.contains_key(&channel));
-    }
 }

@@ -1,22 +1,32 @@
 //! What one connection was asked to subscribe, and what Redis said of it. One command names many
 //! channels, and Redis refuses the whole command for one of them. So the commands are remembered until
-//! they are answered, and the channels of a refused one are tried one by one.
+//! they are answered, and the channels of a refused one are tried one by one. Few commands are in
+//! flight at once: a channel that has priority waits for these only, however many others are due.
 
 use std::collections::VecDeque;
 
-use super::connection::{Connection, ConnectionError};
+use super::connection::Connection;
+use super::error::ClientError;
 use super::position_marker::{RUN_PREFIX, SINGLE_PREFIX};
+use super::wanted::{ByKind, KINDS};
 use crate::channel::ChannelName;
 
 /// How many channels one command names.
 const CHUNK: usize = 500;
+/// How many `SUBSCRIBE` commands are in flight at once.
+const COMMANDS_AT_ONCE: usize = 2;
 /// The names of a channel: itself and its companions.
 const NAMES: usize = 3;
 
-/// The commands of a connection that are not answered yet, in the order in which they were sent.
+/// What a connection has asked for, and what it has yet to ask for.
 #[derive(Default)]
 pub(super) struct Subscriptions {
+    /// The commands that are not answered yet, in the order in which they were sent.
     unanswered: VecDeque<Sent>,
+    /// How many of them subscribe channels.
+    subscribing: usize,
+    /// The channels that are yet to be subscribed, those of the first kind first.
+    due: [VecDeque<ChannelName>; KINDS],
 }
 
 struct Sent {
@@ -38,13 +48,50 @@ impl Subscriptions {
         self.unanswered.push_back(Sent { what: What::Canary, names: 1 });
     }
 
-    /// Subscribes channels, and the companions on which their positions come.
-    pub(super) fn subscribe(&mut self, channels: &[ChannelName], connection: &mut Connection) {
-        channels.chunks(CHUNK).for_each(|chunk| self.subscribe_at_once(chunk, connection));
+    /// Has channels subscribed as soon as it is their turn.
+    pub(super) fn subscribe(&mut self, channels: ByKind) {
+        for (queue, channels) in self.due.iter_mut().zip(channels) {
+            queue.extend(channels);
+        }
     }
 
+    /// Whether a command can be sent.
+    pub(super) fn has_due(&self) -> bool {
+        self.subscribing < COMMANDS_AT_ONCE && self.due.iter().any(|queue| !queue.is_empty())
+    }
+
+    /// Subscribes the channels whose turn it is, those that are still wanted.
+    pub(super) fn send_due(&mut self, is_wanted: impl Fn(&ChannelName) -> bool, connection: &mut Connection) {
+        while self.subscribing < COMMANDS_AT_ONCE
+            && let Some(chunk) = self.take_due(&is_wanted)
+        {
+            self.subscribe_at_once(&chunk, connection);
+        }
+    }
+
+    fn take_due(&mut self, is_wanted: impl Fn(&ChannelName) -> bool) -> Option<Vec<ChannelName>> {
+        for queue in &mut self.due {
+            let mut chunk = Vec::new();
+            while chunk.len() < CHUNK
+                && let Some(channel) = queue.pop_front()
+            {
+                if is_wanted(&channel) {
+                    chunk.push(channel);
+                }
+            }
+            // A long queue gives its memory back as it empties.
+            queue.shrink_to(queue.len().max(CHUNK));
+            if !chunk.is_empty() {
+                return Some(chunk);
+            }
+        }
+        None
+    }
+
+    /// Subscribes channels, and the companions on which their positions come.
     fn subscribe_at_once(&mut self, channels: &[ChannelName], connection: &mut Connection) {
         connection.send(&command("SUBSCRIBE", channels));
+        self.subscribing += 1;
         self.unanswered.push_back(Sent { what: What::Subscribe(channels.to_vec()), names: channels.len() * NAMES });
     }
 
@@ -61,19 +108,24 @@ impl Subscriptions {
         let Some(first) = self.unanswered.front_mut() else { return };
         first.names -= 1;
         if first.names == 0 {
-            self.unanswered.pop_front();
+            self.take_answered();
         }
+    }
+
+    fn take_answered(&mut self) -> Option<What> {
+        let what = self.unanswered.pop_front()?.what;
+        self.subscribing -= usize::from(matches!(what, What::Subscribe(_)));
+        Some(what)
     }
 
     /// Redis refused a command. Returns the channels that it named, if it was for the lack of a
     /// permission and does not concern the connection as such.
-    pub(super) fn refused(&mut self, why: &[u8]) -> Result<Vec<ChannelName>, ConnectionError> {
-        let what = self.unanswered.pop_front().map(|sent| sent.what);
-        match what {
+    pub(super) fn refused(&mut self, why: &[u8]) -> Result<Vec<ChannelName>, ClientError> {
+        match self.take_answered() {
             Some(What::Subscribe(channels)) if why.starts_with(b"NOPERM") => Ok(channels),
             // What is heard without being wanted is ignored.
             Some(What::Unsubscribe) if why.starts_with(b"NOPERM") => Ok(Vec::new()),
-            _ => Err(ConnectionError::Refused(String::from_utf8_lossy(why).into_owned())),
+            _ => Err(ClientError::Refused(String::from_utf8_lossy(why).into_owned())),
         }
     }
 
@@ -121,7 +173,7 @@ mod tests {
     fn a_refusal_concerns_the_first_command_that_is_not_answered() {
         let unsubscribe = Sent { what: What::Unsubscribe, names: NAMES };
         let unanswered = VecDeque::from([sent(&["a"]), unsubscribe, sent(&["b", "c"]), sent(&["d"])]);
-        let mut subscriptions = Subscriptions { unanswered };
+        let mut subscriptions = Subscriptions { unanswered, subscribing: 3, ..Subscriptions::default() };
         (0..NAMES).for_each(|_| subscriptions.confirmed());
         assert_eq!(subscriptions.refused(b"NOPERM no").expect("local"), Vec::new());
         let refused = subscriptions.refused(b"NOPERM no").expect("local");
@@ -133,7 +185,36 @@ mod tests {
     #[test]
     fn a_canary_that_is_refused_concerns_the_connection() {
         let canary = Sent { what: What::Canary, names: 1 };
-        let mut subscriptions = Subscriptions { unanswered: VecDeque::from([canary]) };
+        let mut subscriptions = Subscriptions { unanswered: VecDeque::from([canary]), ..Subscriptions::default() };
         assert!(subscriptions.refused(b"NOPERM no").is_err());
+    }
+
+    #[test]
+    fn channels_of_the_first_kind_come_first_and_unwanted_ones_not_at_all() {
+        let name = |number: usize| -> ChannelName { format!("c{number}").parse().expect("valid") };
+        let mut subscriptions = Subscriptions::default();
+        subscriptions.subscribe([vec![], vec![], vec![], (0..3 * CHUNK).map(name).collect()]);
+        let mut take = |small: Vec<ChannelName>| {
+            subscriptions.subscribe([vec![], vec![], small, vec![]]);
+            subscriptions.take_due(|channel| *channel != name(0)).map(|chunk| (chunk[0].clone(), chunk.len()))
+        };
+        assert_eq!(take(Vec::new()), Some((name(1), CHUNK)));
+        let small = name(9_999);
+        assert_eq!(take(vec![small.clone()]), Some((small, 1)), "whatever waits longer");
+        assert_eq!(take(vec![name(0)]), Some((name(CHUNK + 1), CHUNK)));
+        assert_eq!(take(Vec::new()), Some((name(2 * CHUNK + 1), CHUNK - 1)));
+        assert_eq!(take(Vec::new()), None);
+    }
+
+    #[test]
+    fn two_commands_are_in_flight_at_once() {
+        let name = |number: usize| -> ChannelName { format!("c{number}").parse().expect("valid") };
+        let mut subscriptions = Subscriptions::default();
+        subscriptions.subscribe([(0..3 * CHUNK).map(name).collect(), vec![], vec![], vec![]]);
+        let mut connection = Connection::unconnected();
+        subscriptions.send_due(|_| true, &mut connection);
+        assert_eq!((subscriptions.unanswered.len(), subscriptions.has_due()), (COMMANDS_AT_ONCE, false));
+        (0..CHUNK * NAMES).for_each(|_| subscriptions.confirmed());
+        assert!(subscriptions.has_due(), "one is answered");
     }
 }

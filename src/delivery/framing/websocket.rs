@@ -266,7 +266,7 @@ impl Header {
     fn parse(bytes: &[u8], room: impl FnOnce(Opcode) -> Result<usize, Close>) -> Result<Option<Self>, Close> {
         let [first, second, rest @ ..] = bytes else { return Ok(None) };
         if first & 0x70 != 0 {
-            return Err(protocol_error("a reserved bit is set, but no extension was agreed on"));
+            return Err(protocol_error("a reserved bit is set, but no extension was negotiated"));
         }
         let opcode = opcode(first & 0x0F)?;
         let fin = first & FIN != 0;
@@ -286,7 +286,7 @@ impl Header {
         };
         let is_control = opcode as u8 >= 0x8;
         if is_control && (!fin || length > MAX_CONTROL as u64) {
-            return Err(protocol_error("a control frame must be whole and at most 125 bytes long"));
+            return Err(protocol_error("a control frame must be unfragmented and at most 125 bytes long"));
         }
         // Judged by the header alone, so that what is too long is never buffered.
         if !is_control && length > room(opcode)? as u64 {

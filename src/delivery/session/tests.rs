@@ -1,15 +1,15 @@
 //! A living session on a real hub with the embedded broker: subscriptions come and go, sockets take what they like.
 
 use super::*;
-use crate::broker::Publication;
 use crate::broker::memory::MemoryBroker;
+use crate::broker::{Broker, Publication, RequestSize};
 use crate::channel::ChannelName;
 use crate::delivery::encoding::{EVENTS, MULTI_CHANNEL_EVENTS, WEBSOCKET_JSON, WEBSOCKET_RAW};
 use crate::delivery::framing::websocket::{self, Opcode};
 use crate::delivery::subscription::Rights;
 use crate::hub::Hub;
-use crate::hub::event_queue::EventQueue;
-use crate::hub::log::Bounds;
+use crate::hub::dispatch::Dispatcher;
+use crate::hub::log::LogBounds;
 use crate::hub::topic::Start;
 use crate::observability::metrics::Metrics;
 use crate::rules::Rules;
@@ -17,6 +17,7 @@ use crate::transport::byte_budget::Budget;
 
 /// A hub whose channels keep histories, and a session.
 struct World {
+    broker: Arc<MemoryBroker>,
     hub: Arc<Hub>,
     session: Session,
     batch: EncodedBatch,
@@ -27,18 +28,18 @@ struct World {
 
 impl World {
     fn new(encoding: &'static Encoding) -> Self {
-        let queue = Arc::new(EventQueue::default());
+        let dispatcher = Arc::new(Dispatcher::new(usize::MAX, 1, Arc::new(Metrics::new(1))));
         let rules = Arc::new(Rules::parse("[[channel]]\nmatch = '*'\nhistory = { messages = 100 }\n").expect("rules"));
-        let broker = Arc::new(MemoryBroker::new(queue.clone(), rules.clone()));
-        let bounds = Bounds { entries: 100, bytes: 1 << 20 };
-        let hub = Hub::new(broker, rules, bounds, usize::MAX, 1, Arc::default(), Arc::new(Metrics::new(1)));
-        tokio::spawn(hub.clone().run(queue));
+        let broker = Arc::new(MemoryBroker::new(dispatcher.clone(), rules.clone()));
+        let bounds = LogBounds { entries: 100, bytes: 1 << 20 };
+        let hub = Hub::new(dispatcher, broker.clone(), rules, bounds, Arc::default());
+        tokio::spawn(hub.clone().run());
         let session = Session::new(encoding, Vec::new(), 1);
-        Self { hub, session, batch: EncodedBatch::default(), room: usize::MAX, taken: Vec::new() }
+        Self { broker, hub, session, batch: EncodedBatch::default(), room: usize::MAX, taken: Vec::new() }
     }
 
     async fn subscribe(&mut self, channel: &str, start: Start) -> SubscriptionKey {
-        let membership = self.hub.join(&name(channel)).await.expect("a broker");
+        let membership = self.hub.join(&name(channel), RequestSize::Small).await.expect("a broker");
         self.session.subscribe(NewSubscription { membership, start, rights: Rights { publish: channel == "a" } }).0
     }
 
@@ -51,7 +52,7 @@ impl World {
             remove: false,
             id: None,
         };
-        let result = self.hub.broker().publish(vec![publication]).await.remove(0).expect("a broker");
+        let result = self.broker.publish(vec![publication]).await.remove(0).expect("a broker");
         result.expect("a history").to_string()
     }
 
@@ -59,7 +60,7 @@ impl World {
     fn offer(&mut self, key: SubscriptionKey, topic: &Topic, cursor: u64) -> bool {
         assert!(self.batch.fill(topic, cursor, self.session.encoding()));
         let Self { session, batch, room, taken, .. } = self;
-        session.offer(key, batch, &mut |bytes| take(bytes, room, taken))
+        session.offer(key, batch, &mut EncodedBatch::default(), &mut |bytes| take(bytes, room, taken))
     }
 
     fn pump(&mut self) -> Waits {
@@ -186,6 +187,30 @@ async fn delivery_goes_on_from_whatever_byte_the_socket_stopped_at() {
 }
 
 #[tokio::test]
+async fn an_event_of_several_channels_lists_the_positions_of_the_client_that_gets_it() {
+    let mut world = World::new(&MULTI_CHANNEL_EVENTS);
+    let mut ids = Vec::new();
+    let b_before = world.publish("b", "before").await;
+    for order in [["a", "b"], ["b", "a"], ["a", "b"]] {
+        world.session = Session::new(&MULTI_CHANNEL_EVENTS, Vec::new(), 2);
+        let mut a = 0;
+        for channel in order {
+            let key = world.subscribe(channel, Start::Live).await;
+            a = if channel == "a" { key } else { a };
+        }
+        let (topic, end) = (world.topic(a), world.topic(a).end());
+        let position = world.publish("a", "x").await;
+        assert!(world.offer(a, &topic, end), "it needs no turn of its own");
+        let text = String::from_utf8(world.take()).expect("UTF-8");
+        let id = text.lines().find_map(|line| line.strip_prefix("id: ")).expect("an id").to_owned();
+        ids.push((id, [position, b_before.clone()]));
+    }
+    for (index, (id, [a, b])) in ids.into_iter().enumerate() {
+        assert_eq!(id, if index == 1 { format!("{b},{a}") } else { format!("{a},{b}") });
+    }
+}
+
+#[tokio::test]
 async fn a_client_that_is_closed_gets_the_frame_under_way_and_then_the_close() {
     let mut world = World::new(&WEBSOCKET_RAW);
     let key = world.subscribe("a", Start::Live).await;
@@ -215,7 +240,7 @@ async fn a_session_that_catches_up_writes_one_batch_in_a_turn_and_its_channels_t
             world.publish(channel, &format!("{channel}{number}").repeat(4000)).await;
         }
     }
-    world.hub.join(&name("c")).await.expect("all before it was heard");
+    world.hub.join(&name("c"), RequestSize::Small).await.expect("all before it was heard");
     let mut received = Vec::new();
     while world.pump() == Waits::Turn {
         let taken = world.take();
@@ -246,7 +271,10 @@ async fn a_large_frame_that_sockets_cut_is_held_once_and_counted_until_all_have_
     let one = std::mem::replace(&mut world.session, two);
     world.room = 2000;
     let World { session, batch, room, taken, .. } = &mut world;
-    assert!(!session.offer(second, batch, &mut |bytes| take(bytes, room, taken)), "its socket is full");
+    assert!(
+        !session.offer(second, batch, &mut EncodedBatch::default(), &mut |bytes| take(bytes, room, taken)),
+        "its socket is full"
+    );
     assert_eq!(outgoing.used(), FRAME, "both have the same bytes");
     assert!(world.session.ending().is_none());
     drop(one);

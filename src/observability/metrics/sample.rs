@@ -70,12 +70,15 @@ impl Samples {
             by_shard: Mutex::new(vec![Sample::default(); shards].into()),
             connections,
             subscriptions: gauge("subscriptions", "Channels of all connected subscribers together"),
-            behind: gauge("subscribers_behind", "Subscribers that do not take what there is for them"),
+            behind: gauge("subscribers_behind", "Subscribers whose sockets are full"),
             backlog: gauge("backlog_messages", "Messages that the slowest subscriber has yet to take"),
             channels: gauge("channels", "Channels with subscribers"),
             log_bytes: gauge("log_bytes", "Bytes in the channels' logs"),
             incoming_bytes: gauge("incoming_bytes", "Bytes of bodies and unfinished messages on their way in"),
-            outgoing_bytes: gauge("outgoing_bytes", "Bytes of pages of history and cut frames on their way out"),
+            outgoing_bytes: gauge(
+                "outgoing_bytes",
+                "Bytes of pages of history and partly written frames that clients have yet to receive",
+            ),
             broker_up: gauge("broker_up", "Whether the broker answers"),
         }
     }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use livebridge::broker::memory::MemoryBroker;
 use livebridge::broker::redis::RedisBroker;
-use livebridge::broker::{Broker, BrokerError, Event, Health, Page, Publication, ReadFrom, Tail};
+use livebridge::broker::{Broker, BrokerError, Event, Health, Page, Publication, ReadFrom, RequestSize, Tail};
 use livebridge::channel::ChannelName;
 use livebridge::hub::event_queue::EventQueue;
 use livebridge::message::{GapReason, Message, Position};
@@ -153,7 +153,7 @@ impl World {
         let memory = Side::new(Arc::new(MemoryBroker::new(queue.clone(), self.rules.clone())), queue);
         self.redis.reset();
         for side in [&self.redis, &memory] {
-            side.broker.subscribe(&channel).unwrap();
+            side.broker.subscribe(&channel, RequestSize::Small).unwrap();
             until("subscribed", || async {
                 side.listen(&channel);
                 *side.subscribed.borrow()

@@ -65,7 +65,7 @@ pub(super) struct Script {
     pub(super) truths: Mutex<HashMap<ChannelName, Truth>>,
     pub(super) switches: Mutex<Switches>,
     pub(super) answers: Semaphore,
-    pub(super) queue: Arc<EventQueue>,
+    pub(super) sink: Arc<Dispatcher>,
 }
 
 #[derive(Clone, Copy)]
@@ -80,10 +80,10 @@ impl Broker for Script {
         async { Vec::new() }.boxed()
     }
 
-    fn subscribe(&self, channel: &ChannelName) -> Result<(), BrokerError> {
+    fn subscribe(&self, channel: &ChannelName, _: RequestSize) -> Result<(), BrokerError> {
         self.truths.lock().unwrap().get_mut(channel).unwrap().wanted = true;
         if self.switches.lock().unwrap().connected {
-            self.queue.push(Event::Subscribed(channel.clone()));
+            self.sink.push(Event::Subscribed(channel.clone()));
         }
         Ok(())
     }

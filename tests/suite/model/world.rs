@@ -36,20 +36,20 @@ pub(super) type Outcome = Result<(), String>;
 
 impl World {
     pub(super) fn new(small_history: bool, chunk: usize) -> Self {
-        let queue = Arc::new(EventQueue::default());
+        let dispatcher = Arc::new(Dispatcher::new(usize::MAX, 1, Arc::new(Metrics::new(1))));
         let names: Vec<ChannelName> = CHANNELS.iter().map(|name| name.parse().unwrap()).collect();
         let truth = || Truth { epochs: BTreeMap::from([(1000, (Vec::new(), 0))]), wanted: false, silent_loss: false };
         let broker = Arc::new(Script {
             truths: Mutex::new(names.iter().map(|name| (name.clone(), truth())).collect()),
             switches: Mutex::new(Switches { connected: true, early: false, limit: 3 }),
             answers: Semaphore::new(0),
-            queue: queue.clone(),
+            sink: dispatcher.clone(),
         });
         let messages = if small_history { 100 } else { 5000 };
         let rules = format!("[[channel]]\nmatch = '*'\nhistory = {{ messages = {messages} }}\n");
         let rules = Arc::new(Rules::parse(&rules).unwrap());
-        let hub = Hub::new(broker.clone(), rules, LOG, usize::MAX, 1, Arc::default(), Arc::new(Metrics::new(1)));
-        tokio::spawn(hub.clone().run(queue));
+        let hub = Hub::new(dispatcher, broker.clone(), rules, LOG, Arc::default());
+        tokio::spawn(hub.clone().run());
         let clients = (0..CLIENTS).map(|_| Client::default()).collect();
         let wake_list = hub.wake_list(0);
         Self { hub, wake_list, broker, names, clients, feeds: HashMap::new(), chunk, published: 0 }
@@ -101,8 +101,8 @@ impl World {
         }
         let name = self.names[channel].clone();
         match heard {
-            Some(_) => self.broker.queue.push(Event::Arrived(name, message)),
-            None if told => self.broker.queue.push(Event::Missed(name)),
+            Some(_) => self.broker.sink.push(Event::Arrived(name, message)),
+            None if told => self.broker.sink.push(Event::Missed(name)),
             None => self.truth(channel, |truth| truth.silent_loss = true),
         }
     }
@@ -111,7 +111,7 @@ impl World {
         self.published += 1;
         if self.truth(channel, |truth| truth.wanted) && self.broker.switches.lock().unwrap().connected {
             let message = Message::plain(format!("no. {} plain", self.published));
-            self.broker.queue.push(Event::Arrived(self.names[channel].clone(), message));
+            self.broker.sink.push(Event::Arrived(self.names[channel].clone(), message));
         }
     }
 
@@ -119,7 +119,7 @@ impl World {
         self.broker.switches.lock().unwrap().connected = true;
         for (channel, name) in self.names.iter().enumerate() {
             if self.truth(channel, |truth| std::mem::take(&mut truth.silent_loss) || truth.wanted) {
-                self.broker.queue.push(Event::Subscribed(name.clone()));
+                self.broker.sink.push(Event::Subscribed(name.clone()));
             }
         }
     }
@@ -155,7 +155,7 @@ impl World {
         client.joining = Some(tokio::spawn(async move {
             let mut memberships = Vec::new();
             for name in names {
-                memberships.push(hub.join(&name).await.unwrap());
+                memberships.push(hub.join(&name, RequestSize::Small).await.unwrap());
             }
             memberships
         }));
@@ -251,7 +251,7 @@ impl World {
         let Client { session: Some(session), room, wire, .. } = &mut self.clients[index] else { return Ok(()) };
         let slot = topics(session).position(|held| held.id == topic.id);
         let Some(slot) = slot else { return Ok(()) };
-        if session.offer(slot, batch, &mut |bytes| write(bytes, chunk, room, wire)) {
+        if session.offer(slot, batch, &mut EncodedBatch::default(), &mut |bytes| write(bytes, chunk, room, wire)) {
             return self.decode(index);
         }
         self.pump(index)

@@ -36,6 +36,8 @@ pub struct Options {
     /// Its limit of descriptors.
     pub descriptors: Option<u32>,
     pub environment: Vec<(String, String)>,
+    /// Another build of the program.
+    pub binary: Option<String>,
 }
 
 impl Options {
@@ -72,11 +74,12 @@ impl Options {
     /// Starts an instance without waiting for its broker.
     pub fn start_unready(self) -> Instance {
         let folder = tempfile::tempdir().unwrap();
+        let binary = self.binary.as_deref().unwrap_or(BINARY);
         let mut command = match self.descriptors {
-            None => command(folder.path()),
+            None => in_folder(Command::new(binary), folder.path()),
             Some(most) => {
                 let mut shell = in_folder(Command::new("sh"), folder.path());
-                shell.args(["-c", &format!("ulimit -n {most} && exec \"$0\" \"$@\""), BINARY]);
+                shell.args(["-c", &format!("ulimit -n {most} && exec \"$0\" \"$@\""), binary]);
                 shell
             }
         };

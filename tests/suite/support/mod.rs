@@ -4,6 +4,7 @@ pub mod balancer;
 pub mod brokers;
 pub mod browser;
 pub mod format1;
+pub mod good;
 pub mod instance;
 pub mod proxy;
 pub mod raw;

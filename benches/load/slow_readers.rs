@@ -1,14 +1,15 @@
-//! What weighs on a server: readers that do not read, messages that are large; and whether its memory comes back.
+//! Readers that do not read, and large messages: what they cost the other readers and in memory, and whether the
+//! server gives that memory back.
 
 use std::time::Duration;
 
 use crate::Outcome;
+use crate::harness::{Harness, Measured, PublisherOptions};
 use crate::process;
-use crate::readers::Crowd;
+use crate::readers::ReaderSet;
 use crate::report::Row;
-use crate::scenario::Play;
+use crate::scenario::Runner;
 use crate::servers::{Kind, Server, Setting};
-use crate::stage::{Entrance, Measured, Stage};
 
 /// The size of the messages that flood stuck subscribers.
 const FLOOD_SIZE: usize = 16 * 1024;
@@ -19,36 +20,37 @@ const LARGE_SIZE: usize = 1 << 20;
 /// How long a server has after its subscribers have left: livebridge forgets a channel 5 seconds after its last one.
 const AFTER: Duration = Duration::from_secs(14);
 
-/// What bearing a burden came to: memory at its height and after it.
-struct Borne {
+/// The memory of the server at its peak under load and afterwards, in bytes; and what was measured.
+struct MemoryUse {
     peak: f64,
     after: f64,
     closed: u64,
     measured: Measured,
 }
 
-impl Play<'_> {
+impl Runner<'_> {
     /// The same run twice: everybody reads, then a tenth never does.
     pub(crate) fn slow(&self) -> Outcome<Vec<Row>> {
         if let Kind::Bare(..) = self.kind {
             return Ok(Vec::new()); // its blocking writes would wait for the stuck ones
         }
-        let subscribers = self.wishes.subscribers.unwrap_or(500);
-        let rate = self.wishes.rate.first().copied().unwrap_or(25_000.0);
-        let flood = self.wishes.messages.unwrap_or(320);
+        let subscribers = self.parameters.subscribers.unwrap_or(500);
+        let rate = self.parameters.rate.first().copied().unwrap_or(25_000.0);
+        let flood = self.parameters.messages.unwrap_or(320);
         let mut rows = Vec::new();
         for stuck_every in [0, 10] {
             let server = self.start()?;
-            let (mut stage, _) = Stage::gather(&server, Crowd { stuck_every, ..self.crowd(&server, subscribers, 1) })?;
+            let (mut harness, _) =
+                Harness::connect(&server, ReaderSet { stuck_every, ..self.reader_set(&server, subscribers, 1) })?;
             let before = server.pss_bytes();
-            stage.enter(&Entrance { size: FLOOD_SIZE, ..self.entrance() })?;
-            stage.restart()?;
-            stage.burst(8, flood, Duration::from_secs(10))?;
-            stage.finish()?;
+            harness.start_publishers(&PublisherOptions { size: FLOOD_SIZE, ..self.publisher_options() })?;
+            harness.restart()?;
+            harness.burst(8, flood, Duration::from_secs(10))?;
+            harness.finish()?;
             let fullest = server.ports.iter().map(|port| process::connections(*port).fullest).max().unwrap_or(0);
-            stage.restart()?;
-            stage.steady(rate / subscribers as f64, self.seconds(3.0))?;
-            let measured = stage.finish()?;
+            harness.restart()?;
+            harness.steady(rate / subscribers as f64, self.seconds(3.0))?;
+            let measured = harness.finish()?;
             let closed: u64 = server.ports.iter().map(|port| process::connections(*port).closed).sum();
             let mut figures = measured.figures(false);
             figures.extend([
@@ -63,39 +65,52 @@ impl Play<'_> {
         Ok(rows)
     }
 
-    /// Memory before a burden, at its peak, and after its subscribers have left. livebridge keeps no history here, since that
+    /// Memory before a load, at its peak, and after its subscribers have left. livebridge keeps no history here, since that
     /// is meant to stay.
     pub(crate) fn give_back(&self) -> Outcome<Vec<Row>> {
         if let Kind::Bare(..) = self.kind {
             return Ok(Vec::new()); // it holds nothing
         }
         let setting = Setting { history: Some(0), ..self.setting.clone() };
-        let play = Play { setting: &setting, ..*self };
-        let subscribers = self.wishes.subscribers.unwrap_or(200);
+        let runner = Runner { setting: &setting, ..*self };
+        let subscribers = self.parameters.subscribers.unwrap_or(200);
         let broker = if setting.redis.is_some() { "Redis" } else { "embedded" };
-        let large = self.wishes.messages.unwrap_or(128);
+        let large = self.parameters.messages.unwrap_or(128);
         Ok(vec![
-            play.burden(
+            runner.memory_under_load(
                 format!("{large} of 1 MiB, {subscribers} subscribers, {broker}"),
                 subscribers,
                 0,
                 LARGE_SIZE,
                 large,
             )?,
-            play.burden(format!("1 in 2 of {subscribers} never reads, {broker}"), subscribers, 2, FLOOD_SIZE, 3000)?,
+            runner.memory_under_load(
+                format!("1 in 2 of {subscribers} never reads, {broker}"),
+                subscribers,
+                2,
+                FLOOD_SIZE,
+                3000,
+            )?,
         ])
     }
 
-    fn burden(&self, case: String, subscribers: usize, stuck_every: usize, size: usize, messages: u64) -> Outcome<Row> {
+    fn memory_under_load(
+        &self,
+        case: String,
+        subscribers: usize,
+        stuck_every: usize,
+        size: usize,
+        messages: u64,
+    ) -> Outcome<Row> {
         let server = self.start()?;
-        // A first crowd comes and goes, so that what the server sets up once is not charged to the burden.
-        drop(self.stage(&server, self.crowd(&server, subscribers, 1))?);
+        // A first set of readers connects and leaves, so that one-time allocations do not count as load.
+        drop(self.harness(&server, self.reader_set(&server, subscribers, 1))?);
         std::thread::park_timeout(AFTER);
         let before = server.pss_bytes();
         let mut figures = vec![("before MB", before / 1e6)];
         let once = self.bear(&server, subscribers, stuck_every, size, messages)?;
         figures.extend([("peak MB", once.peak / 1e6), ("after MB", once.after / 1e6)]);
-        // What an allocator keeps is used again, what leaks is not: only that would grow from one burden to the next.
+        // What an allocator keeps is used again, what leaks is not: only that would grow from one load to the next.
         let again = self.bear(&server, subscribers, stuck_every, size, messages)?;
         figures.extend([("again MB", again.after / 1e6), ("kept MB", (again.after - before) / 1e6)]);
         figures.push(("stuck closed", once.closed as f64));
@@ -113,21 +128,22 @@ impl Play<'_> {
         stuck_every: usize,
         size: usize,
         messages: u64,
-    ) -> Outcome<Borne> {
-        let (mut stage, _) = Stage::gather(server, Crowd { stuck_every, ..self.crowd(server, subscribers, 1) })?;
-        stage.enter(&Entrance { size, ..self.entrance() })?;
-        stage.restart()?;
+    ) -> Outcome<MemoryUse> {
+        let (mut harness, _) =
+            Harness::connect(server, ReaderSet { stuck_every, ..self.reader_set(server, subscribers, 1) })?;
+        harness.start_publishers(&PublisherOptions { size, ..self.publisher_options() })?;
+        harness.restart()?;
         let mut peak: f64 = 0.0;
         for part in 1..=16 {
-            stage.burst(4, messages * part / 16, Duration::from_secs(60))?;
+            harness.burst(4, messages * part / 16, Duration::from_secs(60))?;
             peak = peak.max(server.pss_bytes());
         }
-        let measured = stage.finish()?;
+        let measured = harness.finish()?;
         let closed: u64 = server.ports.iter().map(|port| process::connections(*port).closed).sum();
         let closed = closed + measured.stuck_closed;
         peak = peak.max(server.pss_bytes());
-        drop(stage);
+        drop(harness);
         std::thread::park_timeout(AFTER);
-        Ok(Borne { peak, after: server.pss_bytes(), closed, measured })
+        Ok(MemoryUse { peak, after: server.pss_bytes(), closed, measured })
     }
 }

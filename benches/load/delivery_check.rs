@@ -15,7 +15,7 @@ const REFERENCE: usize = 1024;
 const HOLES: usize = 1_000_000;
 
 /// The state of all subscribers of one reader process.
-pub(crate) struct Checks {
+pub(crate) struct DeliveryCheck {
     streams: usize,
     /// Per subscriber and stream, the sequence expected next; 0 before the first.
     next: Vec<u32>,
@@ -49,7 +49,7 @@ struct Slot {
     payload: Vec<u8>,
 }
 
-impl Checks {
+impl DeliveryCheck {
     /// For subscribers whose channels are `channels`, in order; `None` for one that never reads.
     pub(crate) fn new(channels: &[Option<u32>], streams: usize) -> Self {
         let mut subscribers = HashMap::new();
@@ -190,8 +190,8 @@ impl Checks {
         (self.doubled, self.reordered, self.changed, self.lost) = (0, 0, 0, 0);
     }
 
-    /// The verdict, when each stream's last sequence was `last`; `reads` says which subscribers count.
-    pub(crate) fn verdict(&self, last: &[u32], reads: impl Fn(usize) -> bool) -> Value {
+    /// The counts of lost and changed messages, where `last` is the last sequence of each stream; `reads` says which subscribers count.
+    pub(crate) fn summary(&self, last: &[u32], reads: impl Fn(usize) -> bool) -> Value {
         let mut lost = self.lost + self.hole_count as u64;
         for (index, next) in self.next.iter().enumerate() {
             if reads(index / self.streams) {

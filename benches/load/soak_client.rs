@@ -1,6 +1,6 @@
-//! One client of a soak: it connects by WebSocket or as an event stream, reads for a while, leaves politely or by a reset or by
-//! not reading any more, and comes back, mostly from where it was. It checks what it receives against its position. The
-//! bytes are read by `feed.rs`.
+//! One client of a soak: it connects with a WebSocket or an event stream, reads for a while, and leaves by a close, by a
+//! reset, or by not reading any more. Then it connects again, mostly from its position, and checks what it receives
+//! against that. `soak_stream.rs` reads the bytes.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering};
@@ -12,11 +12,11 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::Outcome;
-use crate::feed::{Event, Feed};
 use crate::message::Message;
+use crate::soak_stream::{Event, EventStream, Position};
 
 /// The first channels carry much more than the others: that is where slow readers fall behind.
-pub(crate) const LOUD: usize = 2;
+pub(crate) const BUSY_CHANNELS: usize = 2;
 
 /// One client in so many is an event stream; in so many stops reading now and then.
 const EVENTS_EVERY: usize = 4;
@@ -34,7 +34,7 @@ const FELL_BEHIND: u16 = 4001;
 const CUT_OFF: u16 = 1006;
 
 /// What all clients share.
-pub(crate) struct World {
+pub(crate) struct SoakState {
     pub(crate) ports: Vec<u16>,
     /// Per channel, the last sequence that was published and answered for.
     published: Vec<AtomicU32>,
@@ -62,7 +62,7 @@ pub(crate) struct Tally {
     pub(crate) late: AtomicU64,
 }
 
-impl World {
+impl SoakState {
     pub(crate) fn new(ports: Vec<u16>, channels: usize) -> Self {
         Self {
             ports,
@@ -112,20 +112,13 @@ fn count(counter: &AtomicU64) {
 }
 
 async fn ended(over: &mut watch::Receiver<bool>) {
-    // The sender lives as long as the world.
+    // The sender lives as long as the state of the soak.
     over.wait_for(|over| *over).await.ok();
 }
 
-/// Where a client stands in its channel.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Position {
-    pub(crate) epoch: String,
-    pub(crate) offset: u64,
-}
-
 /// One client.
-pub(crate) struct Life {
-    world: Arc<World>,
+pub(crate) struct SoakClient {
+    state: Arc<SoakState>,
     random: StdRng,
     channel: usize,
     events: bool,
@@ -133,22 +126,22 @@ pub(crate) struct Life {
     position: Option<Position>,
 }
 
-impl Life {
-    pub(crate) fn new(number: usize, world: Arc<World>) -> Self {
+impl SoakClient {
+    pub(crate) fn new(number: usize, state: Arc<SoakState>) -> Self {
         let slow = number.is_multiple_of(SLOW_EVERY);
-        let channel = if slow { number / SLOW_EVERY % LOUD } else { number % world.channels() };
+        let channel = if slow { number / SLOW_EVERY % BUSY_CHANNELS } else { number % state.channels() };
         let events = !slow && number.is_multiple_of(EVENTS_EVERY);
         let random = StdRng::seed_from_u64(number as u64);
-        Self { world, random, channel, events, slow, position: None }
+        Self { state, random, channel, events, slow, position: None }
     }
 
-    /// Comes and goes until the world ends.
-    pub(crate) async fn live(mut self) {
-        let mut over = self.world.over.subscribe();
+    /// Connects and disconnects until the soak ends.
+    pub(crate) async fn run(mut self) {
+        let mut over = self.state.over.subscribe();
         while !*over.borrow() {
-            let outcome = self.visit(&mut over).await;
+            let outcome = self.session(&mut over).await;
             if outcome.is_err() && !*over.borrow() {
-                count(&self.world.tally.failed);
+                count(&self.state.tally.failed);
             }
             if self.random.random_bool(0.3) {
                 self.position = None;
@@ -162,24 +155,24 @@ impl Life {
     }
 
     /// One connection, from its request to its end.
-    async fn visit(&mut self, over: &mut watch::Receiver<bool>) -> Outcome<()> {
-        let port = self.world.ports[self.random.random_range(0..self.world.ports.len())];
-        let mut feed = Feed::open(port, self.channel, self.events, self.position.as_ref(), self.slow).await?;
-        count(&self.world.tally.connected);
+    async fn session(&mut self, over: &mut watch::Receiver<bool>) -> Outcome<()> {
+        let port = self.state.ports[self.random.random_range(0..self.state.ports.len())];
+        let mut stream = EventStream::open(port, self.channel, self.events, self.position.as_ref(), self.slow).await?;
+        count(&self.state.tally.connected);
         if self.position.is_some() {
-            count(&self.world.tally.resumed);
+            count(&self.state.tally.resumed);
         }
         let seconds = if self.slow { 0.5 } else { self.random.random_range(1.0..20.0) };
         let leaves = Instant::now() + Duration::from_secs_f64(seconds);
         loop {
             tokio::select! {
-                event = feed.next() => {
+                event = stream.next() => {
                     if self.take(event?)? {
                         return Ok(());
                     }
                 }
                 () = sleep_until(leaves) => break,
-                () = ended(over) => return self.receive_the_rest(&mut feed).await,
+                () = ended(over) => return self.receive_the_rest(&mut stream).await,
             }
         }
         if self.slow {
@@ -187,42 +180,42 @@ impl Life {
                 () = sleep(STUCK) => {}
                 () = ended(over) => {}
             }
-            return self.read_out(&mut feed).await;
+            return self.read_to_end(&mut stream).await;
         }
         if self.random.random_bool(0.5) {
-            count(&self.world.tally.reset);
-            feed.reset();
+            count(&self.state.tally.reset);
+            stream.reset();
             return Ok(());
         }
-        feed.say_goodbye().await?;
-        self.read_out(&mut feed).await
+        stream.close().await?;
+        self.read_to_end(&mut stream).await
     }
 
     /// Reads what is still on its way until the server closes; all of it counts.
-    async fn read_out(&mut self, feed: &mut Feed) -> Outcome<()> {
+    async fn read_to_end(&mut self, stream: &mut EventStream) -> Outcome<()> {
         let all = async {
-            while !self.take(feed.next().await?)? {}
+            while !self.take(stream.next().await?)? {}
             Ok(())
         };
         timeout(LAST, all).await.map_err(|_| "the server did not close")?
     }
 
-    /// The world has ended: everything that was published is due.
-    async fn receive_the_rest(&mut self, feed: &mut Feed) -> Outcome<()> {
-        let last = self.world.published[self.channel].load(Ordering::Relaxed);
+    /// The soak has ended: receives everything that was published.
+    async fn receive_the_rest(&mut self, stream: &mut EventStream) -> Outcome<()> {
+        let last = self.state.published[self.channel].load(Ordering::Relaxed);
         let all = async {
             // Who came after the last message, and without a position, has nothing to receive.
-            while self.missing(last) > 0 && !self.take(feed.next().await?)? {}
+            while self.missing(last) > 0 && !self.take(stream.next().await?)? {}
             Ok(())
         };
         let outcome = timeout(LAST, all).await.unwrap_or(Ok(()));
-        self.world.tally.lost.fetch_add(self.missing(last), Ordering::Relaxed);
+        self.state.tally.lost.fetch_add(self.missing(last), Ordering::Relaxed);
         outcome
     }
 
     /// How many messages are still to come, if the channel's last sequence is `last`.
     fn missing(&self, last: u32) -> u64 {
-        let shift = self.world.shifts[self.channel].load(Ordering::Relaxed);
+        let shift = self.state.shifts[self.channel].load(Ordering::Relaxed);
         match &self.position {
             None => 1, // not even welcomed
             Some(_) if shift == i64::MIN => 0,
@@ -230,9 +223,9 @@ impl Life {
         }
     }
 
-    /// Checks an event; true where it was the last.
+    /// DeliveryCheck an event; true where it was the last.
     fn take(&mut self, event: Event) -> Outcome<bool> {
-        let tally = &self.world.tally;
+        let tally = &self.state.tally;
         match event {
             Event::Welcome(position) => {
                 // Who resumes starts where it was; who does not, where the channel is.
@@ -258,7 +251,7 @@ impl Life {
     }
 
     fn check(&mut self, position: Position, payload: &[u8]) {
-        let tally = &self.world.tally;
+        let tally = &self.state.tally;
         count(&tally.delivered);
         let Some(held) = &self.position else {
             count(&tally.changed); // a message before the welcome
@@ -274,7 +267,7 @@ impl Life {
         match Message::parse(payload) {
             Some(message) if message.channel as usize == self.channel => {
                 let shift = position.offset as i64 - i64::from(message.sequence);
-                let known = self.world.shifts[self.channel].compare_exchange(
+                let known = self.state.shifts[self.channel].compare_exchange(
                     i64::MIN,
                     shift,
                     Ordering::Relaxed,

@@ -13,19 +13,19 @@ use crate::frames::find;
 use crate::message::now;
 
 /// A connection that publishes.
-pub(crate) struct Link {
+pub(crate) struct PublishConnection {
     socket: TcpStream,
-    /// What is to be written. Requests of one who takes them one at a time wait in `waiting`.
+    /// What is to be written. Requests that the server takes one at a time wait in `waiting`.
     pub(crate) outgoing: Vec<u8>,
     written: usize,
     incoming: Vec<u8>,
     asked: VecDeque<u64>,
     pub(crate) answered: u64,
-    one_at_a_time: Option<Turns>,
+    one_at_a_time: Option<OneAtATime>,
 }
 
 /// For a server that ends the connection after every answer: one request a connection, in order.
-struct Turns {
+struct OneAtATime {
     waiting: VecDeque<Vec<u8>>,
     under_way: bool,
     closed: bool,
@@ -43,7 +43,7 @@ pub(crate) enum Answers {
     None,
 }
 
-impl Link {
+impl PublishConnection {
     /// Takes over a connected socket.
     pub(crate) fn new(socket: std::net::TcpStream, registry: &Registry, token: Token) -> Outcome<Self> {
         Ok(Self {
@@ -60,8 +60,8 @@ impl Link {
     /// From here on the next request waits for the answer to the one before.
     pub(crate) fn take_turns(&mut self, address: SocketAddr, registry: &Registry, token: Token) -> Outcome<()> {
         let registry = registry.try_clone()?;
-        let turns = Turns { waiting: VecDeque::new(), under_way: false, closed: false, address, registry, token };
-        self.one_at_a_time = Some(turns);
+        let serial = OneAtATime { waiting: VecDeque::new(), under_way: false, closed: false, address, registry, token };
+        self.one_at_a_time = Some(serial);
         Ok(())
     }
 
@@ -74,10 +74,10 @@ impl Link {
     pub(crate) fn ask(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
         match &mut self.one_at_a_time {
             None => write(&mut self.outgoing),
-            Some(turns) => {
+            Some(serial) => {
                 let mut request = Vec::new();
                 write(&mut request);
-                turns.waiting.push_back(request);
+                serial.waiting.push_back(request);
             }
         }
         self.asked.push_back(now());
@@ -99,15 +99,15 @@ impl Link {
     }
 
     fn next_turn(&mut self) -> Outcome<()> {
-        let Some(turns) = &mut self.one_at_a_time else { return Ok(()) };
-        if turns.under_way || turns.waiting.is_empty() {
+        let Some(serial) = &mut self.one_at_a_time else { return Ok(()) };
+        if serial.under_way || serial.waiting.is_empty() {
             return Ok(());
         }
-        if std::mem::take(&mut turns.closed) {
-            self.socket = register(std::net::TcpStream::connect(turns.address)?, &turns.registry, turns.token)?;
+        if std::mem::take(&mut serial.closed) {
+            self.socket = register(std::net::TcpStream::connect(serial.address)?, &serial.registry, serial.token)?;
         }
-        turns.under_way = true;
-        self.outgoing.extend(turns.waiting.pop_front().unwrap_or_default());
+        serial.under_way = true;
+        self.outgoing.extend(serial.waiting.pop_front().unwrap_or_default());
         Ok(())
     }
 
@@ -128,9 +128,9 @@ impl Link {
             if let Some(asked) = self.asked.pop_front() {
                 record(now().saturating_sub(asked));
             }
-            if let Some(turns) = &mut self.one_at_a_time {
-                turns.under_way = false;
-                turns.closed |= answer.closes;
+            if let Some(serial) = &mut self.one_at_a_time {
+                serial.under_way = false;
+                serial.closed |= answer.closes;
             }
         }
         self.incoming.drain(..used);
@@ -142,8 +142,8 @@ impl Link {
             match self.socket.read(buffer) {
                 Ok(0) => {
                     return match &mut self.one_at_a_time {
-                        Some(turns) if !turns.under_way || !self.incoming.is_empty() => {
-                            turns.closed = true;
+                        Some(serial) if !serial.under_way || !self.incoming.is_empty() => {
+                            serial.closed = true;
                             Ok(())
                         }
                         _ => Err(io::Error::new(ErrorKind::UnexpectedEof, "the server closed a publishing connection")),

@@ -1,4 +1,4 @@
-//! One server, its subscribers and its publishers, run from one thread: every scenario is played on a stage.
+//! One server, its subscribers and its publishers, run from one thread: every scenario runs on a harness.
 
 use std::io::Write;
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use crate::histogram::Histogram;
 use crate::message::{Message, now};
 use crate::own_redis::redis_address;
 use crate::publishers::{Path, Publishers};
-use crate::readers::{Crowd, Readers};
+use crate::readers::{ReaderSet, Readers};
 use crate::servers::{Kind, Server};
 
 /// Readers have the tokens below, publishers from here on.
@@ -24,8 +24,8 @@ const STALL: Duration = Duration::from_secs(3);
 /// The longest that connecting may take.
 const CONNECT_LIMIT: Duration = Duration::from_secs(60);
 
-/// How messages are put in.
-pub(crate) struct Entrance {
+/// How messages are published.
+pub(crate) struct PublisherOptions {
     pub(crate) links: usize,
     pub(crate) batch: bool,
     /// A Redis to `PUBLISH` on, instead of asking the server.
@@ -55,13 +55,13 @@ pub(crate) struct Measured {
     pub(crate) latencies: Histogram,
 }
 
-pub(crate) struct Stage<'a> {
+pub(crate) struct Harness<'a> {
     poll: Poll,
     events: Events,
     readers: Readers,
     publishers: Option<Publishers>,
     server: &'a Server,
-    crowd: Crowd,
+    reader_set: ReaderSet,
     size: usize,
     /// The last sequence of each channel, or of each stream where several are told apart.
     sequences: Vec<u32>,
@@ -71,19 +71,19 @@ pub(crate) struct Stage<'a> {
     cpu_before: (f64, f64),
 }
 
-impl<'a> Stage<'a> {
-    /// Connects a crowd.
-    pub(crate) fn gather(server: &'a Server, crowd: Crowd) -> Outcome<(Self, Joined)> {
+impl<'a> Harness<'a> {
+    /// Starts the readers and connects their subscribers.
+    pub(crate) fn connect(server: &'a Server, reader_set: ReaderSet) -> Outcome<(Self, Joined)> {
         let poll = Poll::new()?;
-        let readers = Readers::start(&crowd, poll.registry())?;
-        let sequences = vec![0; if crowd.streams > 1 { crowd.streams } else { crowd.channels }];
-        let mut stage = Self {
+        let readers = Readers::start(&reader_set, poll.registry())?;
+        let sequences = vec![0; if reader_set.streams > 1 { reader_set.streams } else { reader_set.channels }];
+        let mut harness = Self {
             poll,
             events: Events::with_capacity(256),
             readers,
             publishers: None,
             server,
-            crowd,
+            reader_set,
             size: 0,
             sequences,
             published: 0,
@@ -91,28 +91,28 @@ impl<'a> Stage<'a> {
             since: Instant::now(),
             cpu_before: (0.0, 0.0),
         };
-        let replies = stage.replies(CONNECT_LIMIT)?;
+        let replies = harness.replies(CONNECT_LIMIT)?;
         let mut joined = Joined { seconds: 0.0, failed: 0, handshakes: Histogram::new() };
         for reply in &replies {
             joined.seconds = joined.seconds.max(reply["seconds"].as_f64().unwrap_or(0.0));
             joined.failed += reply["failed"].as_u64().unwrap_or(0);
             joined.handshakes.add_json(&reply["handshakes"]);
         }
-        Ok((stage, joined))
+        Ok((harness, joined))
     }
 
     /// Connects the publishers and probes until every subscriber hears: not all servers subscribe before they answer.
-    pub(crate) fn enter(&mut self, entrance: &Entrance) -> Outcome<()> {
-        let (path, addresses) = match &entrance.redis {
+    pub(crate) fn start_publishers(&mut self, publisher_options: &PublisherOptions) -> Outcome<()> {
+        let (path, addresses) = match &publisher_options.redis {
             Some(url) if !matches!(self.server.kind, Kind::Bare(..)) => (Path::Redis, vec![redis_address(url)]),
-            _ => self.server.publish_path(entrance.batch),
+            _ => self.server.publish_path(publisher_options.batch),
         };
-        let links = if let Kind::Bare(_, writers) = self.server.kind { writers } else { entrance.links };
-        self.size = entrance.size;
+        let links = if let Kind::Bare(_, writers) = self.server.kind { writers } else { publisher_options.links };
+        self.size = publisher_options.size;
         self.publishers = Some(Publishers::connect(&addresses, links, path, self.poll.registry(), FIRST_PUBLISHER)?);
         let readers = self.listening();
         let deadline = Instant::now() + CONNECT_LIMIT;
-        let mut patience = Instant::now();
+        let mut timeout = Instant::now();
         // Nothing is left on its way: what is measured would queue behind it.
         while self.readers.seen() < readers || self.unanswered()? > 0 {
             if Instant::now() > deadline {
@@ -121,20 +121,23 @@ impl<'a> Stage<'a> {
                     format!("{seen} of {readers} subscribers ever heard anything, {unanswered} publishes unanswered");
                 return Err(error.into());
             }
-            if Instant::now() >= patience && self.unanswered()? == 0 {
+            if Instant::now() >= timeout && self.unanswered()? == 0 {
                 self.publish_round()?;
-                patience = Instant::now() + Duration::from_millis(500);
+                timeout = Instant::now() + Duration::from_millis(500);
             }
-            self.turn(Duration::from_millis(50))?;
+            self.poll_once(Duration::from_millis(50))?;
         }
-        self.rest(Duration::from_millis(100))
+        self.idle_for(Duration::from_millis(100))
     }
 
     /// Subscribers that read.
     fn listening(&self) -> u64 {
-        let stuck =
-            if self.crowd.stuck_every > 0 { self.crowd.subscribers.div_ceil(self.crowd.stuck_every) } else { 0 };
-        (self.crowd.subscribers - stuck) as u64
+        let stuck = if self.reader_set.stuck_every > 0 {
+            self.reader_set.subscribers.div_ceil(self.reader_set.stuck_every)
+        } else {
+            0
+        };
+        (self.reader_set.subscribers - stuck) as u64
     }
 
     fn publishers(&mut self) -> Outcome<&mut Publishers> {
@@ -152,8 +155,8 @@ impl<'a> Stage<'a> {
     }
 
     /// Hears readers and publishers once; waits for at most `patience`.
-    pub(crate) fn turn(&mut self, patience: Duration) -> Outcome<()> {
-        if let Err(error) = self.poll.poll(&mut self.events, Some(patience)) {
+    pub(crate) fn poll_once(&mut self, timeout: Duration) -> Outcome<()> {
+        if let Err(error) = self.poll.poll(&mut self.events, Some(timeout)) {
             return if error.kind() == std::io::ErrorKind::Interrupted { Ok(()) } else { Err(error.into()) };
         }
         for event in &self.events {
@@ -161,17 +164,17 @@ impl<'a> Stage<'a> {
             if token < FIRST_PUBLISHER {
                 self.readers.hear(token)?;
             } else if let Some(publishers) = &mut self.publishers {
-                publishers.turn(token)?;
+                publishers.handle(token)?;
             }
         }
         Ok(())
     }
 
     /// Lets what is on its way arrive.
-    pub(crate) fn rest(&mut self, time: Duration) -> Outcome<()> {
+    pub(crate) fn idle_for(&mut self, time: Duration) -> Outcome<()> {
         let end = Instant::now() + time;
         while let Some(left) = end.checked_duration_since(Instant::now()) {
-            self.turn(left.max(Duration::from_millis(1)))?;
+            self.poll_once(left.max(Duration::from_millis(1)))?;
         }
         Ok(())
     }
@@ -185,15 +188,16 @@ impl<'a> Stage<'a> {
             if Instant::now() > deadline {
                 return Err(format!("{} readers did not answer in time", self.readers.count()).into());
             }
-            self.turn(Duration::from_millis(100))?;
+            self.poll_once(Duration::from_millis(100))?;
         }
     }
 
-    /// Publishes `count` messages in the channel whose turn it is.
+    /// Publishes `count` messages in the next channel, round-robin.
     pub(crate) fn publish(&mut self, count: usize, due: u64) -> Outcome<()> {
         let channel = self.next_channel;
-        self.next_channel = (channel + 1) % self.crowd.channels as u32;
-        let last = if self.crowd.streams > 1 { &mut self.sequences[0] } else { &mut self.sequences[channel as usize] };
+        self.next_channel = (channel + 1) % self.reader_set.channels as u32;
+        let last =
+            if self.reader_set.streams > 1 { &mut self.sequences[0] } else { &mut self.sequences[channel as usize] };
         let messages: Vec<_> =
             (1..=count as u32).map(|ahead| Message { channel, stream: 0, sequence: *last + ahead, due }).collect();
         *last += count as u32;
@@ -205,11 +209,11 @@ impl<'a> Stage<'a> {
 
     /// One message in every channel, a thousand at a time.
     fn publish_round(&mut self) -> Outcome<()> {
-        for index in 0..self.crowd.channels {
+        for index in 0..self.reader_set.channels {
             self.publish(1, now())?;
             if index % 1000 == 999 {
                 self.flush()?;
-                self.turn(Duration::from_millis(1))?;
+                self.poll_once(Duration::from_millis(1))?;
             }
         }
         self.flush()
@@ -221,7 +225,7 @@ impl<'a> Stage<'a> {
 
     /// From here on everything counts.
     pub(crate) fn restart(&mut self) -> Outcome<()> {
-        let streams = self.crowd.streams;
+        let streams = self.reader_set.streams;
         let base: Vec<u32> = self.sequences[..streams].iter().map(|last| last + 1).collect();
         self.readers.command(&json!({ "do": "restart", "base": base }))?;
         self.replies(STALL)?;
@@ -241,7 +245,7 @@ impl<'a> Stage<'a> {
         if unheard > 0 && self.unanswered()? > 0 {
             return Err(format!("given up: {} publishes were never answered", self.unanswered()?).into());
         }
-        let last = &self.sequences[..self.crowd.streams];
+        let last = &self.sequences[..self.reader_set.streams];
         self.readers.command(&json!({ "do": "finish", "last": last }))?;
         let replies = self.replies(STALL)?;
         let sum = |name: &str| replies.iter().filter_map(|reply| reply[name].as_u64()).sum();
@@ -264,11 +268,11 @@ impl<'a> Stage<'a> {
 
     /// Until everything has arrived, or nothing has moved for a while: when the last arrived, and how much did not.
     fn settle(&mut self) -> Outcome<(Instant, u64)> {
-        let expected = self.published * self.listening() / self.crowd.channels as u64;
+        let expected = self.published * self.listening() / self.reader_set.channels as u64;
         let (mut delivered, mut last_arrival) = (self.readers.delivered(), Instant::now());
         let (mut moved, mut since) = (self.moved()?, last_arrival);
         while delivered < expected && since.elapsed() < STALL {
-            self.turn(Duration::from_millis(50))?;
+            self.poll_once(Duration::from_millis(50))?;
             if self.readers.delivered() > delivered {
                 (delivered, last_arrival) = (self.readers.delivered(), Instant::now());
             }
@@ -281,7 +285,7 @@ impl<'a> Stage<'a> {
 
     /// As fast as `window` messages outstanding allow, until `messages` are published or the time is up.
     pub(crate) fn burst(&mut self, window: u64, messages: u64, time: Duration) -> Outcome<()> {
-        let each = (window / self.crowd.channels as u64).max(1);
+        let each = (window / self.reader_set.channels as u64).max(1);
         let step = if let Kind::Bare(frames, _) = self.server.kind { each.min(frames as u64) } else { 1 };
         let end = Instant::now() + time;
         let (mut moved, mut since) = (self.moved()?, Instant::now());
@@ -297,7 +301,7 @@ impl<'a> Stage<'a> {
                 room -= step;
             }
             self.flush()?;
-            self.turn(Duration::from_millis(100))?;
+            self.poll_once(Duration::from_millis(100))?;
             if self.moved()? > moved {
                 (moved, since) = (self.moved()?, Instant::now());
             } else if since.elapsed() > STALL {
@@ -323,7 +327,7 @@ impl<'a> Stage<'a> {
     pub(crate) fn steady(&mut self, rate: f64, time: Duration) -> Outcome<()> {
         let interval = 1e9 / rate;
         let start = now() + 1_000_000;
-        let rounds = self.crowd.channels as u64;
+        let rounds = self.reader_set.channels as u64;
         let count = ((time.as_secs_f64() * rate) as u64).div_ceil(rounds) * rounds;
         for index in 0..count {
             let due = start + (index as f64 * interval) as u64;
@@ -333,7 +337,7 @@ impl<'a> Stage<'a> {
             }
             self.publish(1, due)?;
             self.flush()?;
-            self.turn(Duration::ZERO)?;
+            self.poll_once(Duration::ZERO)?;
         }
         Ok(())
     }
@@ -364,7 +368,7 @@ impl<'a> Stage<'a> {
                 }
             }
             publishers.flush()?;
-            self.turn(Duration::from_millis(100))?;
+            self.poll_once(Duration::from_millis(100))?;
         }
     }
 

@@ -1,5 +1,5 @@
 //! A soak client's connection: opens a WebSocket with envelopes, or an event stream, and makes events of what arrives.
-//! What they mean for the client is `life.rs`.
+//! What they mean for the client is `soak_client.rs`.
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -12,7 +12,6 @@ use tokio::net::{TcpSocket, TcpStream};
 use crate::Outcome;
 use crate::dialect::Dialect;
 use crate::frames::{self, Frame, find};
-use crate::life::Position;
 use crate::message::channel_name;
 
 /// A slow reader's receive buffer: small, so that the server and not the kernel has to cope with it.
@@ -20,6 +19,13 @@ const SLOW_BUFFER: u32 = 4096;
 
 /// How long a connection may take to be answered.
 const OPEN_LIMIT: Duration = Duration::from_secs(10);
+
+/// A place in a channel, as the server writes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Position {
+    pub(crate) epoch: String,
+    pub(crate) offset: u64,
+}
 
 /// What arrived.
 pub(crate) enum Event {
@@ -34,14 +40,14 @@ pub(crate) enum Event {
 }
 
 /// An open connection.
-pub(crate) struct Feed {
+pub(crate) struct EventStream {
     socket: TcpStream,
     bytes: Vec<u8>,
     read: usize,
     events: bool,
 }
 
-impl Feed {
+impl EventStream {
     /// Connects and reads the head of the answer.
     pub(crate) async fn open(
         port: u16,
@@ -65,10 +71,10 @@ impl Feed {
                 socket.set_recv_buffer_size(SLOW_BUFFER)?;
             }
             let socket = socket.connect((Ipv4Addr::LOCALHOST, port).into()).await?;
-            let mut feed = Self { socket, bytes: Vec::new(), read: 0, events };
-            feed.socket.write_all(dialect.request(&path).as_bytes()).await?;
-            feed.read_head().await?;
-            Ok(feed)
+            let mut stream = Self { socket, bytes: Vec::new(), read: 0, events };
+            stream.socket.write_all(dialect.request(&path).as_bytes()).await?;
+            stream.read_head().await?;
+            Ok(stream)
         };
         tokio::time::timeout(OPEN_LIMIT, open).await.map_err(|_| "no answer in time")?
     }
@@ -152,7 +158,7 @@ impl Feed {
     }
 
     /// Asks the server to close.
-    pub(crate) async fn say_goodbye(&mut self) -> Outcome<()> {
+    pub(crate) async fn close(&mut self) -> Outcome<()> {
         if self.events {
             self.socket.shutdown().await?;
             return Ok(());

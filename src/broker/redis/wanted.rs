@@ -1,0 +1,180 @@
+//! Which channels an instance wants to be subscribed to, in which order they are subscribed, and which
+//! ones Redis refused a short while ago. No connection here.
+
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::broker::RequestSize;
+use crate::channel::ChannelName;
+
+/// How long a channel that Redis refused is refused without asking again.
+const REFUSED_FOR: Duration = Duration::from_secs(30);
+/// How many refused channels are remembered; beyond that Redis is asked again.
+const MOST_REFUSED: usize = 10_000;
+
+/// How many kinds of channels are told apart when they are subscribed.
+pub(super) const KINDS: usize = 4;
+/// Channels to be subscribed, in this order: those that were subscribed before a reconnect, then those
+/// that clients have asked for since; of each, those of small requests first.
+pub(super) type ByKind = [Vec<ChannelName>; KINDS];
+
+/// The channels that are wanted, and what is known of them.
+#[derive(Default)]
+pub(super) struct Wanted {
+    channels: HashMap<ChannelName, Interest>,
+    /// Channels whose being wanted changed since they were last sent to Redis; `None` while there is no
+    /// connection, whose successor begins with all.
+    pending: Option<Vec<ChannelName>>,
+    /// Channels that Redis refused, and when.
+    refused: HashMap<ChannelName, Instant>,
+}
+
+#[derive(Clone, Copy)]
+struct Interest {
+    /// The size of the request that was the first to want it.
+    request: RequestSize,
+    /// Redis has confirmed it at least once: its clients are served.
+    is_live: bool,
+}
+
+impl Interest {
+    fn kind(self) -> usize {
+        2 * usize::from(!self.is_live) + usize::from(self.request == RequestSize::Large)
+    }
+}
+
+impl Wanted {
+    /// Wants a channel, for a client's request of that size.
+    pub(super) fn insert(&mut self, channel: &ChannelName, request: RequestSize) {
+        self.channels.entry(channel.clone()).or_insert(Interest { request, is_live: false });
+        self.changed(channel);
+    }
+
+    /// Wants it no more.
+    pub(super) fn remove(&mut self, channel: &ChannelName) {
+        self.channels.remove(channel);
+        self.changed(channel);
+    }
+
+    fn changed(&mut self, channel: &ChannelName) {
+        if let Some(pending) = &mut self.pending {
+            pending.push(channel.clone());
+        }
+    }
+
+    /// Whether the channel is wanted.
+    pub(super) fn contains(&self, channel: &ChannelName) -> bool {
+        self.channels.contains_key(channel)
+    }
+
+    /// The wanted channel of that name.
+    pub(super) fn get(&self, name: &[u8]) -> Option<&ChannelName> {
+        let (channel, _) = self.channels.get_key_value(std::str::from_utf8(name).ok()?)?;
+        Some(channel)
+    }
+
+    /// Redis confirmed the subscription to a name, which may be that of a channel.
+    pub(super) fn confirm(&mut self, name: &[u8]) {
+        let interest = std::str::from_utf8(name).ok().and_then(|name| self.channels.get_mut(name));
+        if let Some(interest) = interest {
+            interest.is_live = true;
+        }
+    }
+
+    /// A connection begins: returns all that it is to subscribe.
+    pub(super) fn connected(&mut self) -> ByKind {
+        self.pending = Some(Vec::new());
+        self.by_kind(self.channels.keys().cloned())
+    }
+
+    /// The connection is over.
+    pub(super) fn disconnected(&mut self) {
+        self.pending = None;
+    }
+
+    /// What changed since the last call: channels to subscribe, and channels to unsubscribe.
+    pub(super) fn take_pending(&mut self) -> (ByKind, Vec<ChannelName>) {
+        let pending: HashSet<_> = self.pending.replace(Vec::new()).into_iter().flatten().collect();
+        let (wanted, unwanted): (Vec<_>, Vec<_>) = pending.into_iter().partition(|channel| self.contains(channel));
+        (self.by_kind(wanted.into_iter()), unwanted)
+    }
+
+    fn by_kind(&self, channels: impl Iterator<Item = ChannelName>) -> ByKind {
+        let mut kinds = ByKind::default();
+        for channel in channels {
+            let kind = self.channels.get(&channel).map_or(KINDS - 1, |interest| interest.kind());
+            kinds[kind].push(channel);
+        }
+        kinds
+    }
+
+    /// Whether Redis refused the channel a short while ago.
+    pub(super) fn is_refused(&self, channel: &ChannelName) -> bool {
+        self.refused.get(channel).is_some_and(|since| since.elapsed() < REFUSED_FOR)
+    }
+
+    /// Redis refuses the channel: it is not wanted any more.
+    pub(super) fn refuse(&mut self, channel: &ChannelName) {
+        self.channels.remove(channel);
+        if self.refused.len() >= MOST_REFUSED {
+            self.refused.retain(|_, since| since.elapsed() < REFUSED_FOR);
+        }
+        if self.refused.len() >= MOST_REFUSED {
+            self.refused.clear();
+        }
+        self.refused.insert(channel.clone(), Instant::now());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(name: &str) -> ChannelName {
+        name.parse().expect("valid")
+    }
+
+    #[test]
+    fn without_a_connection_nothing_is_queued() {
+        let mut wanted = Wanted::default();
+        for number in 0..10 {
+            let channel = name(&format!("c{number}"));
+            wanted.insert(&channel, RequestSize::Large);
+            wanted.remove(&channel);
+        }
+        assert!(wanted.channels.is_empty() && wanted.pending.is_none());
+    }
+
+    #[test]
+    fn after_a_reconnect_channels_that_were_live_come_first_and_of_each_kind_small_requests() {
+        let mut wanted = Wanted::default();
+        wanted.insert(&name("live-large"), RequestSize::Large);
+        wanted.insert(&name("live-small"), RequestSize::Small);
+        assert_eq!(wanted.connected()[..2], [vec![], vec![]], "at first none is live");
+        wanted.confirm(b"live-large");
+        wanted.confirm(b"live-small");
+        wanted.confirm(b"livebridge:note:live-small");
+        wanted.disconnected();
+        wanted.insert(&name("new-small"), RequestSize::Small);
+        wanted.insert(&name("new-large"), RequestSize::Large);
+        wanted.insert(&name("live-small"), RequestSize::Large);
+        let kinds = wanted.connected().map(|kind| kind.iter().map(ToString::to_string).collect::<Vec<_>>());
+        assert_eq!(kinds, [["live-small"], ["live-large"], ["new-small"], ["new-large"]]);
+    }
+
+    #[test]
+    fn a_refused_channel_is_asked_for_again_after_a_while_and_memory_has_a_bound() {
+        let mut wanted = Wanted::default();
+        let channel = name("a");
+        wanted.insert(&channel, RequestSize::Small);
+        wanted.refuse(&channel);
+        assert!(wanted.is_refused(&channel) && wanted.channels.is_empty());
+        let before = Instant::now().checked_sub(REFUSED_FOR).expect("the clock has run for that long");
+        wanted.refused.insert(channel.clone(), before);
+        assert!(!wanted.is_refused(&channel));
+        (0..=MOST_REFUSED).for_each(|number| wanted.refuse(&name(&format!("c{number}"))));
+        assert!(wanted.refused.len() <= MOST_REFUSED && !wanted.refused.contains_key(&channel));
+    }
+}

@@ -1,0 +1,103 @@
+//! Reads history for subscribers, with as few reads of the broker as possible: what one read returned answers the
+//! others that `shared_reads.rs` can serve from it, if the log continues where the page ends.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use futures::FutureExt;
+
+use super::Hub;
+use crate::broker::{PAGE_BYTES, PAGE_MESSAGES, Page, ReadFrom};
+use crate::channel::ChannelName;
+use crate::hub::held_page::{HeldPage, PageError};
+use crate::hub::shared_reads::{Answer, Read, SharedPage};
+use crate::hub::topic::{ReadAt, Topic};
+use crate::message::Position;
+
+impl Hub {
+    /// Reads history for subscribers. Those who ask for the same at about the same time share one answer.
+    ///
+    /// # Errors
+    /// See [`PageError`].
+    pub async fn history(self: &Arc<Self>, topic: &Topic, from: ReadFrom) -> Answer {
+        let shared = &topic.shared_reads;
+        if let Some(known) = shared.page(&topic.rule)
+            && connects(topic, &known.page)
+            && let Some(page) = known.answer(from, newer(topic, &known.page))
+        {
+            return Ok(Some(page));
+        }
+        let wider = wider(topic, from);
+        let Some(page) = self.read_shared(topic, wider).await? else { return Ok(None) };
+        let newer = newer(topic, &page);
+        match SharedPage::new(wider, page).answer(from, newer) {
+            Some(page) => Ok(Some(page)),
+            // What is asked for is not in what was read (too far back, or a page too large): the broker says it exactly.
+            None => self.read_shared(topic, from).await,
+        }
+    }
+
+    /// Reads at most `limit` messages for a client; `None` if the channel keeps no history.
+    ///
+    /// # Errors
+    /// See [`PageError`].
+    pub async fn page(&self, channel: &ChannelName, from: ReadFrom, limit: usize) -> Answer {
+        // How much it is nobody knows before it is read.
+        if !self.outgoing.has(PAGE_BYTES) {
+            return Err(PageError::OutgoingFull);
+        }
+        let page = self.broker.read(channel, from, limit).await?;
+        page.map(|page| HeldPage::new(page, &self.outgoing).map(Arc::new)).transpose()
+    }
+
+    async fn read_shared(self: &Arc<Self>, topic: &Topic, from: ReadFrom) -> Answer {
+        let answer = topic.shared_reads.join(from, || read(self.clone(), topic.channel.clone(), from)).await?;
+        if let Some(page) = &answer {
+            topic.shared_reads.keep(SharedPage::new(from, page.clone()));
+        }
+        Ok(answer)
+    }
+}
+
+impl Topic {
+    /// Drops the page that its readers share, unless somebody may still be given it. If memory is scarce, also if
+    /// nobody reads it now.
+    pub(crate) fn sweep_page(&self, is_scarce: bool) {
+        let now = Instant::now();
+        self.shared_reads.drop_unless(|kept| {
+            let is_read = Arc::strong_count(&kept.page) > 1;
+            kept.is_fresh(&self.rule, now) && connects(self, &kept.page) && (is_read || !is_scarce)
+        });
+    }
+}
+
+fn read(hub: Arc<Hub>, channel: ChannelName, from: ReadFrom) -> Read {
+    async move { hub.page(&channel, from, PAGE_MESSAGES).await }.boxed()
+}
+
+/// Whether the log goes on where the page ends.
+fn connects(topic: &Topic, page: &Page) -> bool {
+    let through = page.through.position;
+    topic.delivered().is_some_and(|tail| tail.position.epoch == through.epoch)
+        && matches!(topic.after_history(through), ReadAt::Log(_))
+}
+
+/// How many messages the log has delivered that are newer than the page.
+fn newer(topic: &Topic, page: &Page) -> usize {
+    let (delivered, tail) = (topic.delivered().map(|tail| tail.position), page.tail.position);
+    let newer = |position: Position| position.offset.saturating_sub(tail.offset);
+    delivered.filter(|position| position.epoch == tail.epoch).map_or(0, |position| newer(position) as usize)
+}
+
+/// What to read so that others, who stand at different places, can share the answer.
+fn wider(topic: &Topic, from: ReadFrom) -> ReadFrom {
+    let small = topic.rule.history.is_some_and(|history| history.messages <= PAGE_MESSAGES);
+    let foreign = |position: Position| {
+        topic.delivered().is_some_and(|tail| tail.position.epoch != position.epoch) && position.offset > 0
+    };
+    match from {
+        ReadFrom::After(position) if topic.rule.keyed.is_some() && foreign(position) => ReadFrom::Keys,
+        ReadFrom::After(_) | ReadFrom::Last(_) if small && topic.rule.keyed.is_none() => ReadFrom::Oldest,
+        other => other,
+    }
+}
