@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 
 use self::dispatch::{Dispatcher, Progress};
+use self::held_page::PageBudget;
 use self::wake_list::WakeList;
 use crate::backoff::Backoff;
 use crate::broker::{Broker, BrokerError, Health, PAGE_MESSAGES, Page, ReadFrom, RequestSize};
@@ -45,8 +46,8 @@ pub struct Hub {
     rules: Arc<Rules>,
     bounds: LogBounds,
     checks: [Semaphore; 2],
-    /// The bytes that are on their way out to clients.
-    pub(crate) outgoing: Arc<Budget>,
+    /// The room for pages on their way out to clients.
+    pages: PageBudget,
 }
 
 impl Hub {
@@ -59,8 +60,8 @@ impl Hub {
         bounds: LogBounds,
         outgoing: Arc<Budget>,
     ) -> Arc<Self> {
-        let checks = CHECKS_AT_ONCE.map(Semaphore::new);
-        Arc::new(Self { dispatcher, next_id: AtomicU64::new(0), broker, rules, bounds, checks, outgoing })
+        let (checks, pages) = (CHECKS_AT_ONCE.map(Semaphore::new), PageBudget::new(outgoing));
+        Arc::new(Self { dispatcher, next_id: AtomicU64::new(0), broker, rules, bounds, checks, pages })
     }
 
     /// Runs the hub's task for as long as the process lives: processes events, and reads missing messages.
@@ -218,7 +219,7 @@ impl Hub {
                 }
             }
             // What clients wait for goes before what is only kept for those that may come.
-            let is_scarce = self.outgoing.is_scarce();
+            let is_scarce = self.pages.is_scarce();
             if !second.is_multiple_of(PAGES_SWEPT) && !is_scarce {
                 continue;
             }

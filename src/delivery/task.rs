@@ -425,7 +425,7 @@ impl ConnectionTask {
 
     fn ask(&mut self, key: SubscriptionKey, from: ReadFrom) -> Option<LocalBoxFuture<'static, Event>> {
         let topic = self.connection.session().subscription(key)?.topic().clone();
-        let app = self.shard.context.app.clone();
+        let (app, client) = (self.shard.context.app.clone(), self.connection.address());
         // The same question again: the history is ahead of what this instance has heard yet.
         let repeated = self.asked.as_deref() == Some(&(key, from));
         self.asked = Some(Box::new((key, from)));
@@ -437,7 +437,7 @@ impl ConnectionTask {
             // The client waits with us: its socket is read meanwhile, so its leaving ends this.
             let began = Instant::now();
             loop {
-                match app.hub.history(&topic, from).await {
+                match app.hub.history(&topic, from, client).await {
                     Ok(page) => return Event::Answered((key, topic, page)),
                     Err(PageError::OutgoingFull) if began.elapsed() > ROOM_TIMEOUT => return Event::NoRoom,
                     Err(error) => tracing::debug!(%error, "the history did not answer"),

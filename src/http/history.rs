@@ -17,18 +17,31 @@ use crate::broker::{PAGE_MESSAGES, ReadFrom};
 use crate::channel::ChannelName;
 use crate::hub::held_page::PageError;
 use crate::message::Position;
+use crate::transport::address::ClientAddress;
 
 const DEFAULT_LIMIT: usize = 100;
 
 /// Answers a request for history. `name` is the percent-encoded path segment.
-pub async fn messages(app: Arc<App>, name: String, query: String, credentials: Credentials) -> Response {
-    match try_messages(&app, &name, &Query::parse(&query), credentials).await {
+pub async fn messages(
+    app: Arc<App>,
+    name: String,
+    query: String,
+    credentials: Credentials,
+    client: ClientAddress,
+) -> Response {
+    match try_messages(&app, &name, &Query::parse(&query), credentials, client).await {
         Ok(response) => response,
         Err(error) => error.into_response(),
     }
 }
 
-async fn try_messages(app: &App, name: &str, query: &Query, credentials: Credentials) -> Result<Response, ApiError> {
+async fn try_messages(
+    app: &App,
+    name: &str,
+    query: &Query,
+    credentials: Credentials,
+    client: ClientAddress,
+) -> Result<Response, ApiError> {
     let name = percent_encoding::percent_decode_str(name)
         .decode_utf8()
         .map_err(|_| ApiError::parameter("the channel's name in the path is not UTF-8"))?;
@@ -48,7 +61,8 @@ async fn try_messages(app: &App, name: &str, query: &Query, credentials: Credent
             ReadFrom::After(text.parse::<Position>().map_err(|error| ApiError::parameter(error.to_string()))?)
         }
     };
-    let page = app.hub.page(&channel, from, limit).await.inspect_err(|error| {
+    let address = app.admission.limited_address(client);
+    let page = app.hub.page(&channel, from, limit, address).await.inspect_err(|error| {
         if *error == PageError::OutgoingFull {
             app.metrics.count_refused("outgoing_bytes");
         }

@@ -183,6 +183,7 @@ mod tests {
 
     use super::*;
     use crate::broker::{Page, Tail};
+    use crate::hub::held_page::PageBudget;
     use crate::message::Position;
 
     fn body(payloads: &[Bytes]) -> HistoryBody {
@@ -193,7 +194,7 @@ mod tests {
         };
         let messages: Vec<_> = payloads.iter().enumerate().map(message).collect();
         let tail = Tail { position: Position::new(7, payloads.len() as u64), stamp: 1 };
-        let page = HeldPage::new(Page { gap: None, messages, through: tail, tail }, &Arc::default());
+        let page = PageBudget::new(Arc::default()).hold(Page { gap: None, messages, through: tail, tail }, None);
         HistoryBody::new(&"a".parse().expect("a name"), Arc::new(page.expect("no limit")))
     }
 

@@ -65,7 +65,8 @@ fn others(app: Arc<App>) -> BoxedFilter<(Response,)> {
         .and(with_app.clone())
         .and(query())
         .and(credentials())
-        .then(|name, app, query, credentials| history::messages(app, name, query, credentials));
+        .and(warp::ext::get().map(|sender: subscribe::HandshakeSender| sender.client()))
+        .then(|name, app, query, credentials, client| history::messages(app, name, query, credentials, client));
     let healthz = warp::path!("healthz").and(get_or_head()).and(with_app.clone()).map(|app: Arc<App>| healthz(&app));
     let readyz = warp::path!("readyz").and(get_or_head()).and(with_app.clone()).map(|app: Arc<App>| readyz(&app));
     let metrics = warp::path!("metrics")

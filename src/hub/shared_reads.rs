@@ -140,6 +140,7 @@ impl SharedPage {
 mod tests {
     use super::*;
     use crate::broker::Tail;
+    use crate::hub::held_page::PageBudget;
     use crate::message::Message;
     use crate::rules::History;
 
@@ -149,7 +150,7 @@ mod tests {
         let message =
             |offset| Arc::new(Message { position: Some(Position::new(7, offset)), stamp: 1, ..Message::plain("x") });
         let page = Page { gap: None, messages: offsets.map(message).collect(), through, tail };
-        SharedPage::new(from, Arc::new(HeldPage::new(page, &Arc::default()).expect("no limit")))
+        SharedPage::new(from, Arc::new(PageBudget::new(Arc::default()).hold(page, None).expect("no limit")))
     }
 
     fn offsets(page: Option<Arc<HeldPage>>) -> Option<Vec<u64>> {

@@ -29,11 +29,6 @@ impl Budget {
         self.used.load(Ordering::Relaxed)
     }
 
-    /// Whether so many bytes are left.
-    pub fn has(&self, bytes: usize) -> bool {
-        self.used().saturating_add(bytes) <= self.limit
-    }
-
     /// Whether more than half of it is used.
     pub fn is_scarce(&self) -> bool {
         self.used() > self.limit / 2
@@ -46,7 +41,12 @@ impl Budget {
 
     /// Takes bytes, if there are so many. They must be given back.
     pub fn take(&self, bytes: usize) -> bool {
-        let fits = self.take_anyway(bytes);
+        self.take_within(bytes, self.limit)
+    }
+
+    /// Takes bytes, if no more than `limit` are used then. They must be given back.
+    fn take_within(&self, bytes: usize, limit: usize) -> bool {
+        let fits = self.used.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes) <= limit;
         if !fits {
             self.give(bytes);
         }
@@ -82,6 +82,12 @@ impl Reservation {
     /// The budget that it holds of.
     pub fn budget(&self) -> &Budget {
         &self.budget
+    }
+
+    /// Holds bytes of the first `limit` bytes of a budget: the rest is for others. `None` if there are
+    /// not so many.
+    pub fn within(limit: usize, bytes: usize, budget: Arc<Budget>) -> Option<Self> {
+        budget.take_within(bytes, limit).then(|| Self { budget, bytes })
     }
 
     /// Holds so many bytes from now on, more or less than before. `false`, and no change, if there are not so many.
@@ -143,7 +149,7 @@ mod tests {
         let budget = Budget::new(100);
         let (one, fits) = hold_anyway(vec![7; 60], &budget);
         let part = one.slice(50..);
-        assert!(fits && budget.used() == 60 && budget.is_scarce() && budget.has(40) && !budget.has(41));
+        assert!(fits && budget.used() == 60 && budget.is_scarce());
         let (more, fits) = hold_anyway(vec![7; 60], &budget);
         assert!(!fits && budget.used() == 120, "they are held all the same");
         drop((one, more));

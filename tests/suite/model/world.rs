@@ -264,7 +264,7 @@ impl World {
         let waits = session.pump(&mut EncodedBatch::default(), &mut |bytes| write(bytes, chunk, room, wire));
         if let (Waits::History(slot, from), None) = (&waits, &*asking) {
             let (topic, from) = (session.subscription(*slot).unwrap().topic().clone(), *from);
-            *asking = Some((*slot, tokio::spawn(async move { hub.history(&topic, from).await.unwrap() })));
+            *asking = Some((*slot, tokio::spawn(async move { hub.history(&topic, from, None).await.unwrap() })));
         }
         self.decode(index)?;
         if waits == Waits::End {
