@@ -134,7 +134,10 @@ impl Access {
         self.tokens.as_ref()?.remote.as_ref()
     }
 
-    /// The check: whether this is allowed with each of the channels; where none are known yet, with any at all.
+    /// Checks whether the action is allowed with each of the channels or, if the channels are not known yet, with any.
+    ///
+    /// # Errors
+    /// [`AccessError`] for the first channel with which it is not allowed, or for credentials that are not valid.
     pub async fn authorize(
         self: &Arc<Self>,
         credentials: &Credentials,
@@ -149,7 +152,10 @@ impl Access {
         Ok(permissions)
     }
 
-    /// The first half of the check, for where the channels are not known yet. Who could do nothing at all is refused here.
+    /// The part of the check that needs no channels. It refuses clients that may do nothing at all.
+    ///
+    /// # Errors
+    /// [`AccessError`] if the origin is not allowed, the credentials are not valid, or credentials are missing.
     pub async fn identify(
         self: &Arc<Self>,
         credentials: &Credentials,
@@ -191,7 +197,10 @@ impl Access {
 }
 
 impl Permissions {
-    /// Whether it covers this.
+    /// Checks whether the permissions cover an action with a channel.
+    ///
+    /// # Errors
+    /// [`AccessError`] if they do not.
     pub fn check(&self, channel: &ChannelName, action: Action) -> Result<(), AccessError> {
         let everybody = || self.access.anonymous.allow(channel, action);
         let held = match &self.holder {

@@ -46,29 +46,29 @@ pub struct Rates {
 
 /// An instance.
 pub struct App {
-    /// Tells instances apart, to people.
+    /// The name of the instance, for people.
     pub instance: String,
-    /// Where goes and comes what names no channel.
+    /// The channel of requests that name none.
     pub default_channel: ChannelName,
-    /// The bounds.
+    /// The bounds on what clients and producers may send.
     pub limits: Limits,
     /// Carries messages between instances.
     pub broker: Arc<dyn Broker>,
     /// The channels with subscribers here.
     pub hub: Arc<Hub>,
-    /// The numbers.
+    /// The metrics of this instance.
     pub metrics: Arc<Metrics>,
-    /// Who gets in.
+    /// The limits on connections and on what an address may do.
     pub admission: Arc<Admission>,
-    /// Who may do what.
+    /// Authorization.
     pub access: Arc<Access>,
-    /// The bytes of bodies and WebSocket messages that are on their way in.
+    /// The budget for incomplete bodies and WebSocket messages, in bytes.
     pub incoming: Arc<Budget>,
-    /// The bytes of pages and cut frames that are on their way out.
+    /// The budget for pages of history and partly written frames, in bytes.
     pub outgoing: Arc<Budget>,
-    /// Which failures are due for a line in the log.
+    /// Rate-limits log lines of failed requests.
     pub failures: LogThrottle,
-    /// How far it is with stopping.
+    /// Whether the instance is stopping.
     pub drain: Drain,
 }
 

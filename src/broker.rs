@@ -140,7 +140,7 @@ pub enum Event {
 pub enum RequestSize {
     /// At most [`Self::MOST_SMALL`].
     Small,
-    /// More.
+    /// More than [`Self::MOST_SMALL`].
     Large,
 }
 

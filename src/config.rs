@@ -4,6 +4,7 @@
 
 pub mod access;
 pub mod limits;
+pub mod redis;
 
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
@@ -14,10 +15,12 @@ use clap::{Args, Parser, Subcommand};
 
 use self::access::{AccessArgs, AccessSettingsError};
 use self::limits::{Drain, LimitArgs};
+use self::redis::{RedisArgs, RedisSettingsError};
 use crate::access::Access;
 use crate::access::issue::{self, Patterns, TokenSpec};
 use crate::access::secret::Secret;
 use crate::app::Limits;
+use crate::broker::redis::RedisOptions;
 use crate::channel::ChannelName;
 use crate::hub::log::LogBounds;
 use crate::observability::logging::LogFormat;
@@ -95,10 +98,9 @@ pub struct ServeArgs {
     #[arg(long, env = "LISTEN", default_value = "127.0.0.1:8000", value_name = "ADDRESS:PORT",
           value_parser = address_to_listen_on)]
     pub listen: SocketAddr,
-    /// URL of the Redis that the instances share, such as redis://user:password@host:6379/0. Without it,
-    /// the embedded broker is used.
-    #[arg(long, env = "REDIS_URL", value_name = "URL", hide_env_values = true)]
-    pub redis_url: Option<String>,
+    /// Where Redis is.
+    #[command(flatten)]
+    pub redis: RedisArgs,
     /// Rules file with the settings for channels [default: livebridge.toml if it exists].
     #[arg(long, env = "LIVEBRIDGE_RULES", value_name = "FILE")]
     pub rules: Option<PathBuf>,
@@ -240,7 +242,7 @@ pub struct Settings {
     /// Where to listen.
     pub listen: SocketAddr,
     /// Which Redis, if any.
-    pub redis_url: Option<String>,
+    pub redis: Option<RedisOptions>,
     /// What differs by channel.
     pub rules: Arc<Rules>,
     /// Who may do what.
@@ -259,7 +261,7 @@ pub struct Settings {
     pub admission: admission::ConnectionLimits,
     /// The most bytes of unfinished bodies and WebSocket messages together.
     pub incoming_bytes: usize,
-    /// The most bytes of pages and cut frames that are on their way out.
+    /// The most bytes of pages of history and partly written frames that clients have yet to receive.
     pub outgoing_bytes: usize,
     /// How the instance ends.
     pub drain: Drain,
@@ -276,10 +278,16 @@ pub enum SettingsError {
     /// Who may do what.
     #[error(transparent)]
     Access(#[from] AccessSettingsError),
+    /// How to reach Redis.
+    #[error(transparent)]
+    Redis(#[from] RedisSettingsError),
 }
 
 impl Settings {
-    /// Checks what was typed, and reads the files that it names.
+    /// Validates the arguments, and reads the files that they name.
+    ///
+    /// # Errors
+    /// [`SettingsError`] for the first setting that is not valid.
     pub fn resolve(args: ServeArgs) -> Result<Self, SettingsError> {
         let rules = match &args.rules {
             Some(path) => Rules::load(path)?,
@@ -292,7 +300,7 @@ impl Settings {
         let cores = std::thread::available_parallelism().map_or(1, usize::from).min(64);
         Ok(Self {
             listen: args.listen,
-            redis_url: args.redis_url.filter(|url| !url.is_empty()),
+            redis: args.redis.resolve()?,
             rules,
             access,
             instance: args.instance_name.unwrap_or_else(|| format!("lb-{:04x}", rand::random::<u16>())),
@@ -342,8 +350,11 @@ fn address_to_listen_on(text: &str) -> Result<SocketAddr, String> {
     first.copied().ok_or_else(|| form("the name has no address"))
 }
 
-/// Reads `.env` where there is one, then flags and environment. An error in `.env` is returned; a wrong flag ends the
-/// program, as clap does.
+/// Reads `.env` if there is one, then arguments and the environment. Exits the process for an unknown or invalid
+/// argument, as clap does.
+///
+/// # Errors
+/// If `.env` cannot be read or parsed.
 pub fn parse() -> Result<Cli, dotenvy::Error> {
     match dotenvy::dotenv() {
         Ok(_) => {}

@@ -11,6 +11,7 @@
 //! client is asked whether it is there, closed, or read more slowly.
 
 pub mod batch;
+pub mod clock;
 pub mod connection;
 pub mod context;
 pub mod dialect;

@@ -29,7 +29,7 @@ use crate::hub::topic::Topic;
 use crate::rules::Rules;
 use crate::transport::byte_budget::Budget;
 
-/// How long a channel without subscribers is kept: a page reload must not cost a round trip to Redis.
+/// How long a channel without subscribers is kept, so that a page reload costs no round trip to Redis.
 const IDLE_TOPIC_TTL: Duration = Duration::from_secs(5);
 /// How often shared pages are checked for those that nobody can use any more.
 const PAGES_SWEPT: u64 = 5;
@@ -81,12 +81,12 @@ impl Hub {
         }
     }
 
-    /// What wakes a shard.
+    /// The wake list of a shard.
     pub fn wake_list(&self, shard: usize) -> Arc<WakeList> {
         self.dispatcher.wake_lists()[shard].clone()
     }
 
-    /// How many channels have, or had until shortly, subscribers here.
+    /// The number of channels that have subscribers here, or had them in the last seconds.
     pub fn channels(&self) -> usize {
         self.dispatcher.topics().len()
     }
@@ -97,7 +97,7 @@ impl Hub {
         channels.iter().filter(|channel| !topics.contains_key(*channel)).count()
     }
 
-    /// What all logs weigh, in bytes.
+    /// The bytes of all logs.
     pub fn log_bytes(&self) -> usize {
         self.dispatcher.log_bytes().load(Ordering::Relaxed)
     }
@@ -182,7 +182,7 @@ impl Hub {
                 Err(BrokerError::ChannelRefused(_)) => return self.refuse_unread(&topic),
                 Err(error) => {
                     tracing::debug!(channel = %topic.channel, %error, "cannot read the history yet");
-                    // Only a forgotten topic may be left so: one that is joined again would wait for ever.
+                    // Retries end only for removed topics: a topic that is joined again must become ready.
                     if !self.holds(&topic) {
                         return;
                     }
@@ -242,7 +242,7 @@ impl Hub {
 pub struct Membership(Arc<Topic>);
 
 impl Membership {
-    /// The topic.
+    /// The topic that the subscriber belongs to.
     pub fn topic(&self) -> &Arc<Topic> {
         &self.0
     }

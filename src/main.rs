@@ -49,7 +49,7 @@ async fn serve(args: ServeArgs) -> ExitCode {
         Ok(settings) => settings,
         Err(error) => return fail(error),
     };
-    let broker = if settings.redis_url.is_some() { "Redis" } else { "the embedded broker" };
+    let broker = if settings.redis.is_some() { "Redis" } else { "the embedded broker" };
     let mut signals = match count_signals() {
         Ok(signals) => signals,
         Err(error) => return fail(error),

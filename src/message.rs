@@ -110,7 +110,7 @@ impl GapReason {
 pub struct Gap {
     /// The position after which the stream goes on.
     pub resumes_after: Position,
-    /// Why.
+    /// Why messages are missing.
     pub reason: GapReason,
 }
 

@@ -69,15 +69,15 @@ pub enum RulesError {
     /// It can't be read.
     #[error("cannot read the rules file {path}: {source}")]
     Unreadable {
-        /// Which file.
+        /// The path of the file.
         path: String,
-        /// Why.
+        /// The error of the system.
         source: std::io::Error,
     },
     /// It is not TOML, or has an unknown key or a value of the wrong kind; the text names the line.
     #[error("in the rules file {path}: {detail}")]
     Malformed {
-        /// Which file.
+        /// The path of the file.
         path: String,
         /// Where and what.
         detail: String,
@@ -98,6 +98,9 @@ impl Default for Rules {
 
 impl Rules {
     /// Reads and validates a rules file.
+    ///
+    /// # Errors
+    /// [`RulesError`] if the file cannot be read or is not valid.
     pub fn load(path: &Path) -> Result<Self, RulesError> {
         let name = path.display().to_string();
         let text =
@@ -105,7 +108,10 @@ impl Rules {
         Self::parse(&text).map_err(|detail| RulesError::Malformed { path: name, detail })
     }
 
-    /// Reads rules from a text; the error says where and what.
+    /// Parses and validates rules.
+    ///
+    /// # Errors
+    /// The line or the rule, and what is wrong with it.
     pub fn parse(text: &str) -> Result<Self, String> {
         let file: File = toml::from_str(text).map_err(|error| place(text, &error))?;
         let rules = file.channel.into_iter().enumerate().map(|(index, written)| {

@@ -1,5 +1,5 @@
-//! The life of a serving instance: opens the port, starts the threads, accepts, and at the end drains. Neither reads the
-//! environment nor listens to signals: whoever calls it decides when it is over.
+//! A serving instance: opens the port, starts the threads, accepts connections, and drains at the end. It neither reads
+//! the environment nor handles signals: the caller decides when it stops.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -16,7 +16,7 @@ use tokio::task::{JoinSet, LocalSet, spawn_local};
 use crate::allocator;
 use crate::app::App;
 use crate::broker::memory::MemoryBroker;
-use crate::broker::redis::{RedisBroker, UrlError};
+use crate::broker::redis::{RedisBroker, RedisOptionsError};
 use crate::broker::{Broker, Health};
 use crate::config::Settings;
 use crate::config::limits::Drain as DrainTimes;
@@ -32,58 +32,61 @@ use crate::transport::accept::{Acceptor, HandedOver, listen};
 use crate::transport::admission::Admission;
 use crate::transport::byte_budget::Budget;
 
-/// How many connections that another thread accepted may wait for a thread.
+/// The most accepted connections that wait for another thread.
 const ACCEPTED_QUEUE: usize = 1024;
 /// So many connections a thread accepts before it looks again for new messages and requests.
 const ACCEPTED_AT_ONCE: usize = 16;
-/// How long the first connection is put off for a broker that does not answer yet.
+/// How long the first connection waits for the broker, at most.
 const FIRST_BROKER_ATTEMPT: Duration = Duration::from_secs(2);
 
 /// Why an instance could not be started.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// The port can't be had.
+    /// The port cannot be opened.
     #[error("cannot listen on {address}: {source}; choose another with --listen")]
     Listen {
-        /// Which.
+        /// The address of `--listen`.
         address: SocketAddr,
-        /// Why.
+        /// The error of the system.
         source: io::Error,
     },
-    /// The Redis URL can't be understood.
+    /// The URL of Redis, or a file that it needs, is not valid.
     #[error(transparent)]
-    RedisUrl(#[from] UrlError),
-    /// A thread can't be started.
+    Redis(#[from] RedisOptionsError),
+    /// A thread cannot be started.
     #[error("cannot start a thread: {0}")]
     Thread(#[source] io::Error),
 }
 
 /// A started instance.
 pub struct Server {
-    /// Where it listens; the port is known even where 0 was asked for.
+    /// The address on which it listens. If port 0 was configured, this has the port that the system chose.
     pub address: SocketAddr,
-    /// What its parts share.
+    /// The state that its parts share.
     pub app: Arc<App>,
     threads: Vec<thread::JoinHandle<()>>,
     drain: DrainTimes,
 }
 
-/// What a thread is given at its beginning.
+/// The parameters of a thread.
 struct Thread {
     index: usize,
-    /// Its socket on the port, and the ways of connections to it and to all threads.
+    /// Its socket on the port; the queue of connections handed to it, and those of all threads.
     listener: TcpListener,
     handed_over: mpsc::Receiver<HandedOver>,
     senders: Vec<mpsc::Sender<HandedOver>>,
     app: Arc<App>,
-    /// How many there are.
+    /// The number of threads.
     threads: usize,
-    /// Over how long its subscribers are closed in the end.
+    /// The time over which a drain spreads the closing of its subscribers.
     window: Duration,
 }
 
 impl Server {
-    /// Opens the port and starts all parts, on a current-thread runtime that is to run them.
+    /// Opens the port and starts all parts of an instance. Must be called on a current-thread runtime.
+    ///
+    /// # Errors
+    /// [`StartError`] if the port, the Redis URL or a thread cannot be used.
     pub fn start(settings: Settings) -> Result<Self, StartError> {
         let descriptors = raise_descriptor_limit();
         let listen_error = |source| StartError::Listen { address: settings.listen, source };
@@ -93,13 +96,13 @@ impl Server {
         let metrics = Arc::new(Metrics::new(settings.threads));
         let rules = settings.rules;
         let dispatcher = Arc::new(Dispatcher::new(settings.log_bytes_total, settings.threads, metrics.clone()));
-        let broker: Arc<dyn Broker> = match &settings.redis_url {
+        let broker: Arc<dyn Broker> = match &settings.redis {
             None => Arc::new(MemoryBroker::new(dispatcher.clone(), rules.clone())),
-            Some(url) => {
+            Some(options) => {
                 // People may give two instances one name; the canary must still tell them apart.
                 let unique = format!("{}:{:016x}", settings.instance, rand::random::<u64>());
                 let (sink, rules, metrics) = (dispatcher.clone(), rules.clone(), metrics.clone());
-                Arc::new(RedisBroker::start(url, &unique, sink, rules, metrics)?)
+                Arc::new(RedisBroker::start(options, &unique, sink, rules, metrics)?)
             }
         };
         let outgoing = Budget::new(settings.outgoing_bytes);
@@ -131,7 +134,7 @@ impl Server {
         let (senders, receivers): (Vec<_>, Vec<_>) = ways.unzip();
         let mut threads = Vec::new();
         for (index, (listener, handed_over)) in listeners.into_iter().zip(receivers).enumerate() {
-            // What is left of the time is for clients to answer.
+            // The rest of the time is for clients to answer the close.
             let window = settings.drain.time * 3 / 4;
             let (app, senders) = (app.clone(), senders.clone());
             let thread = Thread { index, listener, handed_over, senders, app, threads: settings.threads, window };
@@ -141,11 +144,12 @@ impl Server {
         Ok(Self { address, app, threads, drain: settings.drain })
     }
 
-    /// Serves until `stop` resolves; then tells everybody, waits for them within the bound, and returns.
+    /// Serves until `stop` resolves. Then closes all subscribers, waits for them within the configured time, and
+    /// returns.
     pub async fn run_until(self, stop: impl Future<Output = ()>) {
         stop.await;
         self.app.drain.start_leaving();
-        // Not even a tick of the timer may pass where no notice is wanted.
+        // Without a configured notice, not even a tick of the timer may pass.
         if !self.drain.notice.is_zero() {
             tokio::time::sleep(self.drain.notice).await;
         }
@@ -153,12 +157,12 @@ impl Server {
         tracing::info!("draining: new work is refused");
         let Self { threads, drain, .. } = self;
         let joined = tokio::task::spawn_blocking(move || threads.into_iter().for_each(|thread| drop(thread.join())));
-        // Each thread ends by itself when its last connection has; the bound is for those that do not.
+        // A thread ends after its last connection; the timeout is for threads whose connections do not end.
         let _ = tokio::time::timeout(drain.time + Duration::from_secs(1), joined).await;
     }
 }
 
-/// A load balancer may send clients as soon as the port accepts them: better when they can be served.
+/// Waits for the broker, but not for long: a load balancer sends clients as soon as the port accepts connections.
 async fn first_broker_attempt(app: &App) {
     let broker = &app.broker;
     let up = async {

@@ -44,6 +44,9 @@ pub fn expiry(after: Duration) -> u64 {
 }
 
 /// Signs a token with HS256.
+///
+/// # Errors
+/// [`TokenKeyError`] if the secret is too short.
 pub fn issue(spec: &TokenSpec, secret: &Secret) -> Result<String, TokenKeyError> {
     Key::shared(secret)?;
     let key = EncodingKey::from_secret(secret.reveal().as_bytes());

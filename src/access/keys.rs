@@ -46,11 +46,11 @@ pub enum KeyError {
     /// The file can't be read.
     #[error("{place}: cannot read {path}: {source}")]
     Unreadable {
-        /// Which key.
+        /// The place of the key.
         place: String,
-        /// Which file.
+        /// The path of the file.
         path: String,
-        /// Why.
+        /// The error of the system.
         source: std::io::Error,
     },
 }
@@ -62,7 +62,10 @@ pub struct PublishKey {
 }
 
 impl PublishKey {
-    /// A key for every channel. `place` says in errors where it stands.
+    /// A key for every channel. `place` names the place of the key in errors.
+    ///
+    /// # Errors
+    /// [`KeyError`] if the key is too short or has other characters than visible ASCII.
     pub fn new(key: &Secret, place: &str) -> Result<Self, KeyError> {
         Self::limited(key, vec![ChannelPattern::new("*")], place)
     }
@@ -75,7 +78,10 @@ impl PublishKey {
         Ok(Self { digest: digest(&SHA256, text.as_bytes()), channels })
     }
 
-    /// Checks a key of the rules file, and reads its file where it has one.
+    /// Validates a key of the rules file, and reads its `key_file` if it has one.
+    ///
+    /// # Errors
+    /// [`KeyError`] if the key is not valid, or its file cannot be read.
     pub fn written(written: &WrittenKey, place: &str) -> Result<Self, KeyError> {
         let key = match (&written.key, &written.key_file) {
             (Some(key), None) => key.clone(),
@@ -112,6 +118,9 @@ pub fn find(keys: &[PublishKey], shown: &Secret) -> Option<usize> {
 }
 
 /// The text of a file, without the line end that editors add.
+///
+/// # Errors
+/// If the file cannot be read or is not UTF-8.
 pub fn read_secret(path: &Path) -> std::io::Result<Secret> {
     std::fs::read_to_string(path).map(|text| Secret::new(text.trim_end_matches(['\r', '\n'])))
 }

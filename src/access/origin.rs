@@ -30,7 +30,10 @@ pub struct Origins {
 pub struct OriginError(String);
 
 impl Origins {
-    /// A list as it is written: `scheme://host[:port]` each, or `*`. An empty one allows the same origin only.
+    /// Parses a list of origins: `scheme://host[:port]` each, or `*`. An empty list allows the same origin only.
+    ///
+    /// # Errors
+    /// [`OriginError`] for the first text that is not an origin.
     pub fn new(written: &[String]) -> Result<Self, OriginError> {
         let mut origins = Self::default();
         for text in written.iter().map(|text| text.trim()).filter(|text| !text.is_empty()) {

@@ -19,6 +19,8 @@ pub mod resp;
 mod shared;
 mod subscriber;
 mod subscriptions;
+mod tls;
+mod url;
 mod wanted;
 
 use std::sync::Arc;
@@ -26,18 +28,22 @@ use std::sync::Arc;
 use futures::future::{BoxFuture, FutureExt};
 use thread_local::ThreadLocal;
 
+use self::connection::Role;
 use self::endpoint::Endpoint;
+pub use self::endpoint::{RedisOptions, RedisOptionsError};
 use self::history::History;
-use self::node::{Node, Role};
+use self::node::Node;
 use self::pipeline::Pipeline;
 use self::subscriber::Subscriber;
+pub use self::tls::{TlsOptions, TlsSettingsError};
+pub use self::url::UrlError;
 use super::{Broker, BrokerError, EventSink, Health, Page, Publication, ReadFrom, RequestSize};
 use crate::channel::ChannelName;
 use crate::message::Position;
 use crate::observability::metrics::Metrics;
 use crate::rules::Rules;
 
-/// A broker behind a Redis URL.
+/// A broker in a Redis.
 pub struct RedisBroker {
     node: Arc<Node>,
     rules: Arc<Rules>,
@@ -47,21 +53,20 @@ pub struct RedisBroker {
     subscriber: Arc<Subscriber>,
 }
 
-/// A Redis URL that can't be understood.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot use the Redis URL: {0}; it looks like redis://user:password@host:6379/0")]
-pub struct UrlError(#[source] redis::RedisError);
-
 impl RedisBroker {
-    /// Starts connecting, on the runtime that it is called on. `instance` must differ between instances.
+    /// Starts connecting, on the current runtime. `instance` must be unique among the instances.
+    ///
+    /// # Errors
+    /// [`RedisOptionsError`] if the URL or a file that it needs is not valid. [`Broker::health`] says
+    /// whether Redis answers.
     pub fn start(
-        url: &str,
+        options: &RedisOptions,
         instance: &str,
         sink: Arc<dyn EventSink>,
         rules: Arc<Rules>,
         metrics: Arc<Metrics>,
-    ) -> Result<Self, UrlError> {
-        let endpoint = Endpoint::parse(url).map_err(UrlError)?;
+    ) -> Result<Self, RedisOptionsError> {
+        let endpoint = Endpoint::new(options)?;
         let node = Arc::new(Node::new(endpoint, Role::Master, &rules, metrics.clone()));
         let subscriber = Arc::new(Subscriber::new(instance, sink, metrics));
         tokio::spawn(subscriber.clone().supervise(node.clone()));

@@ -16,8 +16,8 @@ const FEW_DESCRIPTORS: u64 = 4096;
 /// Those of `out`.
 pub async fn run(settings: &Settings, out: &mut impl Write) -> io::Result<bool> {
     let mut findings = vec![Finding::ok("the settings and the rules can be read"), check_descriptors()];
-    match &settings.redis_url {
-        Some(url) => findings.extend(check_redis(url, &settings.rules).await),
+    match &settings.redis {
+        Some(options) => findings.extend(check_redis(options, &settings.rules).await),
         None => {
             let broker = "using the embedded broker: one instance, and the history is lost when the process ends";
             findings.push(Finding::ok(broker));

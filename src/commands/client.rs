@@ -13,7 +13,7 @@ use crate::backoff::Backoff;
 use crate::config::{PublishArgs, TailArgs};
 use crate::http_client::{Connection, Url};
 
-/// How long an instance may take to answer.
+/// How long an instance may take to connect and to answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why a command failed.
@@ -22,20 +22,20 @@ pub enum ClientError {
     /// Not `http://HOST[:PORT]`.
     #[error("{0:?} is not a URL of an instance; it looks like http://127.0.0.1:8000 (https is not supported)")]
     Url(String),
-    /// Nobody answers there.
+    /// The instance cannot be reached.
     #[error("cannot reach {url}: {why}; is livebridge running there?")]
     Unreachable {
-        /// Where.
+        /// The URL, as it was typed.
         url: String,
-        /// Why.
+        /// The error of the connection or of HTTP.
         why: String,
     },
-    /// The instance said no.
+    /// The instance answered with an error.
     #[error("{status}: {body}")]
     Refused {
         /// The HTTP status.
         status: StatusCode,
-        /// What it said.
+        /// The body of the response.
         body: String,
     },
     /// Standard input or output failed.
@@ -116,6 +116,9 @@ impl Instance {
 }
 
 /// Publishes a message, or each line of standard input.
+///
+/// # Errors
+/// [`ClientError`] if the instance cannot be reached or refuses a message, or if standard input cannot be read.
 pub async fn publish(args: &PublishArgs) -> Result<(), ClientError> {
     let mut instance = Instance::new(&args.url, args.token.as_ref())?;
     let mut query = form_urlencoded::Serializer::new(String::new());
@@ -148,12 +151,18 @@ pub async fn publish(args: &PublishArgs) -> Result<(), ClientError> {
     Ok(())
 }
 
-/// Whether a running instance is ready.
+/// Checks whether a running instance is ready (`GET /readyz`).
+///
+/// # Errors
+/// [`ClientError`] if the instance cannot be reached or is not ready.
 pub async fn check(url: &str) -> Result<(), ClientError> {
     Instance::new(url, None)?.ask(Method::GET, "/readyz", &[], Bytes::new()).await.map(drop)
 }
 
-/// Prints messages until interrupted; reconnects and resumes.
+/// Prints messages until the process is interrupted; reconnects and resumes.
+///
+/// # Errors
+/// [`ClientError`] if the first connection fails, the instance refuses permanently, or standard output fails.
 pub async fn tail(args: &TailArgs) -> Result<(), ClientError> {
     let mut query = form_urlencoded::Serializer::new(String::new());
     for channel in &args.channels {

@@ -77,17 +77,17 @@ pub enum AccessSettingsError {
     /// A public key.
     #[error("--token-public-key {path}: {source}")]
     PublicKey {
-        /// Which file.
+        /// The path of the file.
         path: String,
-        /// Why.
+        /// What is wrong with the key.
         source: TokenKeyError,
     },
     /// A file.
     #[error("--token-public-key {path}: {source}")]
     Unreadable {
-        /// Which file.
+        /// The path of the file.
         path: String,
-        /// Why.
+        /// The error of the system.
         source: std::io::Error,
     },
     /// A URL.
@@ -107,7 +107,10 @@ pub enum AccessSettingsError {
 }
 
 impl AccessArgs {
-    /// Checks what was typed, with the keys of the rules, and reads the files.
+    /// Validates the arguments together with the keys of the rules file, and reads the files that they name.
+    ///
+    /// # Errors
+    /// [`AccessSettingsError`] for the first setting that is not valid, or for an unprotected instance beyond loopback.
     pub fn resolve(&self, listen: SocketAddr, rules: &Arc<Rules>) -> Result<Arc<Access>, AccessSettingsError> {
         let typed = self.publish_key.iter().filter(|key| !key.reveal().is_empty());
         let mut keys =

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::batch::EncodedBatch;
+use super::clock::Seconds;
 use super::keepalive::Times;
 use super::pace::Pace;
 use crate::app::App;
@@ -20,7 +21,7 @@ pub struct Context {
     pub app: Arc<App>,
     /// The turns of clients that catch up.
     pub pace: Pace,
-    now: Cell<u32>,
+    now: Cell<Seconds>,
     alive: Cell<usize>,
     /// What is not in the metrics yet: counted here, where it costs no atomic operation.
     written: Cell<Written>,
@@ -45,7 +46,7 @@ impl Context {
     pub(super) fn new(app: Arc<App>) -> Rc<Self> {
         Rc::new(Self {
             pace: Pace::new(),
-            now: Cell::new(0),
+            now: Cell::new(Seconds(0)),
             alive: Cell::new(0),
             written: Cell::default(),
             scratch: RefCell::new(EncodedBatch::new(app.outgoing.clone())),
@@ -54,13 +55,13 @@ impl Context {
         })
     }
 
-    /// Seconds since the thread began.
-    pub fn now(&self) -> u32 {
+    /// The clock of the thread, which advances about once a second.
+    pub fn now(&self) -> Seconds {
         self.now.get()
     }
 
     pub(super) fn advance_clock(&self, seconds: u32) {
-        self.now.set(self.now.get() + seconds);
+        self.now.set(Seconds(self.now.get().0.saturating_add(seconds)));
     }
 
     /// How long clients are waited for: for a page of history as long as others for a response.

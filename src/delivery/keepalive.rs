@@ -1,32 +1,36 @@
-//! Whether a client is still there, and may be: the clocks of one connection, looked at once a second with those of all
-//! others. It only judges; asking and closing is `connection.rs`.
+//! Keepalive: whether a client still answers, and whether its token still holds. Checked once a second for each
+//! connection. It decides only; `connection.rs` sends pings and closes.
 
 use std::cell::Cell;
 
-/// A client that answers pings is taken for gone when it has left so many unanswered.
+use super::clock::Seconds;
+
+/// A client that answers pings is gone after so many unanswered ones.
 const MOST_UNANSWERED: u32 = 3;
 /// How many checks a closing connection has to take its last bytes.
 const CLOSING_CHECKS: u32 = 3;
 
-/// When what happened on one connection. Times are the thread's, in seconds.
+/// The times of one connection.
 pub(super) struct Keepalive {
-    heard: Cell<u32>,
-    asked: Cell<u32>,
+    /// When the client last sent anything.
+    heard: Cell<Seconds>,
+    /// When a ping was last sent.
+    asked: Cell<Seconds>,
     /// When the client last got a page of history.
-    page_at: Cell<u32>,
-    /// How many checks there were since it began to close.
+    page_at: Cell<Seconds>,
+    /// The number of checks since it began to close.
     closing_checks: Cell<u32>,
-    /// When what allows the client to be here ends.
-    expires: u32,
+    /// When the token of the client expires.
+    expires: Seconds,
     answers_pings: bool,
 }
 
-/// How long clients are waited for, in seconds.
+/// How long to wait for clients, in seconds.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Times {
-    /// Silence after which a client is asked whether it is there.
+    /// The silence after which a client is sent a ping or a heartbeat.
     pub(super) heartbeat: u32,
-    /// How long it may take for a page of history. (A client that acknowledges nothing at all, the kernel gives up.)
+    /// How long it may take to read a page of history. (`TCP_USER_TIMEOUT` closes clients that acknowledge nothing.)
     pub(super) page: u32,
 }
 
@@ -35,21 +39,21 @@ pub(super) struct Times {
 pub(super) enum Due {
     /// Nothing.
     Nothing,
-    /// It has been silent: ask whether it is there.
+    /// It has been silent: send a ping.
     Ping,
     /// It has been silent for too long.
     Gone,
-    /// What allowed it to be here has ended.
+    /// Its token has expired.
     Expired,
-    /// It keeps a page of history for too long.
+    /// It has not read a page of history in time.
     TooSlow,
-    /// It was told that it is closed, and does not take that.
+    /// It has not read its close in time.
     GiveUp,
 }
 
 impl Keepalive {
-    /// A client that has just come and may stay for so many seconds; `None` for as long as it likes.
-    pub(super) fn new(now: u32, holds_for: Option<u64>, answers_pings: bool) -> Self {
+    /// For a new client whose token holds for a number of seconds; `None` for no limit.
+    pub(super) fn new(now: Seconds, holds_for: Option<u64>, answers_pings: bool) -> Self {
         let holds_for = holds_for.map_or(u32::MAX, |seconds| u32::try_from(seconds).unwrap_or(u32::MAX));
         Self {
             heard: Cell::new(now),
@@ -57,24 +61,24 @@ impl Keepalive {
             page_at: Cell::new(now),
             closing_checks: Cell::new(0),
             // The second that has begun does not count.
-            expires: now.saturating_add(holds_for).saturating_add(1),
+            expires: Seconds(now.0.saturating_add(holds_for).saturating_add(1)),
             answers_pings,
         }
     }
 
-    /// The client said something, or was kept from it by us.
-    pub(super) fn heard(&self, now: u32) {
+    /// The client sent something, or was not read because of its rate.
+    pub(super) fn heard(&self, now: Seconds) {
         self.heard.set(now);
     }
 
     /// The client got a page of history.
-    pub(super) fn got_page(&self, now: u32) {
+    pub(super) fn got_page(&self, now: Seconds) {
         self.page_at.set(now);
     }
 
-    /// Says what is due; called once a second. `closing`: the client was told that it is closed.
-    pub(super) fn check(&self, now: u32, closing: bool, times: Times, reads_page: impl FnOnce() -> bool) -> Due {
-        let since = |at: u32| now.saturating_sub(at);
+    /// What is due for the client. Called once a second. `closing`: a close has been sent.
+    pub(super) fn check(&self, now: Seconds, closing: bool, times: Times, reads_page: impl FnOnce() -> bool) -> Due {
+        let since = |at| now.since(at);
         if closing {
             self.closing_checks.set(self.closing_checks.get() + 1);
             return if self.closing_checks.get() > CLOSING_CHECKS { Due::GiveUp } else { Due::Nothing };
@@ -100,35 +104,35 @@ mod tests {
 
     const TIMES: Times = Times { heartbeat: 15, page: 60 };
 
-    fn check(keepalive: &Keepalive, now: u32) -> Due {
+    fn check(keepalive: &Keepalive, now: Seconds) -> Due {
         keepalive.check(now, false, TIMES, || true)
     }
 
     #[test]
     fn a_silent_client_is_pinged_and_then_taken_for_gone() {
-        let keepalive = Keepalive::new(100, None, true);
-        assert_eq!((check(&keepalive, 114), check(&keepalive, 115)), (Due::Nothing, Due::Ping));
-        assert_eq!((check(&keepalive, 116), check(&keepalive, 130)), (Due::Nothing, Due::Ping));
-        assert_eq!((check(&keepalive, 145), check(&keepalive, 146)), (Due::Ping, Due::Gone));
-        keepalive.heard(146);
-        assert_eq!(check(&keepalive, 147), Due::Nothing);
+        let keepalive = Keepalive::new(Seconds(100), None, true);
+        assert_eq!((check(&keepalive, Seconds(114)), check(&keepalive, Seconds(115))), (Due::Nothing, Due::Ping));
+        assert_eq!((check(&keepalive, Seconds(116)), check(&keepalive, Seconds(130))), (Due::Nothing, Due::Ping));
+        assert_eq!((check(&keepalive, Seconds(145)), check(&keepalive, Seconds(146))), (Due::Ping, Due::Gone));
+        keepalive.heard(Seconds(146));
+        assert_eq!(check(&keepalive, Seconds(147)), Due::Nothing);
     }
 
     #[test]
     fn a_client_may_stay_until_its_last_second_has_ended() {
-        let keepalive = Keepalive::new(100, Some(5), false);
-        assert_eq!((check(&keepalive, 105), check(&keepalive, 106)), (Due::Nothing, Due::Expired));
-        let unlimited = Keepalive::new(100, Some(u64::MAX), false);
-        assert_eq!(check(&unlimited, 114), Due::Nothing);
+        let keepalive = Keepalive::new(Seconds(100), Some(5), false);
+        assert_eq!((check(&keepalive, Seconds(105)), check(&keepalive, Seconds(106))), (Due::Nothing, Due::Expired));
+        let unlimited = Keepalive::new(Seconds(100), Some(u64::MAX), false);
+        assert_eq!(check(&unlimited, Seconds(114)), Due::Nothing);
     }
 
     #[test]
     fn a_page_and_a_close_must_be_taken_in_time() {
-        let keepalive = Keepalive::new(100, None, false);
-        assert_eq!(check(&keepalive, 161), Due::TooSlow);
-        keepalive.got_page(161);
-        assert_eq!(check(&keepalive, 162), Due::Ping);
-        let closing: Vec<_> = (0..4).map(|_| keepalive.check(163, true, TIMES, || false)).collect();
+        let keepalive = Keepalive::new(Seconds(100), None, false);
+        assert_eq!(check(&keepalive, Seconds(161)), Due::TooSlow);
+        keepalive.got_page(Seconds(161));
+        assert_eq!(check(&keepalive, Seconds(162)), Due::Ping);
+        let closing: Vec<_> = (0..4).map(|_| keepalive.check(Seconds(163), true, TIMES, || false)).collect();
         assert_eq!(closing, [Due::Nothing, Due::Nothing, Due::Nothing, Due::GiveUp]);
     }
 }

@@ -1,19 +1,20 @@
-//! How fast one client may send, in frames and bytes a second, and how many bytes of what it sends may be incomplete.
-//! It says for how long the client must not be read, and when it must go; `task.rs` acts on that.
+//! The rate limits of one client, in frames and bytes per second, and its share in the budget for incomplete messages.
+//! It decides how long the client is not read, and when it is closed; `task.rs` acts on that.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::app::Rates;
 use crate::close::{Close, Code};
+use crate::delivery::clock::Seconds;
 use crate::transport::byte_budget::{Budget, Reservation};
-use crate::transport::token_bucket::Bucket;
+use crate::transport::token_bucket::{Bucket, Tenths};
 
-/// A client that is ahead of its limits by more than so many seconds is closed. Bytes are read in pieces that are paid
-/// off sooner, so it is a client that keeps sending frames that gets here.
+/// Clients that exceed a limit by more than this many seconds are closed. Bytes are read in smaller pieces, so only
+/// clients that keep sending frames come so far.
 const MOST_DEBT: f32 = 10.0;
 
-/// What one client has sent, against the limits. Times are the thread's, in seconds.
+/// What one client has sent, against the limits.
 pub(super) struct RateLimiter {
     /// Without their rates, which all clients share: each connection has two.
     frames: Option<Bucket>,
@@ -40,7 +41,7 @@ pub(super) enum Excess {
 
 impl RateLimiter {
     /// For a client that has sent nothing yet.
-    pub(super) fn new(rates: Rates, incoming: Arc<Budget>, now: u32) -> Self {
+    pub(super) fn new(rates: Rates, incoming: Arc<Budget>, now: Seconds) -> Self {
         let full = |rate| Bucket::full(rate, tenths(now));
         Self { frames: rates.frames.map(full), bytes: rates.bytes.map(full), incoming: Reservation::new(incoming) }
     }
@@ -54,7 +55,7 @@ impl RateLimiter {
     ///
     /// # Errors
     /// Why the client must be closed.
-    pub(super) fn count(&mut self, rates: Rates, now: u32, received: &Received) -> Result<Duration, Excess> {
+    pub(super) fn count(&mut self, rates: Rates, now: Seconds, received: &Received) -> Result<Duration, Excess> {
         if !self.hold(received.held) {
             return Err(Excess::IncomingBytes);
         }
@@ -69,7 +70,7 @@ impl RateLimiter {
     }
 
     /// For how long the client must not be read.
-    pub(super) fn debt(&mut self, rates: Rates, now: u32) -> Duration {
+    pub(super) fn debt(&mut self, rates: Rates, now: Seconds) -> Duration {
         let frames =
             self.frames.as_mut().zip(rates.frames).map_or(0.0, |(bucket, rate)| bucket.debt(rate, tenths(now)));
         let bytes = self.bytes.as_mut().zip(rates.bytes).map_or(0.0, |(bucket, rate)| bucket.debt(rate, tenths(now)));
@@ -89,9 +90,9 @@ impl Excess {
     }
 }
 
-/// The thread's clock as a bucket counts.
-fn tenths(seconds: u32) -> u32 {
-    seconds.saturating_mul(10)
+/// The clock of the thread as a bucket counts.
+fn tenths(now: Seconds) -> Tenths {
+    Tenths::from_seconds(now.0)
 }
 
 #[cfg(test)]
@@ -108,29 +109,29 @@ mod tests {
 
     #[test]
     fn a_burst_is_read_and_what_exceeds_it_pauses_reading_until_it_is_paid_off() {
-        let mut limiter = RateLimiter::new(RATES, Budget::new(0), 5);
-        assert_eq!(limiter.count(RATES, 5, &received(20, 100)), Ok(Duration::ZERO));
-        assert_eq!(limiter.count(RATES, 5, &received(30, 0)), Ok(Duration::from_secs(3)), "frames");
-        assert_eq!(limiter.count(RATES, 5, &received(0, 450)), Ok(Duration::from_millis(4500)), "bytes");
-        assert_eq!(limiter.debt(RATES, 9), Duration::from_millis(500));
-        assert_eq!(limiter.debt(RATES, 10), Duration::ZERO);
+        let mut limiter = RateLimiter::new(RATES, Budget::new(0), Seconds(5));
+        assert_eq!(limiter.count(RATES, Seconds(5), &received(20, 100)), Ok(Duration::ZERO));
+        assert_eq!(limiter.count(RATES, Seconds(5), &received(30, 0)), Ok(Duration::from_secs(3)), "frames");
+        assert_eq!(limiter.count(RATES, Seconds(5), &received(0, 450)), Ok(Duration::from_millis(4500)), "bytes");
+        assert_eq!(limiter.debt(RATES, Seconds(9)), Duration::from_millis(500));
+        assert_eq!(limiter.debt(RATES, Seconds(10)), Duration::ZERO);
     }
 
     #[test]
     fn a_client_that_is_ahead_of_its_limits_by_too_much_is_closed() {
-        let mut limiter = RateLimiter::new(RATES, Budget::new(0), 5);
-        assert_eq!(limiter.count(RATES, 5, &received(120, 0)), Ok(Duration::from_secs(10)));
-        assert_eq!(limiter.count(RATES, 5, &received(1, 0)), Err(Excess::Rate));
+        let mut limiter = RateLimiter::new(RATES, Budget::new(0), Seconds(5));
+        assert_eq!(limiter.count(RATES, Seconds(5), &received(120, 0)), Ok(Duration::from_secs(10)));
+        assert_eq!(limiter.count(RATES, Seconds(5), &received(1, 0)), Err(Excess::Rate));
         assert_eq!(Excess::Rate.close().code, Code::TooFast);
     }
 
     #[test]
     fn without_limits_nothing_is_counted_but_incomplete_bytes_have_a_budget() {
         let budget = Budget::new(100);
-        let mut limiter = RateLimiter::new(Rates::default(), budget.clone(), 0);
+        let mut limiter = RateLimiter::new(Rates::default(), budget.clone(), Seconds(0));
         let held = |held| Received { frames: 1 << 20, bytes: 1 << 30, held };
-        assert_eq!(limiter.count(Rates::default(), 0, &held(100)), Ok(Duration::ZERO));
-        assert_eq!(limiter.count(Rates::default(), 0, &held(101)), Err(Excess::IncomingBytes));
+        assert_eq!(limiter.count(Rates::default(), Seconds(0), &held(100)), Ok(Duration::ZERO));
+        assert_eq!(limiter.count(Rates::default(), Seconds(0), &held(101)), Err(Excess::IncomingBytes));
         assert!(limiter.hold(40));
         assert_eq!(budget.used(), 40);
         drop(limiter);

@@ -34,6 +34,7 @@ use super::request_log::{Ids, RequestLog};
 use super::subscribe::HandshakeSender;
 use super::{forwarded, validation};
 use crate::access::Credentials;
+use crate::delivery::clock::Seconds;
 use crate::delivery::shard::Shard;
 use crate::delivery::task::{self, Handshake};
 use crate::drain::Drain;
@@ -65,7 +66,7 @@ struct HttpConnection {
     /// A request came.
     asked: Notify,
     /// When the last request was answered, by the shard's clock; `None` before, and while there is another.
-    answered: Cell<Option<u32>>,
+    answered: Cell<Option<Seconds>>,
 }
 
 /// Instead of a response: the request was a handshake, and hyper must not answer it.
@@ -180,7 +181,7 @@ impl HttpConnection {
     async fn until_stalled(&self, limit: Duration) {
         loop {
             tokio::time::sleep(limit).await;
-            let waited = |at: u32| Duration::from_secs(self.shard.context.now().saturating_sub(at).into());
+            let waited = |at| self.shard.context.now().elapsed_since(at);
             if self.answered.get().is_some_and(|at| waited(at) > 2 * limit) {
                 return;
             }

@@ -44,7 +44,10 @@ fn cookie(headers: &HeaderMap, name: &str) -> Option<Secret> {
     pairs.find(|(key, _)| *key == name).map(|(_, value)| Secret::new(value.trim_matches('"')))
 }
 
-/// The check of [`Access::authorize`], with the token that the URL may hold. A error is counted.
+/// As [`Access::authorize`], also with a token in the query. Counts errors.
+///
+/// # Errors
+/// [`ApiError`] for the response.
 pub async fn authorize(
     app: &App,
     credentials: Credentials,

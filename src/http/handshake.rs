@@ -52,7 +52,10 @@ fn offers(headers: &HeaderMap) -> impl Iterator<Item = &str> {
     lines.flat_map(|line| line.split(',')).map(str::trim)
 }
 
-/// Checks a handshake; returns the value for `Sec-WebSocket-Accept`.
+/// Validates a WebSocket handshake (RFC 6455, 4.2.1). Returns the value for `Sec-WebSocket-Accept`.
+///
+/// # Errors
+/// [`HandshakeError`] if the handshake is not valid.
 pub fn accept(headers: &HeaderMap) -> Result<String, HandshakeError> {
     let lists = |name, token: &str| {
         let values = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());

@@ -102,7 +102,10 @@ impl Query {
         }
     }
 
-    /// `format=json`, or not.
+    /// Whether the query has `format=json`.
+    ///
+    /// # Errors
+    /// [`ApiError`] for another format.
     pub fn wants_json(&self) -> Result<bool, ApiError> {
         match self.get("format") {
             None => Ok(false),
@@ -111,7 +114,10 @@ impl Query {
         }
     }
 
-    /// `key` and `remove`, checked.
+    /// The `key` and `remove` parameters.
+    ///
+    /// # Errors
+    /// [`ApiError`] if one is not valid, or `remove` stands without `key`.
     pub fn key(&self) -> Result<(Option<Arc<str>>, bool), ApiError> {
         let remove = match self.get("remove") {
             None | Some("false") => false,
@@ -126,7 +132,10 @@ impl Query {
     }
 }
 
-/// A key of a keyed channel, or an idempotency id.
+/// Validates a key of a keyed channel, or an idempotency id.
+///
+/// # Errors
+/// [`ApiError`] if it is empty, longer than [`MOST_KEY_BYTES`], or has control characters or invalid UTF-8.
 pub fn check_key(key: &str) -> Result<Arc<str>, ApiError> {
     // U+FFFD stands for bytes that were no UTF-8.
     let forbidden = |character: char| character.is_control() || character == char::REPLACEMENT_CHARACTER;

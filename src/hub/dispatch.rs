@@ -195,7 +195,7 @@ impl Dispatcher {
         Ok(())
     }
 
-    /// Forgets a channel that the broker refuses. Its subscribers are told so, and those that wait to be.
+    /// Removes a channel that the broker refuses. Closes its subscribers, and fails the joins that wait.
     fn refuse(&self, channel: &ChannelName) {
         let Some(topic) = self.topics().remove(channel) else { return };
         self.tell_refused(&topic);
@@ -220,8 +220,8 @@ impl Dispatcher {
         }
     }
 
-    /// Whether the logs together are within their bound, after the largest were shortened if need be. What a shard has yet to
-    /// serve stays, but that is soon.
+    /// Whether all logs together are within their bound. Shortens the largest logs if they are not; entries that a shard
+    /// has yet to serve stay.
     fn has_room(&self) -> bool {
         if self.log_bytes.load(Ordering::Relaxed) <= self.most_log_bytes {
             return true;

@@ -285,7 +285,10 @@ impl Topic {
         self.lock().log.end()
     }
 
-    /// Calls `visit` with the entries from `cursor` on, until it answers `false`; returns the end of the log.
+    /// Calls `visit` with the entries from `cursor` on, until it returns `false`. Returns the cursor of the end of the log.
+    ///
+    /// # Errors
+    /// [`FellBehind`] if the log no longer holds the entry at `cursor`.
     pub fn read(&self, cursor: u64, mut visit: impl FnMut(&Entry) -> bool) -> Result<u64, FellBehind> {
         let state = self.lock();
         for entry in state.log.read(cursor).ok_or(FellBehind)? {

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
 
-use crate::transport::token_bucket::{Bucket, Rate};
+use crate::transport::token_bucket::{Bucket, Rate, Tenths};
 
 /// At most so many addresses are remembered; beyond, all are forgotten, and may begin with a full burst again.
 const MOST_REMEMBERED: usize = 1 << 16;
@@ -25,11 +25,11 @@ struct Table {
 
 impl AddressRates {
     /// Charges an address. An amount that is larger than what is left passes and leaves a debt; until that is paid, nothing
-    /// passes. `now` is in tenths of a second, as [`Bucket`] counts.
+    /// passes.
     ///
     /// # Errors
     /// In how many seconds the debt is paid.
-    pub fn charge(&self, address: IpAddr, rate: Rate, now: u32, amount: usize) -> Result<(), f32> {
+    pub fn charge(&self, address: IpAddr, rate: Rate, now: Tenths, amount: usize) -> Result<(), f32> {
         // The table is whole after every line that holds it: a panic elsewhere does not spoil it.
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         if table.buckets.len() >= table.sweep_at.max(FEWEST_SWEPT) {
@@ -47,7 +47,7 @@ impl AddressRates {
 
 impl Table {
     /// Forgets the addresses whose bucket is full; all, if the others are too many.
-    fn sweep(&mut self, rate: Rate, now: u32) {
+    fn sweep(&mut self, rate: Rate, now: Tenths) {
         self.buckets.retain(|_, bucket| !bucket.is_full(rate, now));
         if self.buckets.len() > MOST_REMEMBERED {
             self.buckets.clear();
@@ -65,21 +65,21 @@ mod tests {
     #[test]
     fn an_address_that_used_more_than_it_had_waits_until_that_is_paid() {
         let (rates, one, other) = (AddressRates::default(), IpAddr::from([192, 0, 2, 1]), IpAddr::from([192, 0, 2, 2]));
-        assert_eq!(rates.charge(one, RATE, 0, 20), Ok(()));
-        assert_eq!(rates.charge(one, RATE, 0, 30), Ok(()), "a large amount passes");
-        assert_eq!(rates.charge(one, RATE, 10, 1), Err(2.0));
-        assert_eq!(rates.charge(other, RATE, 10, 1), Ok(()));
-        assert_eq!(rates.charge(one, RATE, 30, 1), Ok(()), "what was refused costs nothing");
+        assert_eq!(rates.charge(one, RATE, Tenths(0), 20), Ok(()));
+        assert_eq!(rates.charge(one, RATE, Tenths(0), 30), Ok(()), "a large amount passes");
+        assert_eq!(rates.charge(one, RATE, Tenths(10), 1), Err(2.0));
+        assert_eq!(rates.charge(other, RATE, Tenths(10), 1), Ok(()));
+        assert_eq!(rates.charge(one, RATE, Tenths(30), 1), Ok(()), "what was refused costs nothing");
     }
 
     #[test]
     fn the_table_forgets_the_addresses_whose_bucket_is_full() {
         let rates = AddressRates::default();
         let charge = |number: u32, now| rates.charge(std::net::Ipv4Addr::from_bits(number).into(), RATE, now, 15);
-        (0..100_000).for_each(|number| assert_eq!(charge(number, number), Ok(())));
+        (0..100_000).for_each(|number| assert_eq!(charge(number, Tenths(number)), Ok(())));
         assert!(rates.table.lock().expect("whole").buckets.len() <= FEWEST_SWEPT);
         // As many in debt as there can be: the bound holds.
-        (0..200_000).for_each(|number| assert_eq!(charge(number, 100_000), Ok(())));
+        (0..200_000).for_each(|number| assert_eq!(charge(number, Tenths(100_000)), Ok(())));
         assert!(rates.table.lock().expect("whole").buckets.len() <= 4 * MOST_REMEMBERED);
     }
 }

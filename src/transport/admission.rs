@@ -1,9 +1,9 @@
-//! Who gets in: how many connections there may be, in all and from one address, how fast an address may open more, and that
-//! some descriptors stay free for Redis and files. And how fast the clients of an address publish and subscribe. It counts; what a refused client is answered is written by `accept.rs` and
-//! `http/subscribe.rs`.
+//! Admission: the limits on connections (in all, for each address, new ones per second), and on what the clients of an
+//! address publish and subscribe. It keeps descriptors free for Redis and files. `accept.rs` and `http/subscribe.rs`
+//! write the responses to refused clients.
 //!
-//! A client behind a trusted proxy is counted when its request for a subscription is known, not when the proxy connects: the
-//! proxy's connections carry many clients' requests.
+//! A client behind a trusted proxy counts from its request for a subscription, not when the proxy connects, because the
+//! connections of a proxy carry the requests of many clients.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -16,15 +16,14 @@ use crate::observability::metrics::Metrics;
 use crate::transport::address::{ClientAddress, TrustedProxies, group, is_near};
 use crate::transport::address_rates::AddressRates;
 use crate::transport::refusal::Refusal;
-use crate::transport::token_bucket::{Bucket, Rate};
+use crate::transport::token_bucket::{Bucket, Rate, Tenths};
 
-/// So many addresses that have no connection are remembered for their rate at most; beyond, they are forgotten, and may begin
-/// with a full burst again.
+/// The most idle addresses with rate-limit state. Above it, idle entries are dropped and restart with a full burst.
 const MOST_REMEMBERED: usize = 1 << 16;
-/// The table is not looked through for what can be forgotten before it has so many entries.
+/// The size of the table below which it is not swept.
 const FEWEST_SWEPT: usize = 1 << 10;
 
-/// How many connections more than another a thread may serve before it hands one over, which costs a wake of the other.
+/// How many more connections than another thread a thread may serve before it hands one over, which wakes the other.
 const MOST_UNEVEN: usize = 8;
 
 /// What one address may have.
@@ -66,7 +65,7 @@ pub struct ConnectionLimits {
     pub proxies: TrustedProxies,
 }
 
-/// The counts.
+/// Counts connections and rates against the limits.
 pub struct Admission {
     bounds: ConnectionLimits,
     /// No descriptor at or above this is given to a client.
@@ -210,9 +209,8 @@ impl Admission {
         refusal
     }
 
-    /// In tenths of a second, as [`Bucket`] counts.
-    fn now(&self) -> u32 {
-        u32::try_from(self.began.elapsed().as_millis() / 100).unwrap_or(u32::MAX)
+    fn now(&self) -> Tenths {
+        Tenths::from_elapsed(self.began.elapsed())
     }
 
     fn addresses(&self) -> MutexGuard<'_, Addresses> {
@@ -268,7 +266,7 @@ impl Drop for AddressClaim {
 }
 
 impl Addresses {
-    fn enter(&mut self, address: IpAddr, limits: AddressLimits, now: u32) -> Result<(), Refusal> {
+    fn enter(&mut self, address: IpAddr, limits: AddressLimits, now: Tenths) -> Result<(), Refusal> {
         if self.table.len() >= self.sweep_at.max(FEWEST_SWEPT) {
             self.sweep(now);
         }
@@ -295,7 +293,7 @@ impl Addresses {
     }
 
     /// Forgets the addresses of which nothing need be remembered, and others without connections if they are too many.
-    fn sweep(&mut self, now: u32) {
+    fn sweep(&mut self, now: Tenths) {
         let is_full = |(rate, bucket): &mut (Rate, Bucket)| bucket.is_full(*rate, now);
         self.table.retain(|_, entry| entry.connections > 0 || !entry.handshakes.as_mut().is_none_or(is_full));
         let idle = self.table.values().filter(|entry| entry.connections == 0).count();
@@ -395,7 +393,7 @@ mod tests {
         let mut addresses = Addresses::default();
         for number in 0..5000_u32 {
             let host = IpAddr::from(std::net::Ipv4Addr::from_bits(number));
-            addresses.enter(host, limits, number).expect("a first one");
+            addresses.enter(host, limits, Tenths(number)).expect("a first one");
             if number > 0 {
                 addresses.leave(host);
             }

@@ -163,7 +163,7 @@ async fn an_acl_that_does_not_cover_the_channels_of_the_rules_is_a_warning() {
         ["~livebridge:* ~sheet:* ~*:log", "~livebridge:{sheet:* ~sheet:* ~livebridge:check ~livebridge:{*:log* ~*:log"]
     {
         let (text, _) = user(&format!("{keys} &*"));
-        assert!(line(&text, "does not cover").contains("refused: orders —"), "{keys}: {text}");
+        assert!(line(&text, "does not cover").contains("refused: orders - "), "{keys}: {text}");
     }
     let (text, _) = user("~livebridge:* ~sheet:* ~orders ~*:log &livebridge:* &sheet:* &orders &*:log");
     assert!(line(&text, "access to the channels of the rules").starts_with("ok "), "{text}");

@@ -1,6 +1,6 @@
 //! The promises of livebridge, tested on the wire: real processes, a real redis-server, real signals.
 //!
-//! * `contract`: what every broker must do; runs against both
+//! * `contract`: what every broker must do; runs against each
 //! * `access`: keys, tokens, and what is let through without
 //! * `token_keys`: where the keys of tokens come from
 //! * `origins`: which pages may speak to an instance
@@ -28,6 +28,7 @@
 //! * `documents`: what openapi.json and the pages of docs/ name, against what there is
 //! * `readme`: what the README and docs/configuration.md say
 //! * `check`: what is wrong with a Redis is found
+//! * `redis_options`: how Redis is reached: TLS, sockets, IPv6, passwords
 //! * `insight`: what the operator sees: metrics, dashboard, alerts
 //! * `logs`: what is logged, and what is not
 //! * `cost`: what a delivery and a connection may cost
@@ -70,6 +71,7 @@ mod outages;
 mod pages;
 mod patterns;
 mod readme;
+mod redis_options;
 mod siege;
 mod support;
 mod token_keys;

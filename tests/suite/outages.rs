@@ -380,7 +380,10 @@ async fn a_connection_that_redis_ended_meanwhile_is_not_published_on() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replica_is_not_ready_until_it_is_the_master() {
     let master = Redis::start().await;
+    drop(Options::redis(&master).start().await);
     let redis = Redis::start_with(&["--save", "", "--replicaof", &format!("127.0.0.1 {}", master.port)]).await;
+    // It needs no write of ours to have the functions.
+    until("replicated", || async { redis.cli(&["FUNCTION", "LIST"]).contains("livebridge") }).await;
     let instance = Options::redis(&redis).start_unready();
     until("the reason", || async { instance.get("/readyz").await.1.contains("is a replica at the moment") }).await;
     let (status, answer) = instance.post("/publish", "x").await;
@@ -399,7 +402,7 @@ async fn a_flush_of_the_functions_is_noticed_by_publishers_and_readers() {
     assert_eq!(instance.ws(&format!("channel={channel}&last=1")).await.text().await, "1");
     redis.cli(&["FUNCTION", "FLUSH"]);
     let history = instance.get_json(&format!("/channels/{channel}/messages")).await;
-    assert_eq!(history["messages"][0]["data"], "1", "{history}");
+    assert_eq!(history["messages"][0]["data"], 1, "{history}");
     redis.cli(&["FUNCTION", "FLUSH"]);
     instance.publish(&channel, "2").await.expect("a position");
     assert_eq!(instance.metric("livebridge_broker_disconnects_total").await, 0.0, "that is no outage");

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use livebridge::broker::redis::RedisBroker;
+use livebridge::broker::redis::{RedisBroker, RedisOptions};
 use livebridge::broker::{Broker, Health};
 use livebridge::channel::ChannelName;
 use livebridge::channel::ChannelPattern;
@@ -68,8 +68,13 @@ fn load(redis: &Redis, rules: &Arc<Rules>) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let metrics = Arc::new(Metrics::new(1));
     runtime.block_on(async {
-        let broker =
-            RedisBroker::start(&redis.url(), "loader", Arc::new(EventQueue::default()), rules.clone(), metrics);
+        let broker = RedisBroker::start(
+            &RedisOptions::new(&redis.url()),
+            "loader",
+            Arc::new(EventQueue::default()),
+            rules.clone(),
+            metrics,
+        );
         let broker = broker.unwrap();
         until("the functions are loaded", || async { broker.health() == Health::Up }).await;
     });

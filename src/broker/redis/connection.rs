@@ -2,6 +2,8 @@
 //! of what an instance does with Redis, read frames in place; whoever asks now and then gets a reply of
 //! its own (`call`). What the frames mean is `decoder.rs` for subscriptions, `calls.rs` for publishing.
 
+use std::io;
+
 use bytes::{Buf, BytesMut};
 use redis::{Cmd, FromRedisValue, Value};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
@@ -9,13 +11,22 @@ use tokio::time::timeout;
 
 use super::endpoint::{ANSWER_TIMEOUT, CONNECT_TIMEOUT, Endpoint, Stream};
 use super::error::ClientError;
-use super::node::Role;
 use super::reply::{self, Reply};
-use super::resp::{self, Frame, Item, Items};
+use super::resp::{self, Frame, Item, Items, Measure};
+use super::url::Login;
 
 /// How much is read at once; a buffer that grew far beyond, for a large message, is given back.
 const READ: usize = 64 << 10;
 const KEPT: usize = 1 << 20;
+
+/// What a server must be to be connected to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Role {
+    /// One that stands alone or is a master, and takes writes.
+    Master,
+    /// Anything that speaks RESP3, to find out what it is.
+    Any,
+}
 
 /// An open connection.
 pub(super) struct Connection {
@@ -23,6 +34,10 @@ pub(super) struct Connection {
     writer: WriteHalf<Box<dyn Stream>>,
     incoming: BytesMut,
     outgoing: BytesMut,
+    /// Something was written that the stream may still hold, as TLS does.
+    unflushed: bool,
+    /// How much of the next reply has been looked at.
+    measure: Measure,
     /// See [`super::node::Node::generation`].
     pub(super) generation: u64,
 }
@@ -31,16 +46,27 @@ impl Connection {
     /// Connects and logs in, within the time that connecting may take.
     ///
     /// # Errors
-    /// Among others, [`ClientError::Cluster`] or [`ClientError::Replica`] if the server does not have the role.
+    /// Among others, [`ClientError::Cluster`], [`ClientError::Sentinel`] or [`ClientError::Replica`] if the server does not have the role.
     pub(super) async fn open(endpoint: &Endpoint, role: Role) -> Result<Self, ClientError> {
-        let opened = timeout(CONNECT_TIMEOUT, Self::try_open(endpoint, role)).await;
-        opened.unwrap_or_else(|_| Err(ClientError::timed_out()))
+        match timeout(CONNECT_TIMEOUT, Self::try_open(endpoint, role)).await {
+            Ok(Err(error)) => Err(endpoint.explain(error).await),
+            Ok(opened) => opened,
+            Err(_) => Err(ClientError::timed_out()),
+        }
     }
 
     /// A connection over a stream, without a login.
     pub(super) fn over(stream: Box<dyn Stream>) -> Self {
         let (reader, writer) = tokio::io::split(stream);
-        Self { reader, writer, incoming: BytesMut::new(), outgoing: BytesMut::new(), generation: 0 }
+        Self {
+            reader,
+            writer,
+            incoming: BytesMut::new(),
+            outgoing: BytesMut::new(),
+            unflushed: false,
+            measure: Measure::default(),
+            generation: 0,
+        }
     }
 
     /// A connection to nobody, for tests of what is sent.
@@ -51,16 +77,16 @@ impl Connection {
 
     async fn try_open(endpoint: &Endpoint, role: Role) -> Result<Self, ClientError> {
         let mut connection = Self::over(endpoint.stream().await?);
-        let credentials = endpoint.credentials();
-        match credentials.password() {
+        let Login { user, password, database } = endpoint.login();
+        match password {
             Some(password) => {
-                connection.send(&["HELLO", "3", "AUTH", credentials.username().unwrap_or("default"), password]);
+                connection.send(&["HELLO", "3", "AUTH", user.as_deref().unwrap_or("default"), password]);
             }
             None => connection.send(&["HELLO", "3"]),
         }
         let mut unanswered = 1;
-        if credentials.db() != 0 {
-            connection.send(&["SELECT", &credentials.db().to_string()]);
+        if *database != 0 {
+            connection.send(&["SELECT", &database.to_string()]);
             unanswered += 1;
         }
         while unanswered > 0 {
@@ -88,13 +114,22 @@ impl Connection {
 
     /// Waits until something could be read or written. May be dropped at any time without losing anything.
     pub(super) async fn exchange(&mut self) -> Result<(), ClientError> {
-        let Self { reader, writer, incoming, outgoing, .. } = self;
+        let Self { reader, writer, incoming, outgoing, unflushed, .. } = self;
         incoming.reserve(READ);
-        tokio::select! {
-            written = writer.write_buf(outgoing), if !outgoing.is_empty() => {
-                written?;
+        let is_due = *unflushed || !outgoing.is_empty();
+        let write = async {
+            if outgoing.is_empty() {
+                writer.flush().await?;
+                *unflushed = false;
+            } else {
+                writer.write_buf(outgoing).await?;
+                *unflushed = true;
                 spare(outgoing);
             }
+            Ok::<(), io::Error>(())
+        };
+        tokio::select! {
+            written = write, if is_due => written?,
             read = reader.read_buf(incoming) => if read? == 0 {
                 return Err(ClientError::Closed);
             },
@@ -122,15 +157,19 @@ impl Connection {
         &mut self,
         mut take: impl FnMut(Reply) -> Result<(), ClientError>,
     ) -> Result<(), ClientError> {
-        while let Some((reply, length)) = reply::parse(&self.incoming)? {
+        while let Some((reply, length)) = reply::parse(&mut self.measure, &self.incoming)? {
             self.incoming.advance(length);
             // Nobody asked for a push.
             if !matches!(reply, Ok(Value::Push { .. })) {
                 take(reply)?;
             }
         }
-        spare(&mut self.incoming);
         Ok(())
+    }
+
+    /// Gives back the memory of a large reply. Where more of them are due, they had better find it.
+    pub(super) fn give_back(&mut self) {
+        spare(&mut self.incoming);
     }
 
     /// Sends a command and waits for its reply, within the time that one may take. Nothing else may be
@@ -154,6 +193,7 @@ impl Connection {
                 Ok(())
             })?;
         }
+        self.give_back();
         answer.unwrap_or(Err(ClientError::Closed))
     }
 }
@@ -168,7 +208,7 @@ impl<'a> Frame<'a> {
     }
 }
 
-/// Refuses a server that answers to `HELLO` that it is a node of a Redis Cluster, or a replica.
+/// Refuses a server that answers to `HELLO` that it is a node of a Redis Cluster, a Sentinel or a replica.
 fn expect_master(hello: Items<'_>) -> Result<(), ClientError> {
     let says = |name: &'static [u8], value: &'static [u8]| {
         let mut hello = hello;
@@ -176,6 +216,9 @@ fn expect_master(hello: Items<'_>) -> Result<(), ClientError> {
     };
     if says(b"mode", b"cluster") {
         return Err(ClientError::Cluster);
+    }
+    if says(b"mode", b"sentinel") {
+        return Err(ClientError::Sentinel);
     }
     if says(b"role", b"replica") || says(b"role", b"slave") {
         return Err(ClientError::Replica);
@@ -213,5 +256,19 @@ mod tests {
             connection.frames(hear).expect("it is RESP3");
         }
         assert!(!connection.incoming.try_reclaim(KEPT + 1), "a large buffer is kept");
+    }
+
+    #[tokio::test]
+    async fn what_a_stream_holds_back_is_flushed() {
+        let (ours, mut theirs) = tokio::io::duplex(READ);
+        let mut connection = Connection::over(Box::new(tokio::io::BufWriter::new(ours)));
+        let server = tokio::spawn(async move {
+            let mut asked = [0; 14];
+            theirs.read_exact(&mut asked).await.expect("a command");
+            theirs.write_all(b"+PONG\r\n").await.expect("it listens");
+            theirs
+        });
+        assert_eq!(connection.call::<String>(&redis::cmd("PING")).await.expect("an answer"), "PONG");
+        server.await.expect("no panic");
     }
 }

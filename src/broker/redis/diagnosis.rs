@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use super::error::ClientError;
 use super::library::LibraryState;
 use crate::finding::Finding;
 
@@ -35,17 +36,31 @@ impl Facts {
 }
 
 /// Redis could not be reached, or did not let us in.
-pub(super) fn unreachable(place: &str, why: &str, code: Option<&str>) -> Finding {
-    // What the client says of a refused login has no code of its own.
-    let login = ["NOAUTH", "WRONGPASS"].into_iter().any(|word| code == Some(word) || why.contains(word))
-        || why.to_lowercase().contains("authentication");
-    let mend = if login {
-        "correct user and password in the Redis URL"
-    } else {
-        "see that Redis runs there, that its `bind` and firewalls let this machine in, and that the URL is right"
+pub(super) fn unreachable(place: &str, error: &ClientError) -> Finding {
+    if let ClientError::Tls(problem) = error {
+        return Finding::error(format!("Redis at {place} can't be reached: {}", problem.what), problem.mend);
+    }
+    let why = error.refusal().map_or_else(|| error.to_string(), str::to_owned);
+    let (what, mend) = match error.code() {
+        Some("NOAUTH" | "WRONGPASS" | "NOPERM") => {
+            ("does not let this user in", "correct user and password in the Redis URL, or the password beside it")
+        }
+        _ => (
+            "can't be reached",
+            "see that Redis runs there, that its `bind` and firewalls let this machine in, and that the URL is right",
+        ),
     };
-    let what = if login { "does not let this user in" } else { "can't be reached" };
     Finding::error(format!("Redis at {place} {what}: {why}"), mend)
+}
+
+/// Where the server is a Sentinel, nothing else about it matters.
+pub(super) fn sentinel(facts: &Facts) -> Option<Finding> {
+    (facts.info("redis_mode") == "sentinel").then(|| {
+        Finding::error(
+            "this is a Redis Sentinel, which this version does not ask",
+            "name the master itself in the Redis URL; `redis-cli -p PORT SENTINEL MASTERS` says where it is",
+        )
+    })
 }
 
 /// What a server says of itself, judged.

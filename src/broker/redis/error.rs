@@ -7,6 +7,7 @@ use std::sync::LazyLock;
 use redis::ParsingError;
 
 use super::resp::Malformed;
+use super::tls::{self, TlsProblem};
 use crate::broker::BrokerError;
 use crate::observability::log_throttle::LogThrottle;
 
@@ -15,13 +16,19 @@ use crate::observability::log_throttle::LogThrottle;
 pub(super) enum ClientError {
     /// The network's or the system's reason.
     #[error("{0}")]
-    Io(#[from] io::Error),
+    Io(#[source] io::Error),
+    /// TLS does not work out between us and the other end.
+    #[error(transparent)]
+    Tls(TlsProblem),
     /// Redis answered with an error, which is given as it came.
     #[error("Redis refused: {0}")]
     Refused(String),
     /// The other end spreads channels over nodes, of which this would see a part.
     #[error("this is a node of a Redis Cluster, which this version does not support; use a Redis that is not one")]
     Cluster,
+    /// The other end watches over servers, and holds no data.
+    #[error("this is a Redis Sentinel, which this version does not ask; name the master itself in the Redis URL")]
+    Sentinel,
     /// The other end is a replica, which takes no writes.
     #[error("this Redis is a replica at the moment")]
     Replica,
@@ -42,6 +49,18 @@ impl ClientError {
         io::Error::new(io::ErrorKind::TimedOut, "no answer in time").into()
     }
 
+    /// Whether the other end may have spoken another protocol than we.
+    pub(super) fn is_of_the_wire(&self) -> bool {
+        use io::ErrorKind::{BrokenPipe, ConnectionReset, InvalidData, TimedOut, UnexpectedEof};
+        match self {
+            Self::Io(error) => {
+                matches!(error.kind(), BrokenPipe | ConnectionReset | InvalidData | TimedOut | UnexpectedEof)
+            }
+            Self::Malformed(_) | Self::Closed => true,
+            _ => false,
+        }
+    }
+
     /// What Redis answered, if it did: its connection is as good as before.
     pub(super) fn refusal(&self) -> Option<&str> {
         if let Self::Refused(said) = self { Some(said) } else { None }
@@ -59,6 +78,12 @@ impl ClientError {
     /// The code of what Redis answered, such as `NOPERM`.
     pub(super) fn code(&self) -> Option<&str> {
         self.refusal()?.split(' ').next()
+    }
+}
+
+impl From<io::Error> for ClientError {
+    fn from(error: io::Error) -> Self {
+        tls::explain(&error).map_or_else(|| Self::Io(error), Self::Tls)
     }
 }
 

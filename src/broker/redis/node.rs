@@ -10,7 +10,7 @@ use redis::{Cmd, FromRedisValue, Value};
 use tokio::runtime::Handle;
 use tokio::sync::Mutex;
 
-use super::connection::Connection;
+use super::connection::{Connection, Role};
 use super::endpoint::Endpoint;
 use super::error::ClientError;
 use super::library::{Function, LIFE, LIFE_KEY, Library, is_missing};
@@ -18,15 +18,6 @@ use super::shared::SharedConnection;
 use crate::observability::metrics::Metrics;
 use crate::observability::metrics::latency::Moment;
 use crate::rules::Rules;
-
-/// What a server must be to be connected to.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Role {
-    /// One that stands alone or is a master, and takes writes.
-    Master,
-    /// Anything that speaks RESP3, to find out what it is.
-    Any,
-}
 
 /// A server, and what is known about it.
 pub(super) struct Node {

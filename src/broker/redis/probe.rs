@@ -8,13 +8,14 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use redis::{Cmd, FromRedisValue, Value};
 use tokio::time::Instant;
 
-use super::connection::Connection;
+use super::connection::{Connection, Role};
 use super::diagnosis::{self, Facts};
-use super::endpoint::{ANSWER_TIMEOUT, Endpoint};
+use super::endpoint::{ANSWER_TIMEOUT, Endpoint, RedisOptions, RedisOptionsError};
 use super::error::ClientError;
 use super::library::{LIFE_KEY, LibraryState, is_refusal};
-use super::node::{Node, Role};
+use super::node::Node;
 use super::resp::Frame;
+use super::url::UrlError;
 use crate::finding::Finding;
 use crate::observability::metrics::Metrics;
 use crate::rules::Rules;
@@ -24,26 +25,33 @@ const SAMPLE: &str = "livebridge-check";
 /// How many times a round trip is measured; the fastest counts.
 const PINGS: usize = 5;
 
-/// All that can be said about the Redis behind a URL.
-pub async fn check_redis(url: &str, rules: &Rules) -> Vec<Finding> {
-    let endpoint = match Endpoint::parse(url) {
+/// All that can be said about a Redis.
+pub async fn check_redis(options: &RedisOptions, rules: &Rules) -> Vec<Finding> {
+    let endpoint = match Endpoint::new(options) {
         Ok(endpoint) => endpoint,
-        Err(error) => {
-            let mend = "it looks like redis://user:password@host:6379/0";
-            return vec![Finding::error(format!("the Redis URL can't be understood: {error}"), mend)];
+        Err(RedisOptionsError::Url(UrlError { what, form })) => {
+            return vec![Finding::error(
+                format!("the Redis URL can't be understood: {what}"),
+                format!("it looks like {form}"),
+            )];
         }
+        Err(error) => return vec![Finding::error(error.to_string(), "mend what it says")],
     };
     let place = endpoint.place();
     // What it is, is to be found out; nobody counts what the checks cost.
     let node = Node::new(endpoint, Role::Any, rules, Arc::new(Metrics::new(1)));
     let mut connection = match node.connect().await {
         Ok(connection) => connection,
-        Err(error) => return vec![diagnosis::unreachable(&place, &cause(&error), error.code())],
+        Err(error) => return vec![diagnosis::unreachable(&place, &error)],
     };
     let mut findings = vec![Finding::ok(format!("Redis answers at {place}"))];
     match ask::<String>(&mut connection, &["INFO"]).await {
         Ok(info) => {
             let facts = Facts::new(info, config(&mut connection).await);
+            if let Some(finding) = diagnosis::sentinel(&facts) {
+                findings.push(finding);
+                return findings;
+            }
             findings.extend(diagnosis::server(&facts));
         }
         Err(error) => findings.push(Finding::warning(

@@ -86,7 +86,10 @@ enum Missing {
     Sense,
 }
 
-/// Reads the first frame and its length; `None` until it is whole.
+/// Parses the first frame, and returns it with its length in bytes; `None` if it is not complete.
+///
+/// # Errors
+/// [`Malformed`] if the bytes are not RESP3.
 pub fn parse(bytes: &[u8]) -> Result<Option<(Frame<'_>, usize)>, Malformed> {
     let mut reader = Reader { bytes, at: 0 };
     match reader.frame() {
@@ -96,13 +99,35 @@ pub fn parse(bytes: &[u8]) -> Result<Option<(Frame<'_>, usize)>, Malformed> {
     }
 }
 
-/// The length of the first frame, whatever it is; `None` until it has arrived whole.
-pub(super) fn length(bytes: &[u8]) -> Result<Option<usize>, Malformed> {
-    let mut reader = Reader { bytes, at: 0 };
-    match reader.skip(MOST_NESTED) {
-        Ok(()) => Ok(Some(reader.at)),
-        Err(Missing::Bytes) => Ok(None),
-        Err(Missing::Sense) => Err(Malformed),
+/// Finds the end of a frame while its bytes arrive, and looks at each of its elements once.
+#[derive(Debug)]
+pub(super) struct Measure {
+    at: usize,
+    /// How many elements have yet to be passed over.
+    left: usize,
+}
+
+impl Default for Measure {
+    fn default() -> Self {
+        Self { at: 0, left: 1 }
+    }
+}
+
+impl Measure {
+    /// The length of the frame that the bytes begin with, and the measure is ready for the next one;
+    /// `None` until it has arrived whole, to be called again with more.
+    pub(super) fn advance(&mut self, bytes: &[u8]) -> Result<Option<usize>, Malformed> {
+        let mut reader = Reader { bytes, at: self.at };
+        while self.left > 0 {
+            let parts = match reader.step() {
+                Ok(parts) => parts,
+                Err(Missing::Bytes) => return Ok(None),
+                Err(Missing::Sense) => return Err(Malformed),
+            };
+            self.left = (self.left - 1).checked_add(parts).ok_or(Malformed)?;
+            self.at = reader.at;
+        }
+        Ok(Some(std::mem::take(self).at))
     }
 }
 
@@ -189,6 +214,13 @@ impl<'a> Reader<'a> {
 
     fn skip(&mut self, nested: u32) -> Result<(), Missing> {
         let nested = nested.checked_sub(1).ok_or(Missing::Sense)?;
+        let parts = self.step()?;
+        self.skip_all(parts, nested)
+    }
+
+    /// Passes over one element, and of an array or the like over its head; returns how many elements
+    /// follow that are its parts.
+    fn step(&mut self) -> Result<usize, Missing> {
         match self.bytes.get(self.at).ok_or(Missing::Bytes)? {
             b'$' | b'=' | b'!' => {
                 let length = self.count()?;
@@ -196,17 +228,11 @@ impl<'a> Reader<'a> {
                 let end = self.at + if null { 0 } else { length + 2 };
                 self.bytes.get(..end).ok_or(Missing::Bytes)?;
                 self.at = end;
-                Ok(())
+                Ok(0)
             }
-            b'*' | b'~' | b'>' => {
-                let parts = self.count()?;
-                self.skip_all(parts, nested)
-            }
-            b'%' | b'|' => {
-                let parts = self.count()?;
-                self.skip_all(2 * parts, nested)
-            }
-            b'+' | b'-' | b':' | b'_' | b'#' | b',' | b'(' => self.line().map(drop),
+            b'*' | b'~' | b'>' => self.count(),
+            b'%' | b'|' => self.count().map(|pairs| 2 * pairs),
+            b'+' | b'-' | b':' | b'_' | b'#' | b',' | b'(' => self.line().map(|_| 0),
             _ => Err(Missing::Sense),
         }
     }
@@ -285,5 +311,19 @@ mod tests {
         for bytes in ["HTTP/1.1 400\r\n", "\n", ">x\r\n", ">3\r\n:7\r\n", unended, long, &deep] {
             assert_eq!(parse(bytes.as_bytes()), Err(Malformed), "{bytes:?}");
         }
+    }
+
+    #[test]
+    fn a_measure_finds_the_end_however_the_bytes_arrive() {
+        let frame = b"*3\r\n$2\r\nab\r\n%1\r\n+a\r\n*2\r\n$-1\r\n:1\r\n-ERR no\r\n";
+        let bytes = [&frame[..], b"+next\r\n"].concat();
+        for step in 1..=bytes.len() {
+            let mut measure = Measure::default();
+            let ends = (1..=bytes.len()).filter(|end| end % step == 0).chain([bytes.len()]);
+            let found = ends.map(|end| measure.advance(&bytes[..end])).find(|found| *found != Ok(None));
+            assert_eq!(found, Some(Ok(Some(frame.len()))), "{step}");
+            assert_eq!(measure.advance(&bytes[frame.len()..]), Ok(Some(7)), "and of the next");
+        }
+        assert_eq!(Measure::default().advance(b"HTTP/1.1 400\r\n"), Err(Malformed));
     }
 }

@@ -84,6 +84,9 @@ async fn drive(mut connection: Connection, mut requests: mpsc::Receiver<Request>
                         Ok(())
                     })
                 });
+                if waiting.is_empty() {
+                    connection.give_back();
+                }
                 if let Err(error) = answered {
                     tracing::debug!(%error, "a shared connection to Redis has ended");
                     return;

@@ -149,7 +149,10 @@ impl Decoder {
         Self { partial: Vec::new(), message: None, limit: u32::try_from(limit).unwrap_or(u32::MAX), frames: 0 }
     }
 
-    /// Reads a chunk; `visit` gets what it completes. An error says how to close: nothing after it can be read.
+    /// Decodes a chunk and unmasks it in place. `visit` is called with each complete message and control frame.
+    ///
+    /// # Errors
+    /// How to close the connection. Nothing after the invalid frame can be decoded.
     pub fn decode(&mut self, chunk: &mut [u8], mut visit: impl FnMut(Incoming)) -> Result<(), Close> {
         if self.partial.is_empty() {
             let consumed = self.decode_all(chunk, &mut visit)?;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use livebridge::broker::memory::MemoryBroker;
-use livebridge::broker::redis::RedisBroker;
+use livebridge::broker::redis::{RedisBroker, RedisOptions};
 use livebridge::broker::{Broker, BrokerError, Event, Health, Page, Publication, ReadFrom, RequestSize, Tail};
 use livebridge::channel::ChannelName;
 use livebridge::hub::event_queue::EventQueue;
@@ -140,7 +140,8 @@ impl World {
         }
         let rules = Arc::new(Rules::parse(RULES).unwrap());
         let (queue, metrics) = (Arc::new(EventQueue::default()), Arc::new(Metrics::new(1)));
-        let broker = RedisBroker::start(&url, "alike", queue.clone(), rules.clone(), metrics).unwrap();
+        let broker =
+            RedisBroker::start(&RedisOptions::new(&url), "alike", queue.clone(), rules.clone(), metrics).unwrap();
         let redis = Side::new(Arc::new(broker), queue);
         until("Redis is up", || async { redis.broker.health() == Health::Up }).await;
         Self { rules, redis, server }

@@ -1,6 +1,8 @@
-//! A promise that every broker must keep is written once and run twice: on the embedded broker with one instance, and on Redis
-//! with two, publishers and subscribers on different ones.
+//! A promise that every broker must keep is written once and run three times: on the embedded broker with
+//! one instance, and on Redis with two, publishers and subscribers on different ones; plain, and with TLS
+//! and client certificates.
 
+use super::certificates::Certificates;
 use super::instance::{Instance, Options};
 use super::redis::Redis;
 
@@ -19,6 +21,16 @@ impl Setup {
     pub async fn redis(options: Options) -> Self {
         let redis = Redis::start().await;
         let options = Options { redis_url: Some(redis.url()), ..options };
+        Self::on(redis, options).await
+    }
+
+    pub async fn redis_with_tls(options: Options) -> Self {
+        let redis = Redis::with_tls(Certificates::new(), &[]).await;
+        let options = redis.tls_options(options);
+        Self::on(redis, options).await
+    }
+
+    async fn on(redis: Redis, options: Options) -> Self {
         let one = options.clone().start().await;
         Self { one, two: Some(options.start().await), redis: Some(redis) }
     }
@@ -29,7 +41,7 @@ impl Setup {
     }
 }
 
-/// Runs each promise against both brokers, with instances of the given options.
+/// Runs each promise against every broker, with instances of the given options.
 macro_rules! promises {
     ($options:expr; $($name:ident),* $(,)?) => {
         mod on_the_embedded_broker {
@@ -43,6 +55,12 @@ macro_rules! promises {
             use super::*;
             $(#[tokio::test(flavor = "multi_thread")]
             async fn $name() { super::$name(crate::support::brokers::Setup::redis($options).await).await; })*
+        }
+        mod on_redis_with_tls {
+            #[allow(unused_imports, reason = "the options may need what the module has")]
+            use super::*;
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $name() { super::$name(crate::support::brokers::Setup::redis_with_tls($options).await).await; })*
         }
     };
 }

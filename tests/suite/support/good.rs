@@ -15,7 +15,7 @@ const FEWEST: usize = 150;
 const PAUSE: Duration = Duration::from_millis(5);
 /// A message that takes less than this is never late, however quick it was in the quiet run: others compete for the machine
 /// meanwhile. The attacks delayed messages for seconds when nothing held them back.
-const FLOOR: Duration = Duration::from_secs(1);
+const FLOOR: Duration = Duration::from_millis(2500);
 /// How many times as long as in the quiet run a message may take.
 const TIMES: u32 = 3;
 /// How much memory an instance may have more after an attack than before it, in bytes: what the allocator keeps for itself.
@@ -38,7 +38,8 @@ impl<'a> GoodClient<'a> {
         let channel = channel("good");
         let query = format!("channel={channel}");
         let (socket, events) = (instance.ws(&query).await, instance.events(&query).await);
-        let http = reqwest::Client::new();
+        // One connection for each request: an idle one may end just when it is used again.
+        let http = reqwest::Client::builder().pool_max_idle_per_host(0).build().unwrap();
         let (quiet, number) = (Duration::ZERO, 0);
         let mut client = Self { instance, http, channel, socket, events, number, quiet, memory: 0 };
         client.quiet = client.run(&AtomicBool::new(true)).await;

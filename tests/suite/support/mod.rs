@@ -3,6 +3,7 @@
 pub mod balancer;
 pub mod brokers;
 pub mod browser;
+pub mod certificates;
 pub mod format1;
 pub mod good;
 pub mod instance;

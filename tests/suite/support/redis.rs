@@ -6,6 +6,8 @@ use std::process::{Child, Command, Stdio};
 
 use tempfile::TempDir;
 
+use super::certificates::Certificates;
+use super::instance::Options;
 use super::resp::Client;
 use super::{soon, until};
 
@@ -18,6 +20,9 @@ pub struct Usage {
 
 pub struct Redis {
     pub port: u16,
+    /// Where it speaks TLS, if it does.
+    pub tls_port: u16,
+    pub certificates: Option<Certificates>,
     folder: TempDir,
     arguments: Vec<String>,
     child: Child,
@@ -39,13 +44,46 @@ impl Redis {
         // Between choosing a free port and using it, another test may take it.
         loop {
             let folder = tempfile::tempdir().unwrap();
-            let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+            let [port, tls_port] = free_ports();
+            let number = |argument: &String| argument.replace("TLS_PORT", &tls_port.to_string());
+            let arguments: Vec<_> = arguments.iter().map(number).collect();
             let child = spawn(port, &folder, &arguments);
-            let mut redis = Self { port, folder, arguments: arguments.clone(), child };
+            let mut redis = Self { port, tls_port, certificates: None, folder, arguments, child };
             if redis.answers_or_exits().await {
                 return redis;
             }
         }
+    }
+
+    /// A server that speaks TLS as well, shows the certificate `server`, and asks clients for theirs.
+    pub async fn with_tls(certificates: Certificates, arguments: &[&str]) -> Self {
+        Self::with_tls_for(certificates, "server", arguments).await
+    }
+
+    /// The same, with a certificate of another name.
+    pub async fn with_tls_for(certificates: Certificates, name: &str, arguments: &[&str]) -> Self {
+        let [pem, key, ca] =
+            [format!("{name}.pem"), format!("{name}.key"), "ca.pem".into()].map(|file| certificates.path(&file));
+        let mut all = vec!["--tls-port", "TLS_PORT", "--tls-cert-file", &pem, "--tls-key-file", &key];
+        all.extend(["--tls-ca-cert-file", &ca, "--save", ""]);
+        all.extend(arguments);
+        let mut redis = Self::start_with(&all).await;
+        redis.certificates = Some(certificates);
+        redis
+    }
+
+    pub fn tls_url(&self) -> String {
+        format!("rediss://127.0.0.1:{}/", self.tls_port)
+    }
+
+    /// Options with which an instance reaches it by TLS.
+    pub fn tls_options(&self, options: Options) -> Options {
+        let path = |file: &str| self.certificates.as_ref().unwrap().path(file);
+        let options = Options { redis_url: Some(self.tls_url()), ..options };
+        options
+            .env("LIVEBRIDGE_REDIS_CA", &path("ca.pem"))
+            .env("LIVEBRIDGE_REDIS_CERT", &path("client.pem"))
+            .env("LIVEBRIDGE_REDIS_KEY", &path("client.key"))
     }
 
     pub fn url(&self) -> String {
@@ -138,6 +176,11 @@ impl Drop for Redis {
     fn drop(&mut self) {
         self.stop();
     }
+}
+
+fn free_ports() -> [u16; 2] {
+    let listeners = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+    listeners.map(|listener| listener.local_addr().unwrap().port())
 }
 
 fn spawn(port: u16, folder: &TempDir, arguments: &[String]) -> Child {

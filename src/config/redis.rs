@@ -1,0 +1,104 @@
+//! The settings of how Redis is reached, and what they mean together.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+
+use crate::access::secret::Secret;
+use crate::broker::redis::{RedisOptions, TlsOptions};
+
+/// Where Redis is, and who we are to it.
+#[derive(Args, Debug, Clone)]
+pub struct RedisArgs {
+    /// The Redis that instances share, such as redis://user:password@host:6379/0, rediss:// with TLS, or
+    /// unix:///run/redis.sock; without it the embedded broker.
+    #[arg(long, env = "REDIS_URL", value_name = "URL", hide_env_values = true)]
+    pub redis_url: Option<String>,
+    /// The password for Redis, where the URL holds none.
+    #[arg(long, env = "LIVEBRIDGE_REDIS_PASSWORD", value_name = "PASSWORD", hide_env_values = true)]
+    pub redis_password: Option<Secret>,
+    /// A file with the password for Redis.
+    #[arg(long, env = "LIVEBRIDGE_REDIS_PASSWORD_FILE", value_name = "FILE")]
+    pub redis_password_file: Option<PathBuf>,
+    /// A PEM file with the authorities that may have signed the certificate of Redis [default: those of the system].
+    #[arg(long, env = "LIVEBRIDGE_REDIS_CA", value_name = "FILE")]
+    pub redis_ca: Option<PathBuf>,
+    /// A PEM file with the client certificate that Redis is shown.
+    #[arg(long, env = "LIVEBRIDGE_REDIS_CERT", value_name = "FILE")]
+    pub redis_cert: Option<PathBuf>,
+    /// A PEM file with the key of the client certificate.
+    #[arg(long, env = "LIVEBRIDGE_REDIS_KEY", value_name = "FILE")]
+    pub redis_key: Option<PathBuf>,
+    /// The name that the certificate of Redis must be for [default: the host of the URL].
+    #[arg(long, env = "LIVEBRIDGE_REDIS_SERVER_NAME", value_name = "NAME")]
+    pub redis_server_name: Option<String>,
+}
+
+/// What is wrong with the settings. Never shows a password.
+#[derive(Debug, thiserror::Error)]
+pub enum RedisSettingsError {
+    /// Settings of Redis without a URL.
+    #[error("{0} is set, but no Redis URL; set REDIS_URL or --redis-url")]
+    NoUrl(&'static str),
+    /// The file can't be read.
+    #[error("--redis-password-file {path}: {source}")]
+    Unreadable {
+        /// Which file.
+        path: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file holds nothing.
+    #[error("--redis-password-file {0}: there is no password in it")]
+    Empty(String),
+    /// Two passwords.
+    #[error("a password for Redis is set, and a file with one; leave one of them out")]
+    TwoPasswords,
+}
+
+impl RedisArgs {
+    /// Checks what was typed, and reads the file with the password; `None` without a URL.
+    ///
+    /// # Errors
+    /// A setting that has no effect, or a file that can't be read.
+    pub fn resolve(self) -> Result<Option<RedisOptions>, RedisSettingsError> {
+        // A variable that is set to nothing is not set.
+        let file = |path: Option<PathBuf>| path.filter(|path| !path.as_os_str().is_empty());
+        let typed = self.redis_password.map(|password| password.reveal().to_owned()).filter(|it| !it.is_empty());
+        let password_file = file(self.redis_password_file);
+        let tls = TlsOptions {
+            ca: file(self.redis_ca),
+            certificate: file(self.redis_cert),
+            key: file(self.redis_key),
+            server_name: self.redis_server_name.filter(|name| !name.is_empty()),
+        };
+        let Some(url) = self.redis_url.filter(|url| !url.is_empty()) else {
+            let settings = [
+                (typed.is_some(), "--redis-password"),
+                (password_file.is_some(), "--redis-password-file"),
+                (tls.ca.is_some(), "--redis-ca"),
+                (tls.certificate.is_some(), "--redis-cert"),
+                (tls.key.is_some(), "--redis-key"),
+                (tls.server_name.is_some(), "--redis-server-name"),
+            ];
+            let set = settings.into_iter().find_map(|(is_set, name)| is_set.then_some(name));
+            return set.map_or(Ok(None), |name| Err(RedisSettingsError::NoUrl(name)));
+        };
+        let password = match (typed, password_file) {
+            (Some(_), Some(_)) => return Err(RedisSettingsError::TwoPasswords),
+            (typed, None) => typed,
+            (None, Some(path)) => Some(read_password(&path)?),
+        };
+        Ok(Some(RedisOptions { url, password, tls }))
+    }
+}
+
+/// The file's text without the end of its line.
+fn read_password(path: &Path) -> Result<String, RedisSettingsError> {
+    let name = || path.display().to_string();
+    let text =
+        std::fs::read_to_string(path).map_err(|source| RedisSettingsError::Unreadable { path: name(), source })?;
+    let password = text.strip_suffix('\n').unwrap_or(&text);
+    let password = password.strip_suffix('\r').unwrap_or(password);
+    if password.is_empty() { Err(RedisSettingsError::Empty(name())) } else { Ok(password.to_owned()) }
+}
