@@ -51,8 +51,8 @@ pub struct Hub {
 }
 
 impl Hub {
-    /// A hub without channels. `broker` must deliver its events to `dispatcher`. Pages of history for clients count
-    /// against `outgoing`.
+    /// A hub without channels. `broker` must deliver its events to `dispatcher`. Pages of history for
+    /// clients count against `outgoing`.
     pub fn new(
         dispatcher: Arc<Dispatcher>,
         broker: Arc<dyn Broker>,

@@ -23,7 +23,8 @@ const SHARED_BYTES: usize = 128 << 10;
 pub(super) const OWN_BYTES: usize = 64 << 10;
 /// What a frame adds to a payload, roughly.
 const FRAME_BYTES: usize = 16;
-/// What is left of a frame, up to so many bytes, is not counted: less than what a client may have waiting for itself.
+/// The rest of a frame, up to so many bytes, does not count: a client may have as much waiting for
+/// itself.
 const FREE_REST: usize = 16 << 10;
 
 /// Ready frames for the entries `first..end` of a log or page.
@@ -37,7 +38,8 @@ pub struct EncodedBatch {
     /// The index of the last entry that has a position.
     last_positioned: Option<usize>,
     close: Option<Close>,
-    /// The index and the bytes of the frame that a socket cut last: all whose sockets cut it share them.
+    /// The index and the bytes of the frame that a socket took in part last. All subscribers whose
+    /// sockets took it in part share the bytes.
     cut: RefCell<Option<(usize, Bytes)>>,
     /// What such frames count against.
     outgoing: Arc<Budget>,
@@ -244,7 +246,7 @@ impl EncodedBatch {
         }
     }
 
-    /// What is left from `byte` on of the frame with that index, and whether there was no room for it.
+    /// The rest from `byte` on of the frame with that index, and whether there was no room for it.
     fn rest(&self, index: usize, frame: Range<usize>, byte: usize) -> (Bytes, bool) {
         if frame.end - byte <= FREE_REST {
             return (Bytes::copy_from_slice(&self.bytes[byte..frame.end]), false);

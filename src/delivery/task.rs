@@ -433,9 +433,9 @@ impl ConnectionTask {
             if repeated {
                 sleep(REPEAT_PAUSE).await;
             }
-            let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
+            let (mut backoff, began) =
+                (Backoff::new(Duration::from_millis(50), Duration::from_secs(2)), Instant::now());
             // The client waits with us: its socket is read meanwhile, so its leaving ends this.
-            let began = Instant::now();
             loop {
                 match app.hub.history(&topic, from, client).await {
                     Ok(page) => return Event::Answered((key, topic, page)),

@@ -18,8 +18,8 @@ use crate::message::Message;
 
 /// A piece has about so many bytes.
 const PIECE_BYTES: usize = 64 << 10;
-/// A payload of more bytes is encoded in parts of so many. A multiple of 3, so that the parts' Base64 has no padding
-/// but at its end.
+/// A payload of more bytes is encoded in parts of so many. A multiple of 3, so that the Base64 of a
+/// part has padding only at the end of the payload.
 const PART_BYTES: usize = 12 << 10;
 
 /// The rest of an answer.

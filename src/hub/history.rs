@@ -15,8 +15,8 @@ use crate::hub::topic::{ReadAt, Topic};
 use crate::message::Position;
 
 impl Hub {
-    /// Reads history for a subscriber. Those who ask for the same at about the same time share one answer. `client`
-    /// is the address that its connection counts for.
+    /// Reads history for a subscriber. Subscribers that ask for the same at about the same time share
+    /// one answer. `client` is the address that the connection counts for.
     ///
     /// # Errors
     /// See [`PageError`](super::held_page::PageError).
@@ -38,8 +38,8 @@ impl Hub {
         }
     }
 
-    /// Reads at most `limit` messages for a client; `None` if the channel keeps no history. The page counts for the
-    /// address `client`, if that has a limit.
+    /// Reads at most `limit` messages for a client; `None` if the channel keeps no history. The page
+    /// counts for the address `client`, if that has a limit.
     ///
     /// # Errors
     /// See [`PageError`](super::held_page::PageError).
@@ -59,8 +59,8 @@ impl Hub {
 }
 
 impl Topic {
-    /// Drops the page that its readers share, unless somebody may still be given it. If memory is scarce, also if
-    /// nobody reads it now.
+    /// Drops the page that readers share if it can answer nobody any more. If memory is scarce, also
+    /// if nobody reads it now.
     pub(crate) fn sweep_page(&self, is_scarce: bool) {
         let now = Instant::now();
         self.shared_reads.drop_unless(|kept| {

@@ -1,5 +1,6 @@
-//! A bound on bytes that many connections hold together: what is on its way in, and what is on its way out. Each single
-//! body, frame and page has a limit of its own; this one holds when many of them come at once, or never end.
+//! A bound on bytes that many connections hold together: what is on its way in, and what is on its
+//! way out. Each single body, frame and page has a limit of its own. This one holds when many of them
+//! come at once, or never end.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -34,7 +35,8 @@ impl Budget {
         self.used() > self.limit / 2
     }
 
-    /// Takes bytes, whether or not there are so many; says whether there were. They must be given back.
+    /// Takes bytes, whether or not there are so many. Returns whether there were. They must be given
+    /// back.
     fn take_anyway(&self, bytes: usize) -> bool {
         self.used.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes) <= self.limit
     }
@@ -102,8 +104,8 @@ impl Reservation {
     }
 }
 
-/// Bytes that count against a [`Budget`] until the last of those that share them is dropped. Also says whether
-/// there was room: they are already written in part, so that they are held in any case.
+/// Bytes that count against a [`Budget`] until the last handle to them is dropped, and whether there
+/// was room for them. They are held in any case: a part of them is already written.
 pub fn hold_anyway(bytes: Vec<u8>, budget: &Arc<Budget>) -> (Bytes, bool) {
     let fits = budget.take_anyway(bytes.len());
     let held = Reservation { budget: budget.clone(), bytes: bytes.len() };
