@@ -81,7 +81,7 @@ impl EncodedBatch {
     }
 
     /// Encodes the log from `cursor` on, for all subscribers of an encoding. The frames of a personal encoding differ: of
-    /// them, only how many there are is noted, and [`EncodedBatch::encode_personal`] makes them. Returns whether there is anything.
+    /// them, only how many there are is noted, and `encode_personal` makes them. Returns whether there is anything.
     pub fn fill(&mut self, topic: &Topic, cursor: u64, encoding: &Encoding) -> bool {
         self.generation += 1;
         let read = self.read_log(topic, cursor, SHARED_BYTES);

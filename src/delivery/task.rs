@@ -110,8 +110,7 @@ enum Event {
     Resumed,
     Joined(Result<Vec<NewSubscription>, BrokerError>),
     Answered(Answer),
-    /// There was no room for the history's answer.
-    NoRoom,
+    NoRoomForPage,
     Published(Vec<Published>),
 }
 
@@ -254,7 +253,7 @@ impl ConnectionTask {
                     self.connection.keepalive.got_page(self.shard.context.now());
                     self.connection.change(|session| session.answered(key, &topic, page));
                 }
-                Event::NoRoom => {
+                Event::NoRoomForPage => {
                     self.shard.context.app.metrics.count_refused("outgoing_bytes");
                     self.connection.finish(outgoing_full());
                 }
@@ -433,13 +432,13 @@ impl ConnectionTask {
             if repeated {
                 sleep(REPEAT_PAUSE).await;
             }
-            let (mut backoff, began) =
-                (Backoff::new(Duration::from_millis(50), Duration::from_secs(2)), Instant::now());
+            let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
+            let began = Instant::now();
             // The client waits with us: its socket is read meanwhile, so its leaving ends this.
             loop {
                 match app.hub.history(&topic, from, client).await {
                     Ok(page) => return Event::Answered((key, topic, page)),
-                    Err(PageError::OutgoingFull) if began.elapsed() > ROOM_TIMEOUT => return Event::NoRoom,
+                    Err(PageError::OutgoingFull) if began.elapsed() > ROOM_TIMEOUT => return Event::NoRoomForPage,
                     Err(error) => tracing::debug!(%error, "the history did not answer"),
                 }
                 sleep(backoff.next_delay()).await;
