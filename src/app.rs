@@ -64,6 +64,8 @@ pub struct App {
     pub access: Arc<Access>,
     /// The budget for incomplete bodies and WebSocket messages, in bytes.
     pub incoming: Arc<Budget>,
+    /// The budget for pages of history and partly written frames, in bytes.
+    pub outgoing: Arc<Budget>,
     /// Rate-limits log lines of failed requests.
     pub failures: LogThrottle,
     /// Whether the instance is stopping.

@@ -261,6 +261,8 @@ pub struct Settings {
     pub admission: admission::ConnectionLimits,
     /// The most bytes of unfinished bodies and WebSocket messages together.
     pub incoming_bytes: usize,
+    /// The most bytes of pages of history and partly written frames that clients have yet to receive.
+    pub outgoing_bytes: usize,
     /// How the instance ends.
     pub drain: Drain,
     /// How many threads move messages.
@@ -316,6 +318,7 @@ impl Settings {
             log_bytes_total: args.limits.log_bytes_total as usize,
             admission: args.limits.bounds(),
             incoming_bytes: args.limits.incoming_bytes_total as usize,
+            outgoing_bytes: args.limits.outgoing_bytes_total as usize,
             drain: args.limits.drain(),
             threads: args.threads.map_or(cores, |threads| threads as usize),
         })

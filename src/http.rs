@@ -9,6 +9,7 @@ pub mod error;
 pub mod forwarded;
 pub mod handshake;
 pub mod history;
+mod history_body;
 pub mod publish;
 pub mod query;
 mod request_log;

@@ -3,6 +3,7 @@
 
 pub mod dispatch;
 pub mod event_queue;
+pub mod held_page;
 mod history;
 pub mod log;
 pub mod sequence;
@@ -17,6 +18,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 
 use self::dispatch::{Dispatcher, Progress};
+use self::held_page::PageBudget;
 use self::wake_list::WakeList;
 use crate::backoff::Backoff;
 use crate::broker::{Broker, BrokerError, Health, PAGE_MESSAGES, Page, ReadFrom, RequestSize};
@@ -25,6 +27,7 @@ use crate::hub::log::LogBounds;
 use crate::hub::sequence::Next;
 use crate::hub::topic::Topic;
 use crate::rules::Rules;
+use crate::transport::byte_budget::Budget;
 
 /// How long a channel without subscribers is kept, so that a page reload costs no round trip to Redis.
 const IDLE_TOPIC_TTL: Duration = Duration::from_secs(5);
@@ -43,18 +46,22 @@ pub struct Hub {
     rules: Arc<Rules>,
     bounds: LogBounds,
     checks: [Semaphore; 2],
+    /// The room for pages on their way out to clients.
+    pages: PageBudget,
 }
 
 impl Hub {
-    /// A hub without channels. `broker` must deliver its events to `dispatcher`.
+    /// A hub without channels. `broker` must deliver its events to `dispatcher`. Pages of history for
+    /// clients count against `outgoing`.
     pub fn new(
         dispatcher: Arc<Dispatcher>,
         broker: Arc<dyn Broker>,
         rules: Arc<Rules>,
         bounds: LogBounds,
+        outgoing: Arc<Budget>,
     ) -> Arc<Self> {
-        let checks = CHECKS_AT_ONCE.map(Semaphore::new);
-        Arc::new(Self { dispatcher, next_id: AtomicU64::new(0), broker, rules, bounds, checks })
+        let (checks, pages) = (CHECKS_AT_ONCE.map(Semaphore::new), PageBudget::new(outgoing));
+        Arc::new(Self { dispatcher, next_id: AtomicU64::new(0), broker, rules, bounds, checks, pages })
     }
 
     /// Runs the hub's task for as long as the process lives: processes events, and reads missing messages.
@@ -211,11 +218,13 @@ impl Hub {
                     self.broker.unsubscribe(&channel);
                 }
             }
-            if !second.is_multiple_of(PAGES_SWEPT) {
+            // What clients wait for goes before what is only kept for those that may come.
+            let is_scarce = self.pages.is_scarce();
+            if !second.is_multiple_of(PAGES_SWEPT) && !is_scarce {
                 continue;
             }
             let topics: Vec<_> = self.dispatcher.topics().values().cloned().collect();
-            topics.iter().for_each(|topic| topic.sweep_page());
+            topics.iter().for_each(|topic| topic.sweep_page(is_scarce));
             if trimmed.elapsed() > LOG_IDLE {
                 trimmed = Instant::now();
                 topics.iter().for_each(|topic| topic.trim_idle());

@@ -1,5 +1,7 @@
 //! The JSON objects that `format=json`, Server-Sent Events' own events, the history and the errors over HTTP share.
 
+use std::ops::Range;
+
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::Serialize;
@@ -60,6 +62,46 @@ impl<'a> Envelope<'a> {
             encoding,
         }
     }
+}
+
+/// The beginning of [`Envelope::within`], up to the data.
+#[derive(Serialize)]
+pub struct EnvelopeStart<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    offset: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    key: Option<&'a str>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    removed: bool,
+}
+
+impl<'a> EnvelopeStart<'a> {
+    /// The beginning of a message's envelope.
+    pub fn within(message: &'a Message) -> Self {
+        let offset = message.position.map(|position| position.offset);
+        Self { offset, key: message.key.as_deref(), removed: message.removed }
+    }
+
+    /// Appends it; the data follows.
+    pub fn write(&self, out: &mut Vec<u8>) {
+        write(self, out);
+        out.pop();
+        out.extend_from_slice(if out.ends_with(b"{") { b"\"data\":" } else { b",\"data\":" });
+    }
+}
+
+/// Where in a text its one JSON value stands, if that is all there is beside white space.
+pub fn value_within(text: &str) -> Option<Range<usize>> {
+    let value = as_json(text)?.get();
+    let start = value.as_ptr().addr() - text.as_ptr().addr();
+    Some(start..start + value.len())
+}
+
+/// Appends what stands between the quotes of a JSON string.
+pub fn write_unquoted(text: &str, out: &mut Vec<u8>) {
+    let mut quoted = Vec::with_capacity(text.len() + 2);
+    write(&text, &mut quoted);
+    out.extend_from_slice(&quoted[1..quoted.len() - 1]);
 }
 
 /// The text as it is, if it is one JSON value on one line or several.

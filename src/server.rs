@@ -105,7 +105,8 @@ impl Server {
                 Arc::new(RedisBroker::start(options, &unique, sink, rules, metrics)?)
             }
         };
-        let hub = Hub::new(dispatcher, broker.clone(), rules, settings.log);
+        let outgoing = Budget::new(settings.outgoing_bytes);
+        let hub = Hub::new(dispatcher, broker.clone(), rules, settings.log, outgoing.clone());
         tokio::spawn(hub.clone().run());
         tokio::spawn(hub.clone().sweep());
         tokio::spawn(allocator::give_back());
@@ -124,6 +125,7 @@ impl Server {
             admission,
             access: settings.access,
             incoming,
+            outgoing,
             failures: LogThrottle::default(),
             drain: Drain::default(),
         });

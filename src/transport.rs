@@ -4,6 +4,7 @@
 //! * `accept`: the port, and which thread serves a new connection.
 //! * `admission`: how many connections there may be, from all and from one `address`.
 //! * `address_rates`: how much the clients of one address use of what has a rate.
+//! * `address_shares`: how much is held for one address of what all share.
 //! * `refusal`: why a client is refused, and the answer to it.
 //! * `socket`: the one type of socket that everything above reads and writes.
 //! * `lingering_close`: the end of a connection whose client still sends.
@@ -12,6 +13,7 @@
 pub mod accept;
 pub mod address;
 pub mod address_rates;
+pub mod address_shares;
 pub mod admission;
 pub mod byte_budget;
 pub mod lingering_close;

@@ -72,6 +72,11 @@ pub struct LimitArgs {
     #[arg(long, env = "LIVEBRIDGE_INCOMING_BYTES_TOTAL", default_value_t = 256 << 20, value_name = "BYTES",
           value_parser = clap::value_parser!(u64).range(1 << 20..))]
     pub incoming_bytes_total: u64,
+    /// Maximum size of all pages of history and large partly written frames that clients have yet to
+    /// receive, in bytes. Beyond it, requests are answered 503 and subscribers closed with 1013.
+    #[arg(long, env = "LIVEBRIDGE_OUTGOING_BYTES_TOTAL", default_value_t = 256 << 20, value_name = "BYTES",
+          value_parser = clap::value_parser!(u64).range(16 << 20..))]
+    pub outgoing_bytes_total: u64,
     /// Maximum size of all logs together, in bytes. Beyond it, the largest logs are shortened.
     #[arg(long, env = "LIVEBRIDGE_LOG_BYTES_TOTAL", default_value_t = 512 << 20, value_name = "BYTES",
           value_parser = clap::value_parser!(u64).range(1 << 16..))]

@@ -2,7 +2,9 @@
 //! The fan-out encodes a run of the log once for all subscribers of an encoding on a shard; a subscriber that catches up
 //! encodes one of its own, of the log or of a page of history.
 
+use std::cell::RefCell;
 use std::ops::Range;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
@@ -13,6 +15,7 @@ use crate::channel::ChannelName;
 use crate::close::Close;
 use crate::hub::topic::{FellBehind, Topic};
 use crate::message::{Entry, Position};
+use crate::transport::byte_budget::{Budget, hold_anyway};
 
 /// The bytes after which the fan-out ends a batch: enough to make system calls rare, few enough to stay in the cache.
 const SHARED_BYTES: usize = 128 << 10;
@@ -20,6 +23,9 @@ const SHARED_BYTES: usize = 128 << 10;
 pub(super) const OWN_BYTES: usize = 64 << 10;
 /// What a frame adds to a payload, roughly.
 const FRAME_BYTES: usize = 16;
+/// The rest of a frame, up to so many bytes, does not count: a client may have as much waiting for
+/// itself.
+const FREE_REST: usize = 16 << 10;
 
 /// Ready frames for the entries `first..end` of a log or page.
 #[derive(Default)]
@@ -32,6 +38,11 @@ pub struct EncodedBatch {
     /// The index of the last entry that has a position.
     last_positioned: Option<usize>,
     close: Option<Close>,
+    /// The index and the bytes of the frame that a socket took in part last. All subscribers whose
+    /// sockets took it in part share the bytes.
+    cut: RefCell<Option<(usize, Bytes)>>,
+    /// What such frames count against.
+    outgoing: Arc<Budget>,
     /// Tells what is in it from what was in it before.
     generation: u64,
     /// What the frames of one subscriber depend on, where they are personal.
@@ -59,9 +70,16 @@ pub(super) struct Written {
     pub(super) position: Option<Position>,
     /// What is left of the frame that was written in part.
     pub(super) rest: Bytes,
+    /// There was no room for the rest: its reader is to be closed.
+    pub(super) exceeds: bool,
 }
 
 impl EncodedBatch {
+    /// An empty batch. What clients do not take of a frame counts against `outgoing`.
+    pub fn new(outgoing: Arc<Budget>) -> Self {
+        Self { outgoing, ..Self::default() }
+    }
+
     /// Encodes the log from `cursor` on, for all subscribers of an encoding. The frames of a personal encoding differ: of
     /// them, only how many there are is noted, and `encode_personal` makes them. Returns whether there is anything.
     pub fn fill(&mut self, topic: &Topic, cursor: u64, encoding: &Encoding) -> bool {
@@ -219,11 +237,25 @@ impl EncodedBatch {
         let begins = whole.checked_sub(1).map_or(0, |last| self.ends[last]);
         let cut = self.ends.get(whole).filter(|_| byte > begins);
         let given = if cut.is_some() { whole + 1 } else { whole };
+        let (rest, exceeds) = cut.map_or((Bytes::new(), false), |&end| self.rest(whole, begins..end, byte));
         Written {
             next: self.first + given as u64,
             position: self.last_position((sequence - self.first) as usize..given),
-            rest: cut.map_or_else(Bytes::new, |&end| Bytes::copy_from_slice(&self.bytes[byte..end])),
+            rest,
+            exceeds,
         }
+    }
+
+    /// The rest from `byte` on of the frame with that index, and whether there was no room for it.
+    fn rest(&self, index: usize, frame: Range<usize>, byte: usize) -> (Bytes, bool) {
+        if frame.end - byte <= FREE_REST {
+            return (Bytes::copy_from_slice(&self.bytes[byte..frame.end]), false);
+        }
+        let mut cut = self.cut.borrow_mut();
+        let known = cut.as_ref().filter(|(known, _)| *known == index).map(|(_, bytes)| (bytes.clone(), true));
+        let (bytes, fits) = known.unwrap_or_else(|| hold_anyway(self.bytes[frame.clone()].to_vec(), &self.outgoing));
+        *cut = Some((index, bytes.clone()));
+        (bytes.slice(byte - frame.start..), !fits)
     }
 
     /// The newest position among some of the entries.
@@ -250,6 +282,7 @@ impl EncodedBatch {
         self.ends.clear();
         self.bytes.clear();
         self.close = None;
+        self.cut.take();
         self.personal.shared = (0, 0);
         if self.bytes.capacity() > 4 * SHARED_BYTES {
             self.bytes = Vec::new();

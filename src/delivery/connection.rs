@@ -3,6 +3,7 @@
 //! (`task.rs`) for what remains.
 
 use std::cell::{Cell, Ref, RefCell};
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::task::{Context as TaskContext, Waker};
 
@@ -35,7 +36,7 @@ pub struct Connection {
     alive: Alive,
     /// Where its thread lists it.
     pub(super) key: usize,
-    _admitted: Admitted,
+    admitted: Admitted,
 }
 
 impl Connection {
@@ -57,13 +58,18 @@ impl Connection {
             dead: Cell::new(false),
             alive: context.count_alive(),
             key,
-            _admitted: admitted,
+            admitted,
         })
     }
 
     /// Its session.
     pub fn session(&self) -> Ref<'_, Session> {
         self.session.borrow()
+    }
+
+    /// The address that it counts for; `None` if its connections have no limit.
+    pub(super) fn address(&self) -> Option<IpAddr> {
+        self.admitted.address()
     }
 
     pub(super) fn context(&self) -> &Rc<Context> {

@@ -45,13 +45,13 @@ pub struct Alive(Rc<Context>);
 impl Context {
     pub(super) fn new(app: Arc<App>) -> Rc<Self> {
         Rc::new(Self {
-            app,
             pace: Pace::new(),
             now: Cell::new(Seconds(0)),
             alive: Cell::new(0),
             written: Cell::default(),
-            scratch: RefCell::default(),
+            scratch: RefCell::new(EncodedBatch::new(app.outgoing.clone())),
             read_buffer: RefCell::new(vec![0; READ_BYTES].into()),
+            app,
         })
     }
 

@@ -16,8 +16,9 @@ use super::dialect::SubscriptionStart;
 use super::encoding::Encoding;
 use super::framing::FrameWriter;
 use super::subscription::{Cursor, NewSubscription, Subscription};
-use crate::broker::{Page, ReadFrom};
-use crate::close::{Close, Code};
+use crate::broker::ReadFrom;
+use crate::close::{Close, Code, Refused};
+use crate::hub::held_page::HeldPage;
 use crate::hub::topic::{FellBehind, Topic};
 use crate::message::Position;
 
@@ -182,7 +183,7 @@ impl Session {
 
     /// The history answered what a subscription to `topic` had asked; `None` if the channel keeps none any more. Ignored if
     /// the subscription has ended meanwhile.
-    pub fn answered(&mut self, key: SubscriptionKey, topic: &Topic, page: Option<Arc<Page>>) {
+    pub fn answered(&mut self, key: SubscriptionKey, topic: &Topic, page: Option<Arc<HeldPage>>) {
         if let Some(subscription) = self.subscriptions.get_mut(key)
             && subscription.topic().id == topic.id
             && subscription.question().is_some()
@@ -345,6 +346,9 @@ impl Session {
         *next = given.next;
         subscription.position = given.position.or(subscription.position);
         self.rest = given.rest;
+        if given.exceeds {
+            self.end(outgoing_full());
+        }
         self.blocked = matches!(&outcome, Err(error) if error.kind() == io::ErrorKind::WouldBlock);
         outcome
     }
@@ -378,6 +382,12 @@ fn too_slow(position: Option<Position>) -> Close {
         None => "read too slowly; reconnect".into(),
     };
     Close::new(Code::FellBehind, detail)
+}
+
+/// The budget for outgoing bytes is used up: the client is to reconnect later.
+pub(super) fn outgoing_full() -> Close {
+    let detail = "too much data waits for clients that do not read it; reconnect in a moment";
+    Close::new(Code::Refused(Refused::ForNow("outgoing_full")), detail)
 }
 
 /// What became of one subscription's turn.

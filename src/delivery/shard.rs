@@ -149,7 +149,7 @@ impl Shard {
     /// Delivers what is new, for as long as the thread lives.
     pub async fn fan_out(self: Rc<Self>, wake_list: Arc<WakeList>) {
         let mut topics = Vec::new();
-        let mut batch = EncodedBatch::default();
+        let mut batch = EncodedBatch::new(self.context.app.outgoing.clone());
         loop {
             wake_list.wait(&mut topics).await;
             for topic in topics.drain(..) {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::broker::{Page, ReadFrom, Tail};
 use crate::hub::Membership;
+use crate::hub::held_page::HeldPage;
 use crate::hub::topic::{ReadAt, Start, StartingPoint, Topic};
 use crate::message::{Message, Position};
 
@@ -49,7 +50,7 @@ pub(super) enum Cursor {
 
 /// A place in a page of history, whose entries are counted from 0.
 pub(super) struct PageCursor {
-    pub(super) page: Arc<Page>,
+    pub(super) page: Arc<HeldPage>,
     pub(super) next: u64,
 }
 
@@ -87,7 +88,7 @@ impl Subscription {
     }
 
     /// The history has answered; `None` if the channel keeps none any more.
-    pub(super) fn answered(&mut self, page: Option<Arc<Page>>) {
+    pub(super) fn answered(&mut self, page: Option<Arc<HeldPage>>) {
         self.cursor = match (page, &self.cursor) {
             (Some(page), Cursor::Snapshot(at)) => Cursor::page(snapshot_at(page, *at)),
             (Some(page), _) => Cursor::page(page),
@@ -120,7 +121,7 @@ impl Subscription {
 }
 
 impl Cursor {
-    fn page(page: Arc<Page>) -> Self {
+    fn page(page: Arc<HeldPage>) -> Self {
         Self::Page(Box::new(PageCursor { page, next: 0 }))
     }
 
@@ -144,12 +145,12 @@ impl std::convert::From<ReadAt> for Cursor {
 }
 
 /// A snapshot as it was when the client subscribed: what came since follows from the log, messages without a key included.
-fn snapshot_at(page: Arc<Page>, at: Position) -> Arc<Page> {
+fn snapshot_at(page: Arc<HeldPage>, at: Position) -> Arc<HeldPage> {
     let through = page.through.position;
     if page.gap.is_some() || through.epoch != at.epoch || through.offset <= at.offset {
         return page;
     }
     let was_there = |message: &&Arc<Message>| message.position.is_some_and(|held| held.offset <= at.offset);
     let messages = page.messages.iter().filter(was_there).cloned().collect();
-    Arc::new(Page { messages, through: Tail { position: at, stamp: 0 }, ..*page })
+    Arc::new(page.part(Page { messages, through: Tail { position: at, stamp: 0 }, ..**page }))
 }

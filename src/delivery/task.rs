@@ -13,7 +13,7 @@ use std::time::Duration;
 use futures::FutureExt;
 use futures::future::{LocalBoxFuture, try_join_all};
 use tokio::task::spawn_local;
-use tokio::time::{Sleep, sleep};
+use tokio::time::{Instant, Sleep, sleep};
 use tracing::{Instrument, Span};
 
 use super::connection::Connection;
@@ -22,13 +22,14 @@ use super::encoding::Encoding;
 use super::framing::Transport;
 use super::framing::websocket::{self, Decoder, Incoming, Opcode};
 use super::rate_limiter::{Excess, RateLimiter, Received};
-use super::session::{Session, SubscriptionKey, Waits};
+use super::session::{Session, SubscriptionKey, Waits, outgoing_full};
 use super::shard::Shard;
 use super::subscription::{NewSubscription, Rights, Subscription};
 use crate::backoff::Backoff;
-use crate::broker::{BrokerError, Page, Publication, ReadFrom, RequestSize};
+use crate::broker::{BrokerError, Publication, ReadFrom, RequestSize};
 use crate::channel::ChannelName;
 use crate::close::{Close, Code};
+use crate::hub::held_page::{HeldPage, PageError};
 use crate::hub::topic::{Start, Topic};
 use crate::transport::admission::{AddressClaim, Admitted};
 use crate::transport::lingering_close::lingering_close;
@@ -36,6 +37,8 @@ use crate::transport::socket::Socket;
 
 /// How long to wait before the history is asked the same again.
 const REPEAT_PAUSE: Duration = Duration::from_millis(20);
+/// How long a client waits for others to take their pages, if there is no room for its own.
+const ROOM_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the client has for its part of a close.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// How many bytes a client may still send after it was told that it is closed.
@@ -95,7 +98,7 @@ struct ConnectionTask {
 }
 
 /// What the history answered, and to which subscription.
-type Answer = (SubscriptionKey, Arc<Topic>, Option<Arc<Page>>);
+type Answer = (SubscriptionKey, Arc<Topic>, Option<Arc<HeldPage>>);
 
 /// What became of a client's message.
 type Published = (Option<CommandId>, Result<(), BrokerError>);
@@ -107,6 +110,7 @@ enum Event {
     Resumed,
     Joined(Result<Vec<NewSubscription>, BrokerError>),
     Answered(Answer),
+    NoRoomForPage,
     Published(Vec<Published>),
 }
 
@@ -248,6 +252,10 @@ impl ConnectionTask {
                 Event::Answered((key, topic, page)) => {
                     self.connection.keepalive.got_page(self.shard.context.now());
                     self.connection.change(|session| session.answered(key, &topic, page));
+                }
+                Event::NoRoomForPage => {
+                    self.shard.context.app.metrics.count_refused("outgoing_bytes");
+                    self.connection.finish(outgoing_full());
                 }
                 Event::Published(results) => {
                     // Less than before, so there is room for it.
@@ -416,7 +424,7 @@ impl ConnectionTask {
 
     fn ask(&mut self, key: SubscriptionKey, from: ReadFrom) -> Option<LocalBoxFuture<'static, Event>> {
         let topic = self.connection.session().subscription(key)?.topic().clone();
-        let app = self.shard.context.app.clone();
+        let (app, client) = (self.shard.context.app.clone(), self.connection.address());
         // The same question again: the history is ahead of what this instance has heard yet.
         let repeated = self.asked.as_deref() == Some(&(key, from));
         self.asked = Some(Box::new((key, from)));
@@ -425,10 +433,12 @@ impl ConnectionTask {
                 sleep(REPEAT_PAUSE).await;
             }
             let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
+            let began = Instant::now();
             // The client waits with us: its socket is read meanwhile, so its leaving ends this.
             loop {
-                match app.hub.history(&topic, from).await {
+                match app.hub.history(&topic, from, client).await {
                     Ok(page) => return Event::Answered((key, topic, page)),
+                    Err(PageError::OutgoingFull) if began.elapsed() > ROOM_TIMEOUT => return Event::NoRoomForPage,
                     Err(error) => tracing::debug!(%error, "the history did not answer"),
                 }
                 sleep(backoff.next_delay()).await;

@@ -10,6 +10,7 @@ use crate::access::token::TokenError;
 use crate::broker::BrokerError;
 use crate::channel::ChannelError;
 use crate::close::{Close, Code, Refused};
+use crate::hub::held_page::PageError;
 use crate::transport::refusal::Refusal;
 
 /// Why a request was not done.
@@ -136,6 +137,15 @@ impl From<BrokerError> for ApiError {
             BrokerError::IdReused => StatusCode::UNPROCESSABLE_ENTITY,
         };
         Self::new(status, error.code(), error.to_string())
+    }
+}
+
+impl From<PageError> for ApiError {
+    fn from(error: PageError) -> Self {
+        match error {
+            PageError::Broker(error) => error.into(),
+            PageError::OutgoingFull => Self::new(StatusCode::SERVICE_UNAVAILABLE, "outgoing_full", error.to_string()),
+        }
     }
 }
 

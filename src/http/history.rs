@@ -3,38 +3,45 @@
 use std::sync::Arc;
 
 use hyper::StatusCode;
-use serde::Serialize;
+use hyper::header::{CONTENT_TYPE, HeaderValue};
+use warp::Reply;
 use warp::reply::Response;
 
 use super::credentials;
-use super::error::{ApiError, json_response};
+use super::error::ApiError;
+use super::history_body::HistoryBody;
 use super::query::{EARLIEST, Query};
 use crate::access::{Action, Credentials};
 use crate::app::App;
 use crate::broker::{PAGE_MESSAGES, ReadFrom};
 use crate::channel::ChannelName;
-use crate::json::Envelope;
+use crate::hub::held_page::PageError;
 use crate::message::Position;
+use crate::transport::address::ClientAddress;
 
 const DEFAULT_LIMIT: usize = 100;
 
-#[derive(Serialize)]
-struct Answer<'a> {
-    channel: &'a str,
-    epoch: String,
-    offset: u64,
-    messages: Vec<Envelope<'a>>,
-}
-
 /// Answers a request for history. `name` is the percent-encoded path segment.
-pub async fn messages(app: Arc<App>, name: String, query: String, credentials: Credentials) -> Response {
-    match try_messages(&app, &name, &Query::parse(&query), credentials).await {
+pub async fn messages(
+    app: Arc<App>,
+    name: String,
+    query: String,
+    credentials: Credentials,
+    client: ClientAddress,
+) -> Response {
+    match try_messages(&app, &name, &Query::parse(&query), credentials, client).await {
         Ok(response) => response,
         Err(error) => error.into_response(),
     }
 }
 
-async fn try_messages(app: &App, name: &str, query: &Query, credentials: Credentials) -> Result<Response, ApiError> {
+async fn try_messages(
+    app: &App,
+    name: &str,
+    query: &Query,
+    credentials: Credentials,
+    client: ClientAddress,
+) -> Result<Response, ApiError> {
     let name = percent_encoding::percent_decode_str(name)
         .decode_utf8()
         .map_err(|_| ApiError::parameter("the channel's name in the path is not UTF-8"))?;
@@ -54,7 +61,13 @@ async fn try_messages(app: &App, name: &str, query: &Query, credentials: Credent
             ReadFrom::After(text.parse::<Position>().map_err(|error| ApiError::parameter(error.to_string()))?)
         }
     };
-    let Some(page) = app.broker.read(&channel, from, limit).await? else {
+    let address = app.admission.limited_address(client);
+    let page = app.hub.page(&channel, from, limit, address).await.inspect_err(|error| {
+        if *error == PageError::OutgoingFull {
+            app.metrics.count_refused("outgoing_bytes");
+        }
+    })?;
+    let Some(page) = page else {
         let message = "the channel keeps no history; give it one in the rules";
         return Err(ApiError::new(StatusCode::NOT_FOUND, "no_history", message));
     };
@@ -62,11 +75,14 @@ async fn try_messages(app: &App, name: &str, query: &Query, credentials: Credent
     if let (Some(gap), ReadFrom::After(_)) = (page.gap, from) {
         return Err(ApiError::new(StatusCode::GONE, "position_gone", gap.reason.explanation()));
     }
-    let answer = Answer {
-        channel: channel.as_str(),
-        epoch: page.tail.position.epoch.to_string(),
-        offset: page.tail.position.offset,
-        messages: page.messages.iter().map(|message| Envelope::within(message)).collect(),
+    let mut body = HistoryBody::new(&channel, page);
+    // Most answers are small: they need no chunks.
+    let first = body.next_piece().unwrap_or_default();
+    let mut response = if body.is_over() {
+        Response::new(first.into())
+    } else {
+        warp::reply::stream(body.after(first)).into_response()
     };
-    Ok(json_response(StatusCode::OK, &answer))
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    Ok(response)
 }

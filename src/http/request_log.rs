@@ -19,7 +19,8 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// The longest id that is taken over.
 const MOST_ID_BYTES: usize = 64;
 /// Refusals at a limit, in a drain or of what is not spoken, though their status is that of a failure.
-const REFUSALS: [&str; 5] = ["server_full", "incoming_full", "draining", "keyed_channel_full", "encoding_unsupported"];
+const REFUSALS: [&str; 6] =
+    ["server_full", "incoming_full", "outgoing_full", "draining", "keyed_channel_full", "encoding_unsupported"];
 
 /// The ids of a connection's requests.
 pub(super) struct Ids(Cell<u64>);

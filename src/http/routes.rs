@@ -65,7 +65,8 @@ fn others(app: Arc<App>) -> BoxedFilter<(Response,)> {
         .and(with_app.clone())
         .and(query())
         .and(credentials())
-        .then(|name, app, query, credentials| history::messages(app, name, query, credentials));
+        .and(warp::ext::get().map(|sender: subscribe::HandshakeSender| sender.client()))
+        .then(|name, app, query, credentials, client| history::messages(app, name, query, credentials, client));
     let healthz = warp::path!("healthz").and(get_or_head()).and(with_app.clone()).map(|app: Arc<App>| healthz(&app));
     let readyz = warp::path!("readyz").and(get_or_head()).and(with_app.clone()).map(|app: Arc<App>| readyz(&app));
     let metrics = warp::path!("metrics")
@@ -164,6 +165,7 @@ fn metrics(app: &App, accept: Option<&str>) -> Response {
         channels: app.hub.channels(),
         log_bytes: app.hub.log_bytes(),
         incoming_bytes: app.incoming.used(),
+        outgoing_bytes: app.outgoing.used(),
         broker_up: app.broker.health() == Health::Up,
     };
     let mut response = Response::new(app.metrics.render(format, now).into());

@@ -50,6 +50,11 @@ impl HandshakeSender {
         Self(Arc::new(Slot { client, version, sent: OnceLock::new() }))
     }
 
+    /// The client that asks.
+    pub fn client(&self) -> ClientAddress {
+        self.0.client
+    }
+
     /// Whether the client understands chunks: HTTP/1.0 has none.
     fn takes_chunks(&self) -> bool {
         self.0.version > Version::HTTP_10

@@ -253,7 +253,7 @@ mod tests {
         let rules = Arc::new(Rules::parse("[[channel]]\nmatch = '*'\nhistory = false\n").expect("rules"));
         let broker = Arc::new(MemoryBroker::new(dispatcher.clone(), rules.clone()));
         let bounds = LogBounds { entries: 4, bytes: usize::MAX };
-        let hub = Hub::new(dispatcher, broker.clone(), rules, bounds);
+        let hub = Hub::new(dispatcher, broker.clone(), rules, bounds, Arc::default());
         tokio::spawn(hub.clone().run());
         let channel: ChannelName = "a".parse().expect("valid");
         let member = hub.join(&channel, RequestSize::Small).await.expect("joined");

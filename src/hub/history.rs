@@ -1,24 +1,26 @@
 //! Reads history for subscribers, with as few reads of the broker as possible: what one read returned answers the
 //! others that `shared_reads.rs` can serve from it, if the log continues where the page ends.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
 use futures::FutureExt;
 
 use super::Hub;
-use crate::broker::{Broker, PAGE_MESSAGES, Page, ReadFrom};
+use crate::broker::{PAGE_MESSAGES, Page, ReadFrom};
 use crate::channel::ChannelName;
 use crate::hub::shared_reads::{Answer, Read, SharedPage};
 use crate::hub::topic::{ReadAt, Topic};
 use crate::message::Position;
 
 impl Hub {
-    /// Reads history for subscribers. Those who ask for the same at about the same time share one answer.
+    /// Reads history for a subscriber. Subscribers that ask for the same at about the same time share
+    /// one answer. `client` is the address that the connection counts for.
     ///
     /// # Errors
-    /// As [`Broker::read`].
-    pub async fn history(&self, topic: &Topic, from: ReadFrom) -> Answer {
+    /// See [`PageError`](super::held_page::PageError).
+    pub async fn history(self: &Arc<Self>, topic: &Topic, from: ReadFrom, client: Option<IpAddr>) -> Answer {
         let shared = &topic.shared_reads;
         if let Some(known) = shared.page(&topic.rule)
             && connects(topic, &known.page)
@@ -27,17 +29,28 @@ impl Hub {
             return Ok(Some(page));
         }
         let wider = wider(topic, from);
-        let Some(page) = self.read_shared(topic, wider).await? else { return Ok(None) };
+        let Some(page) = self.read_shared(topic, wider, client).await? else { return Ok(None) };
         let newer = newer(topic, &page);
         match SharedPage::new(wider, page).answer(from, newer) {
             Some(page) => Ok(Some(page)),
             // What is asked for is not in what was read (too far back, or a page too large): the broker says it exactly.
-            None => self.read_shared(topic, from).await,
+            None => self.read_shared(topic, from, client).await,
         }
     }
 
-    async fn read_shared(&self, topic: &Topic, from: ReadFrom) -> Answer {
-        let answer = topic.shared_reads.join(from, || read(self.broker.clone(), topic.channel.clone(), from)).await?;
+    /// Reads at most `limit` messages for a client; `None` if the channel keeps no history. The page
+    /// counts for the address `client`, if that has a limit.
+    ///
+    /// # Errors
+    /// See [`PageError`](super::held_page::PageError).
+    pub async fn page(&self, channel: &ChannelName, from: ReadFrom, limit: usize, client: Option<IpAddr>) -> Answer {
+        self.pages.check(client)?;
+        let page = self.broker.read(channel, from, limit).await?;
+        page.map(|page| self.pages.hold(page, client).map(Arc::new)).transpose()
+    }
+
+    async fn read_shared(self: &Arc<Self>, topic: &Topic, from: ReadFrom, client: Option<IpAddr>) -> Answer {
+        let answer = topic.shared_reads.join(from, || read(self.clone(), topic.channel.clone(), from, client)).await?;
         if let Some(page) = &answer {
             topic.shared_reads.keep(SharedPage::new(from, page.clone()));
         }
@@ -46,15 +59,19 @@ impl Hub {
 }
 
 impl Topic {
-    /// Drops the page that its readers share, unless somebody may still be given it.
-    pub(crate) fn sweep_page(&self) {
+    /// Drops the page that readers share if it can answer nobody any more. If memory is scarce, also
+    /// if nobody reads it now.
+    pub(crate) fn sweep_page(&self, is_scarce: bool) {
         let now = Instant::now();
-        self.shared_reads.drop_unless(|kept| kept.is_fresh(&self.rule, now) && connects(self, &kept.page));
+        self.shared_reads.drop_unless(|kept| {
+            let is_read = Arc::strong_count(&kept.page) > 1;
+            kept.is_fresh(&self.rule, now) && connects(self, &kept.page) && (is_read || !is_scarce)
+        });
     }
 }
 
-fn read(broker: Arc<dyn Broker>, channel: ChannelName, from: ReadFrom) -> Read {
-    async move { Ok(broker.read(&channel, from, PAGE_MESSAGES).await?.map(Arc::new)) }.boxed()
+fn read(hub: Arc<Hub>, channel: ChannelName, from: ReadFrom, client: Option<IpAddr>) -> Read {
+    async move { hub.page(&channel, from, PAGE_MESSAGES, client).await }.boxed()
 }
 
 /// Whether the log goes on where the page ends.

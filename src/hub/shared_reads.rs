@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use futures::future::{BoxFuture, FutureExt, Shared, WeakShared};
 
-use crate::broker::{BrokerError, Page, ReadFrom};
+use crate::broker::{Page, ReadFrom};
+use crate::hub::held_page::{HeldPage, PageError};
 use crate::message::{Gap, GapReason, Position};
 use crate::rules::Rule;
 
@@ -17,7 +18,7 @@ const PAGE_IDLE: Duration = Duration::from_secs(5);
 const EXCESS_AGE: u32 = 10;
 
 /// What a read of the broker answers; `None` if the channel keeps no history.
-pub(super) type Answer = Result<Option<Arc<Page>>, BrokerError>;
+pub(super) type Answer = Result<Option<Arc<HeldPage>>, PageError>;
 /// A read of the broker.
 pub(super) type Read = BoxFuture<'static, Answer>;
 
@@ -36,7 +37,7 @@ struct State {
 #[derive(Clone)]
 pub(super) struct SharedPage {
     from: ReadFrom,
-    pub(super) page: Arc<Page>,
+    pub(super) page: Arc<HeldPage>,
     read_at: Instant,
     used_at: Instant,
 }
@@ -84,7 +85,7 @@ impl SharedReads {
 
 impl SharedPage {
     /// A page that has just been read.
-    pub(super) fn new(from: ReadFrom, page: Arc<Page>) -> Self {
+    pub(super) fn new(from: ReadFrom, page: Arc<HeldPage>) -> Self {
         let now = Instant::now();
         Self { from, page, read_at: now, used_at: now }
     }
@@ -96,7 +97,7 @@ impl SharedPage {
     }
 
     /// The part of the page that answers `from`, if it does in full. `newer`: so many messages follow from the log.
-    pub(super) fn answer(&self, from: ReadFrom, newer: usize) -> Option<Arc<Page>> {
+    pub(super) fn answer(&self, from: ReadFrom, newer: usize) -> Option<Arc<HeldPage>> {
         let epoch = self.page.tail.position.epoch;
         // Of a position with offset 0 only the broker knows whether nothing was missed.
         let is_foreign = |position: Position| position.epoch != epoch && position.offset > 0;
@@ -126,11 +127,12 @@ impl SharedPage {
     }
 
     /// The page with another gap and without its first messages.
-    fn with(&self, gap: Option<Gap>, skip: usize) -> Arc<Page> {
+    fn with(&self, gap: Option<Gap>, skip: usize) -> Arc<HeldPage> {
         if skip == 0 && gap == self.page.gap {
             return self.page.clone();
         }
-        Arc::new(Page { gap, messages: self.page.messages[skip..].to_vec(), ..*self.page })
+        let messages = self.page.messages[skip..].to_vec();
+        Arc::new(self.page.part(Page { gap, messages, ..**self.page }))
     }
 }
 
@@ -138,6 +140,7 @@ impl SharedPage {
 mod tests {
     use super::*;
     use crate::broker::Tail;
+    use crate::hub::held_page::PageBudget;
     use crate::message::Message;
     use crate::rules::History;
 
@@ -147,10 +150,10 @@ mod tests {
         let message =
             |offset| Arc::new(Message { position: Some(Position::new(7, offset)), stamp: 1, ..Message::plain("x") });
         let page = Page { gap: None, messages: offsets.map(message).collect(), through, tail };
-        SharedPage::new(from, Arc::new(page))
+        SharedPage::new(from, Arc::new(PageBudget::new(Arc::default()).hold(page, None).expect("no limit")))
     }
 
-    fn offsets(page: Option<Arc<Page>>) -> Option<Vec<u64>> {
+    fn offsets(page: Option<Arc<HeldPage>>) -> Option<Vec<u64>> {
         Some(page?.messages.iter().filter_map(|message| Some(message.position?.offset)).collect())
     }
 

@@ -152,12 +152,10 @@ impl Admission {
     /// # Errors
     /// The refusal is counted and logged already.
     pub fn claim(self: &Arc<Self>, client: ClientAddress) -> Result<AddressClaim, Refusal> {
-        let limits = self.limits(client);
-        if limits.connections.is_none() && limits.handshakes.is_none() {
+        let Some(address) = self.limited_address(client) else {
             return Ok(AddressClaim { admission: self.clone(), address: None });
-        }
-        let (address, now) = (group(client.address), self.now());
-        let entered = self.addresses().enter(address, limits, now);
+        };
+        let entered = self.addresses().enter(address, self.limits(client), self.now());
         entered.map_err(|refusal| self.refuse(refusal, client.address))?;
         Ok(AddressClaim { admission: self.clone(), address: Some(address) })
     }
@@ -182,6 +180,12 @@ impl Admission {
             };
             self.refuse(refusal, client.address)
         })
+    }
+
+    /// The address that a client counts for; `None` if its connections have no limit.
+    pub fn limited_address(&self, client: ClientAddress) -> Option<IpAddr> {
+        let limits = self.limits(client);
+        (limits.connections.is_some() || limits.handshakes.is_some()).then(|| group(client.address))
     }
 
     /// Whether what a client publishes by requests has a limit.
@@ -232,6 +236,11 @@ impl Admitted {
     /// Counts the connection for this address and no other, for as long as it is in.
     pub fn hold(&mut self, claim: AddressClaim) {
         self.claim = claim;
+    }
+
+    /// The address that it counts for; `None` if its connections have no limit.
+    pub fn address(&self) -> Option<IpAddr> {
+        self.claim.address
     }
 
     /// The thread that serves it.

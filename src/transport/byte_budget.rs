@@ -1,8 +1,11 @@
-//! A bound on bytes that many hold together: what is on its way in, over all connections. Each single body and frame has a limit of
-//! its own; this one holds when many of them come at once, or begin and never end.
+//! A bound on bytes that many connections hold together: what is on its way in, and what is on its
+//! way out. Each single body, frame and page has a limit of its own. This one holds when many of them
+//! come at once, or never end.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+
+use bytes::Bytes;
 
 /// So many bytes, shared.
 #[derive(Debug)]
@@ -27,10 +30,25 @@ impl Budget {
         self.used.load(Ordering::Relaxed)
     }
 
+    /// Whether more than half of it is used.
+    pub fn is_scarce(&self) -> bool {
+        self.used() > self.limit / 2
+    }
+
+    /// Takes bytes, whether or not there are so many. Returns whether there were. They must be given
+    /// back.
+    fn take_anyway(&self, bytes: usize) -> bool {
+        self.used.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes) <= self.limit
+    }
+
     /// Takes bytes, if there are so many. They must be given back.
     pub fn take(&self, bytes: usize) -> bool {
-        let before = self.used.fetch_add(bytes, Ordering::Relaxed);
-        let fits = before.saturating_add(bytes) <= self.limit;
+        self.take_within(bytes, self.limit)
+    }
+
+    /// Takes bytes, if no more than `limit` are used then. They must be given back.
+    fn take_within(&self, bytes: usize, limit: usize) -> bool {
+        let fits = self.used.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes) <= limit;
         if !fits {
             self.give(bytes);
         }
@@ -40,6 +58,13 @@ impl Budget {
     /// Gives bytes back.
     pub fn give(&self, bytes: usize) {
         self.used.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
+impl Default for Budget {
+    /// Without a limit.
+    fn default() -> Self {
+        Self { used: AtomicUsize::new(0), limit: usize::MAX }
     }
 }
 
@@ -61,6 +86,12 @@ impl Reservation {
         &self.budget
     }
 
+    /// Holds bytes of the first `limit` bytes of a budget: the rest is for others. `None` if there are
+    /// not so many.
+    pub fn within(limit: usize, bytes: usize, budget: Arc<Budget>) -> Option<Self> {
+        budget.take_within(bytes, limit).then(|| Self { budget, bytes })
+    }
+
     /// Holds so many bytes from now on, more or less than before. `false`, and no change, if there are not so many.
     #[must_use]
     pub fn set(&mut self, bytes: usize) -> bool {
@@ -70,6 +101,25 @@ impl Reservation {
         self.budget.give(self.bytes.saturating_sub(bytes));
         self.bytes = bytes;
         true
+    }
+}
+
+/// Bytes that count against a [`Budget`] until the last handle to them is dropped, and whether there
+/// was room for them. They are held in any case: a part of them is already written.
+pub fn hold_anyway(bytes: Vec<u8>, budget: &Arc<Budget>) -> (Bytes, bool) {
+    let fits = budget.take_anyway(bytes.len());
+    let held = Reservation { budget: budget.clone(), bytes: bytes.len() };
+    (Bytes::from_owner(HeldBytes { bytes, _held: held }), fits)
+}
+
+struct HeldBytes {
+    bytes: Vec<u8>,
+    _held: Reservation,
+}
+
+impl AsRef<[u8]> for HeldBytes {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
     }
 }
 
@@ -93,6 +143,20 @@ mod tests {
         drop(two);
         assert_eq!(budget.used(), 10);
         drop(one);
+        assert_eq!(budget.used(), 0);
+    }
+
+    #[test]
+    fn bytes_that_several_share_are_counted_once_and_until_the_last_has_them() {
+        let budget = Budget::new(100);
+        let (one, fits) = hold_anyway(vec![7; 60], &budget);
+        let part = one.slice(50..);
+        assert!(fits && budget.used() == 60 && budget.is_scarce());
+        let (more, fits) = hold_anyway(vec![7; 60], &budget);
+        assert!(!fits && budget.used() == 120, "they are held all the same");
+        drop((one, more));
+        assert_eq!((budget.used(), &part[..]), (60, &[7; 10][..]));
+        drop(part);
         assert_eq!(budget.used(), 0);
     }
 }

@@ -5,10 +5,12 @@
 //! * `upgrades`: what else than a proper handshake might become a WebSocket
 //! * `frames`: WebSocket frames that RFC 6455 forbids
 //! * `names`: channels, keys and positions that are more than names
+//! * `outgoing`: clients that ask for much and do not take it
 //! * `shares`: ordinary requests that take more than a share of what all use
 
 mod frames;
 mod names;
+mod outgoing;
 mod requests;
 mod shares;
 mod upgrades;

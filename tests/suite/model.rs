@@ -24,6 +24,7 @@ use livebridge::delivery::encoding::WEBSOCKET_JSON;
 use livebridge::delivery::session::{Session, Waits};
 use livebridge::delivery::subscription::{NewSubscription, Rights};
 use livebridge::hub::dispatch::Dispatcher;
+use livebridge::hub::held_page::HeldPage;
 use livebridge::hub::log::LogBounds;
 use livebridge::hub::topic::{Start, Topic};
 use livebridge::hub::wake_list::WakeList;

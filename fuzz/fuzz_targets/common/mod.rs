@@ -34,7 +34,7 @@ pub fn app() -> Arc<App> {
     let rules = Arc::new(Rules::default());
     let broker = Arc::new(MemoryBroker::new(Arc::new(Intake::default()), rules.clone()));
     let bounds = log::Bounds { entries: 16, bytes: 1024 };
-    let hub = Hub::new(broker, rules.clone(), bounds, 1 << 20, 1, metrics.clone());
+    let hub = Hub::new(broker, rules.clone(), bounds, 1 << 20, 1, Arc::default(), metrics.clone());
     let nobody = || AddressLimits { connections: None, handshakes: None };
     let bounds =
         admission::Bounds { connections: None, public: nobody(), near: nobody(), proxies: Default::default() };

@@ -13,6 +13,7 @@ use crate::hub::log::LogBounds;
 use crate::hub::topic::Start;
 use crate::observability::metrics::Metrics;
 use crate::rules::Rules;
+use crate::transport::byte_budget::Budget;
 
 /// A hub whose channels keep histories, and a session.
 struct World {
@@ -31,7 +32,7 @@ impl World {
         let rules = Arc::new(Rules::parse("[[channel]]\nmatch = '*'\nhistory = { messages = 100 }\n").expect("rules"));
         let broker = Arc::new(MemoryBroker::new(dispatcher.clone(), rules.clone()));
         let bounds = LogBounds { entries: 100, bytes: 1 << 20 };
-        let hub = Hub::new(dispatcher, broker.clone(), rules, bounds);
+        let hub = Hub::new(dispatcher, broker.clone(), rules, bounds, Arc::default());
         tokio::spawn(hub.clone().run());
         let session = Session::new(encoding, Vec::new(), 1);
         Self { broker, hub, session, batch: EncodedBatch::default(), room: usize::MAX, taken: Vec::new() }
@@ -251,4 +252,45 @@ async fn a_session_that_catches_up_writes_one_batch_in_a_turn_and_its_channels_t
     assert!(last.len() < OWN_BYTES, "{} bytes in one turn", last.len());
     let ends = [a, b].map(|key| world.session.subscription(key).expect("a subscription").backlog());
     assert_eq!((ends, received.len()), ([0, 0], 6));
+}
+
+#[tokio::test]
+async fn a_large_frame_that_sockets_cut_is_held_once_and_counted_until_all_have_it() {
+    const FRAME: usize = 50_000 + 4;
+    let outgoing = Budget::new(FRAME + 1000);
+    let mut world = World::new(&WEBSOCKET_RAW);
+    world.batch = EncodedBatch::new(outgoing.clone());
+    let first = world.subscribe("a", Start::Live).await;
+    world.publish("a", &"x".repeat(50_000)).await;
+    let one = std::mem::replace(&mut world.session, Session::new(&WEBSOCKET_RAW, Vec::new(), 1));
+    let second = world.subscribe("a", Start::Last(1)).await;
+    let topic = world.topic(second);
+    let two = std::mem::replace(&mut world.session, one);
+    world.room = 1000;
+    assert!(!world.offer(first, &topic, 0), "its socket is full");
+    let one = std::mem::replace(&mut world.session, two);
+    world.room = 2000;
+    let World { session, batch, room, taken, .. } = &mut world;
+    assert!(
+        !session.offer(second, batch, &mut EncodedBatch::default(), &mut |bytes| take(bytes, room, taken)),
+        "its socket is full"
+    );
+    assert_eq!(outgoing.used(), FRAME, "both have the same bytes");
+    assert!(world.session.ending().is_none());
+    drop(one);
+    world.batch.clear();
+    assert_eq!(outgoing.used(), FRAME);
+    // Another frame finds no room: its reader is closed, and what is left of it is held until then.
+    let two = std::mem::replace(&mut world.session, Session::new(&WEBSOCKET_RAW, Vec::new(), 1));
+    let third = world.subscribe("a", Start::Last(1)).await;
+    world.room = 1000;
+    assert!(!world.offer(third, &topic, 0));
+    assert_eq!(world.session.ending().and_then(|close| close.code.number()), Some(1013));
+    assert_eq!(outgoing.used(), 2 * FRAME);
+    drop(std::mem::replace(&mut world.session, two));
+    world.batch.clear();
+    world.room = usize::MAX;
+    world.taken.clear();
+    assert_eq!((world.pump(), world.take().len()), (Waits::News, FRAME - 2000));
+    assert_eq!(outgoing.used(), 0);
 }

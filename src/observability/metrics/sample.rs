@@ -32,6 +32,8 @@ pub struct Now {
     pub log_bytes: usize,
     /// Bytes of bodies and unfinished messages on their way in.
     pub incoming_bytes: usize,
+    /// Bytes of pages and cut frames on their way out.
+    pub outgoing_bytes: usize,
     /// Whether the broker answers.
     pub broker_up: bool,
 }
@@ -46,6 +48,7 @@ pub(super) struct Samples {
     channels: Gauge,
     log_bytes: Gauge,
     incoming_bytes: Gauge,
+    outgoing_bytes: Gauge,
     broker_up: Gauge,
 }
 
@@ -72,6 +75,10 @@ impl Samples {
             channels: gauge("channels", "Channels with subscribers"),
             log_bytes: gauge("log_bytes", "Bytes in the channels' logs"),
             incoming_bytes: gauge("incoming_bytes", "Bytes of bodies and unfinished messages on their way in"),
+            outgoing_bytes: gauge(
+                "outgoing_bytes",
+                "Bytes of pages of history and partly written frames that clients have yet to receive",
+            ),
             broker_up: gauge("broker_up", "Whether the broker answers"),
         }
     }
@@ -85,6 +92,7 @@ impl Samples {
         self.channels.set(now.channels as i64);
         self.log_bytes.set(now.log_bytes as i64);
         self.incoming_bytes.set(now.incoming_bytes as i64);
+        self.outgoing_bytes.set(now.outgoing_bytes as i64);
         self.broker_up.set(i64::from(now.broker_up));
         let by_shard = self.by_shard();
         let sum = |part: fn(&Sample) -> usize| by_shard.iter().map(part).sum::<usize>() as i64;

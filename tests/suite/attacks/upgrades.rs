@@ -1,6 +1,7 @@
 //! What else than a proper handshake might become a WebSocket, and what comes before and after one on its connection.
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 use super::{ROGUE, assert_untouched, beside, read_through, responses};
 use crate::support::instance::{Instance, Options};
@@ -105,9 +106,8 @@ async fn a_response_that_is_not_taken_yet_is_whole_before_the_subscription_that_
                 instance.get("/healthz").await;
             }
             let head = String::from_utf8(read_through(&mut stream, b"\r\n\r\n").await).unwrap().to_lowercase();
-            let length = head.split("content-length: ").nth(1).unwrap().split("\r\n").next().unwrap().parse().unwrap();
-            let mut body = vec![0; length];
-            soon("the whole body", stream.read_exact(&mut body)).await.unwrap();
+            assert!(head.contains("transfer-encoding: chunked"), "{head}");
+            let body = read_chunks(&mut stream).await;
             let page: serde_json::Value = serde_json::from_slice(&body).unwrap();
             assert_eq!(page["messages"].as_array().unwrap().len(), 10);
             let next = read_through(&mut stream, b"\r\n\r\n").await;
@@ -117,6 +117,20 @@ async fn a_response_that_is_not_taken_yet_is_whole_before_the_subscription_that_
         }
     })
     .await;
+}
+
+/// Reads a body of chunks to its end.
+async fn read_chunks(stream: &mut TcpStream) -> Vec<u8> {
+    let mut body = Vec::new();
+    loop {
+        let line = String::from_utf8(read_through(stream, b"\r\n").await).unwrap();
+        let mut chunk = vec![0; usize::from_str_radix(line.trim_end(), 16).unwrap() + 2];
+        soon("a chunk", stream.read_exact(&mut chunk)).await.unwrap();
+        if chunk.len() == 2 {
+            return body;
+        }
+        body.extend_from_slice(&chunk[..chunk.len() - 2]);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -8,7 +8,7 @@ pub(super) struct Client {
     pub(super) joining: Option<JoinHandle<Vec<Membership>>>,
     pub(super) starts: Vec<(usize, How, Start)>,
     pub(super) session: Option<Session>,
-    pub(super) asking: Option<(usize, JoinHandle<Option<Arc<Page>>>)>,
+    pub(super) asking: Option<(usize, JoinHandle<Option<Arc<HeldPage>>>)>,
     pub(super) room: usize,
     pub(super) wire: Vec<u8>,
     pub(super) held: HashMap<usize, Held>,
@@ -48,7 +48,7 @@ impl World {
         let messages = if small_history { 100 } else { 5000 };
         let rules = format!("[[channel]]\nmatch = '*'\nhistory = {{ messages = {messages} }}\n");
         let rules = Arc::new(Rules::parse(&rules).unwrap());
-        let hub = Hub::new(dispatcher, broker.clone(), rules, LOG);
+        let hub = Hub::new(dispatcher, broker.clone(), rules, LOG, Arc::default());
         tokio::spawn(hub.clone().run());
         let clients = (0..CLIENTS).map(|_| Client::default()).collect();
         let wake_list = hub.wake_list(0);
@@ -264,7 +264,7 @@ impl World {
         let waits = session.pump(&mut EncodedBatch::default(), &mut |bytes| write(bytes, chunk, room, wire));
         if let (Waits::History(slot, from), None) = (&waits, &*asking) {
             let (topic, from) = (session.subscription(*slot).unwrap().topic().clone(), *from);
-            *asking = Some((*slot, tokio::spawn(async move { hub.history(&topic, from).await.unwrap() })));
+            *asking = Some((*slot, tokio::spawn(async move { hub.history(&topic, from, None).await.unwrap() })));
         }
         self.decode(index)?;
         if waits == Waits::End {

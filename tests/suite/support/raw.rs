@@ -23,7 +23,13 @@ pub async fn connect_from(source: &str, instance: &Instance) -> TcpStream {
 
 /// With a receive buffer so small that it is full at once.
 pub async fn connect_narrow(instance: &Instance) -> TcpStream {
+    connect_narrow_from("127.0.0.1", instance).await
+}
+
+/// The same from an address.
+pub async fn connect_narrow_from(source: &str, instance: &Instance) -> TcpStream {
     let socket = TcpSocket::new_v4().unwrap();
+    socket.bind(SocketAddr::new(source.parse::<IpAddr>().unwrap(), 0)).unwrap();
     socket.set_recv_buffer_size(4096).unwrap();
     socket.connect(instance.address.parse().unwrap()).await.unwrap()
 }

@@ -1,0 +1,139 @@
+//! A page of history on its way to clients. It counts against the bound on outgoing bytes until the
+//! last client that reads it has received it, once for all clients that read it.
+
+use std::net::IpAddr;
+use std::ops::Deref;
+use std::sync::Arc;
+
+use crate::broker::{BrokerError, PAGE_BYTES, Page};
+use crate::message::Entry;
+use crate::transport::address_shares::{AddressShares, HeldShare};
+use crate::transport::byte_budget::{Budget, Reservation};
+
+/// The share of an address is never smaller: a subscriber may need two pages at a time.
+const LEAST_SHARE: usize = 4 * PAGE_BYTES;
+
+/// The room for pages of history. They may use three quarters of a [`Budget`]: the rest is for frames
+/// of new messages, and for the pages that are being read, of which nobody knows the size. The pages
+/// that were read for one address may use a quarter.
+pub struct PageBudget {
+    outgoing: Arc<Budget>,
+    shares: Arc<AddressShares>,
+}
+
+impl PageBudget {
+    /// A budget for pages within `outgoing`.
+    pub fn new(outgoing: Arc<Budget>) -> Self {
+        let shares = AddressShares::new((outgoing.limit() / 4).max(LEAST_SHARE));
+        Self { outgoing, shares }
+    }
+
+    /// Whether more than half of the outgoing bytes is used.
+    pub fn is_scarce(&self) -> bool {
+        self.outgoing.is_scarce()
+    }
+
+    /// Whether a page may be read for a client. `client` is its address, if that has a limit.
+    ///
+    /// # Errors
+    /// [`PageError::OutgoingFull`] if there may be no room for the page.
+    pub fn check(&self, client: Option<IpAddr>) -> Result<(), PageError> {
+        let fits = self.outgoing.used().saturating_add(PAGE_BYTES) <= self.limit();
+        let fits_share = || client.is_none_or(|address| self.shares.has_room(address, PAGE_BYTES));
+        if fits && fits_share() { Ok(()) } else { Err(PageError::OutgoingFull) }
+    }
+
+    /// Counts a page that was read for a client.
+    ///
+    /// # Errors
+    /// [`PageError::OutgoingFull`] if there is no room for it.
+    pub fn hold(&self, page: Page, client: Option<IpAddr>) -> Result<HeldPage, PageError> {
+        let weight = |message: &Arc<_>| Entry::Message(Arc::clone(message)).weight();
+        let bytes = page.messages.iter().map(weight).sum();
+        let held = Reservation::within(self.limit(), bytes, self.outgoing.clone()).ok_or(PageError::OutgoingFull)?;
+        let take = |address| self.shares.take(address, bytes).ok_or(PageError::OutgoingFull);
+        let share = client.map(take).transpose()?;
+        Ok(HeldPage { page, held: Arc::new((held, share)) })
+    }
+
+    fn limit(&self) -> usize {
+        self.outgoing.limit() - self.outgoing.limit() / 4
+    }
+}
+
+/// A page of history that a [`PageBudget`] counts.
+#[derive(Debug)]
+pub struct HeldPage {
+    page: Page,
+    held: Arc<(Reservation, Option<HeldShare>)>,
+}
+
+/// Why there is no page.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PageError {
+    /// The broker did not answer.
+    #[error(transparent)]
+    Broker(#[from] BrokerError),
+    /// The budget for outgoing bytes is used up.
+    #[error("too much data waits for clients that do not read it; try again in a moment")]
+    OutgoingFull,
+}
+
+impl HeldPage {
+    /// Some of its messages, as a page that is not counted again.
+    pub fn part(&self, page: Page) -> Self {
+        Self { page, held: self.held.clone() }
+    }
+}
+
+impl Deref for HeldPage {
+    type Target = Page;
+
+    fn deref(&self) -> &Page {
+        &self.page
+    }
+}
+
+impl PartialEq for HeldPage {
+    fn eq(&self, other: &Self) -> bool {
+        self.page == other.page
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::broker::Tail;
+    use crate::message::{Message, Position};
+
+    const MIB: usize = 1 << 20;
+
+    fn page(bytes: usize) -> Page {
+        let tail = Tail { position: Position::new(7, 1), stamp: 1 };
+        let messages = vec![Arc::new(Message::plain(vec![0; bytes]))];
+        Page { gap: None, messages, through: tail, tail }
+    }
+
+    #[test]
+    fn pages_leave_a_quarter_to_frames_and_an_address_leaves_pages_to_others() {
+        let outgoing = Budget::new(64 * MIB);
+        let pages = PageBudget::new(outgoing.clone());
+        let [one, other] = [1, 2].map(|last| Some(IpAddr::from([192, 0, 2, last])));
+        let full = Err(PageError::OutgoingFull);
+        let mut held: Vec<_> = (0..3).map_while(|_| pages.hold(page(4 * MIB), one).ok()).collect();
+        assert_eq!((held.len(), pages.check(one), pages.check(other)), (3, full.clone(), Ok(())));
+        assert_eq!(pages.hold(page(4 * MIB), one), Err(PageError::OutgoingFull));
+        held.extend(pages.hold(page(20 * MIB), other));
+        assert_eq!((held.len(), pages.check(other), pages.check(None)), (4, full.clone(), Ok(())));
+        held.extend(pages.hold(page(15 * MIB), None));
+        assert_eq!((held.len(), pages.check(None)), (5, full));
+        assert_eq!(pages.hold(page(MIB), None), Err(PageError::OutgoingFull));
+        assert!(outgoing.used() < 48 * MIB && outgoing.take(15 * MIB), "room for frames");
+        outgoing.give(15 * MIB);
+        let part = held[0].part(page(MIB));
+        held.clear();
+        assert!(outgoing.used() > 3 * MIB, "a part is all of it");
+        drop(part);
+        assert_eq!((outgoing.used(), pages.check(one), pages.check(other)), (0, Ok(()), Ok(())));
+    }
+}
