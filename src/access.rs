@@ -1,5 +1,6 @@
-//! Authorization: one check, from the credentials of a request (a key or a token, and its origin) to what it may do with
-//! which channels. It knows neither HTTP nor sockets: `http/` extracts the credentials and writes the response.
+//! Authorization: from the credentials of a request (a key or a token, and the page's origin),
+//! decides what the request may do with which channels. Knows neither HTTP nor sockets: `http/`
+//! extracts the credentials and writes the responses.
 
 pub mod action;
 pub mod claims;
@@ -23,7 +24,7 @@ use self::secret::Secret;
 use self::token::{TokenError, Tokens};
 use crate::channel::ChannelName;
 
-/// What a request shows of who asks.
+/// The credentials of a request, and the origin of the page that sent it.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Credentials {
     /// `Authorization: Bearer`: a publish key or a token.
@@ -32,44 +33,45 @@ pub struct Credentials {
     pub query: Option<Secret>,
     /// A token in the configured cookie.
     pub cookie: Option<Secret>,
-    /// What the `Origin` header says of the page that sent the request.
+    /// The result of checking the `Origin` header.
     pub origin: OriginCheck,
-    /// Without an `Origin`: whether the browser says that the page has the same origin (`Sec-Fetch-Site`).
+    /// For a request without an `Origin`: whether the browser reports a page of the same origin
+    /// (`Sec-Fetch-Site`).
     pub says_same_origin: bool,
 }
 
-/// Why something is not allowed.
+/// Why a request is denied.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AccessError {
-    /// The page's origin may not.
+    /// The page's origin is not allowed.
     #[error("pages of this origin may not connect to this instance; it allows {0}")]
     Origin(String),
-    /// Nothing was shown, and everybody may not.
+    /// The request has no credentials, and anonymous clients may not do this.
     #[error("{0} the channel {1} needs a token (or, to publish, a key): `Authorization: Bearer TOKEN`")]
     Anonymous(&'static str, ChannelName),
-    /// The same, before the channels are known.
+    /// The request has no credentials, and its channels are not known yet.
     #[error("this needs a token (or, to publish, a key): `Authorization: Bearer TOKEN`")]
     Nobody,
-    /// What was shown is not a key.
+    /// The publish key is not valid.
     #[error("the key is not valid here")]
     Key,
-    /// What was shown is not a valid token.
+    /// The token is not valid.
     #[error("the token is not valid: {0}")]
     Token(TokenError),
-    /// The token came with a cookie, from a page that may not use it.
+    /// The token came in a cookie, and the page may not use cookies.
     #[error(
         "cookies are accepted only from pages of this origin or of an --allowed-origin; send the token in the request"
     )]
     Cookie,
-    /// Not with this key or token.
+    /// The key or token does not allow the action with this channel.
     #[error("{0} the channel {1} is not allowed with this key or token")]
     Forbidden(&'static str, ChannelName),
-    /// Not with this key or token, whatever the channel.
+    /// The key or token allows the action with no channel.
     #[error("{0} any channel is not allowed with this key or token")]
     Useless(&'static str),
 }
 
-/// What somebody may do.
+/// What the sender of a request may do.
 #[derive(Debug, Clone)]
 pub struct Permissions {
     holder: Holder,
@@ -78,16 +80,17 @@ pub struct Permissions {
 
 #[derive(Debug, Clone)]
 enum Holder {
-    /// Nothing is configured: everybody may do everything.
+    /// No access control is configured: everything is allowed.
     Everybody,
     Anonymous,
-    /// The same, with a cookie that does not count: browsers send cookies with the requests of any page.
+    /// Anonymous, because a cookie was ignored: browsers send cookies with the requests of any
+    /// page.
     UntrustedCookie,
     Key(usize),
     Token(Arc<Claims>),
 }
 
-/// The configuration of who may do what.
+/// The access configuration: publish keys, tokens, origins and anonymous rights.
 #[derive(Debug)]
 pub struct Access {
     keys: Vec<PublishKey>,
@@ -98,7 +101,8 @@ pub struct Access {
 }
 
 impl Access {
-    /// With these keys, tokens and origins; `anonymous` says what clients without credentials may do.
+    /// Combines keys, tokens and origins. `anonymous` holds the rights of clients without
+    /// credentials.
     pub fn new(
         keys: Vec<PublishKey>,
         tokens: Option<Tokens>,
@@ -109,35 +113,37 @@ impl Access {
         Arc::new(Self { keys, tokens, origins, cookie, anonymous })
     }
 
-    /// Whether nothing is configured, so that everybody may do everything.
+    /// Whether no access control is configured, so that everything is allowed.
     pub fn is_open(&self) -> bool {
         self.keys.is_empty() && self.tokens.is_none()
     }
 
-    /// Whether there is a way to subscribe, by a token or for everybody.
+    /// Whether any client can subscribe: with a token, or without credentials.
     pub fn lets_anybody_subscribe(&self) -> bool {
         self.is_open() || self.tokens.is_some() || self.anonymous.allow_anywhere(Action::Subscribe)
     }
 
-    /// Which pages may speak to this instance.
+    /// The origins of the pages that may connect.
     pub fn origins(&self) -> &Origins {
         &self.origins
     }
 
-    /// The cookie that may hold a token.
+    /// The name of the cookie that may hold a token.
     pub fn cookie(&self) -> Option<&str> {
         self.cookie.as_deref()
     }
 
-    /// The keys that are to be fetched from a URL, if any.
+    /// The token keys that are fetched from a URL, if configured.
     pub fn remote_keys(&self) -> Option<&Arc<Jwks>> {
         self.tokens.as_ref()?.remote.as_ref()
     }
 
-    /// Checks whether the action is allowed with each of the channels or, if the channels are not known yet, with any.
+    /// Checks whether the action is allowed with each of the channels or, if the channels are not
+    /// known yet, with at least one channel.
     ///
     /// # Errors
-    /// [`AccessError`] for the first channel with which it is not allowed, or for credentials that are not valid.
+    /// [`AccessError`] for the first channel with which the action is not allowed, or for invalid
+    /// credentials.
     pub async fn authorize(
         self: &Arc<Self>,
         credentials: &Credentials,
@@ -152,10 +158,12 @@ impl Access {
         Ok(permissions)
     }
 
-    /// The part of the check that needs no channels. It refuses clients that may do nothing at all.
+    /// The part of the check that needs no channels. It already refuses clients that may do nothing
+    /// at all.
     ///
     /// # Errors
-    /// [`AccessError`] if the origin is not allowed, the credentials are not valid, or credentials are missing.
+    /// [`AccessError`] if the origin is not allowed, the credentials are not valid, or credentials
+    /// are missing.
     pub async fn identify(
         self: &Arc<Self>,
         credentials: &Credentials,
@@ -200,7 +208,7 @@ impl Permissions {
     /// Checks whether the permissions cover an action with a channel.
     ///
     /// # Errors
-    /// [`AccessError`] if they do not.
+    /// [`AccessError`] if they do not cover it.
     pub fn check(&self, channel: &ChannelName, action: Action) -> Result<(), AccessError> {
         let everybody = || self.access.anonymous.allow(channel, action);
         let held = match &self.holder {
@@ -217,12 +225,13 @@ impl Permissions {
         }
     }
 
-    /// Whether a publish key was shown: the operator's own producer.
+    /// Whether the request has a publish key, and so comes from one of the operator's own
+    /// producers.
     pub fn is_by_key(&self) -> bool {
         matches!(self.holder, Holder::Key(_))
     }
 
-    /// Whether it covers this with some channel.
+    /// Whether the permissions cover the action with at least one channel.
     fn allows_any(&self, action: Action) -> bool {
         let held = match &self.holder {
             Holder::Everybody => true,
@@ -233,15 +242,15 @@ impl Permissions {
         held || self.access.anonymous.allow_anywhere(action)
     }
 
-    /// Checks again that it has not expired: a request may take longer than its token is valid.
+    /// Checks again that the token has not expired, because a request may outlive its token.
     ///
     /// # Errors
-    /// [`TokenError::Expired`].
+    /// [`TokenError::Expired`] if it has.
     pub fn check_time(&self) -> Result<(), AccessError> {
         if self.holds_for() == Some(0) { Err(AccessError::Token(TokenError::Expired)) } else { Ok(()) }
     }
 
-    /// For how many seconds it holds; `None` for as long as you like.
+    /// The remaining validity in seconds; `None` if it does not expire.
     pub fn holds_for(&self) -> Option<u64> {
         match (&self.holder, &self.access.tokens) {
             (Holder::Token(claims), Some(tokens)) => Some(tokens.holds_for(claims)),

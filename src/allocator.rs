@@ -1,22 +1,28 @@
-//! Gives memory back after a peak. The process runs on mimalloc (see `main.rs`), which returns what was free for a second to the
-//! system, but looks for it only when it frees a page of its own: an instance that has become quiet would keep its peak.
+//! Returns free memory to the system after a peak. The process runs on mimalloc (see `main.rs`),
+//! which returns pages that were free for a second, but looks for them only when it frees another
+//! page. An idle instance would therefore keep the memory of its peak.
 
 use std::hint::black_box;
 use std::time::Duration;
 
-/// How often to look for pages that are due to go back.
+/// How often to look for free pages.
 const INTERVAL: Duration = Duration::from_secs(1);
-/// A piece so large that it has pages of its own. Nothing is ever written to it, so that it costs addresses and no memory.
+/// The size of an allocation that gets pages of its own. It is never written to, so it takes
+/// address space but no memory.
 const LARGE: usize = 1 << 20;
-/// Every so many looks all pages of the thread are looked through, for those that other threads have emptied. While there is much
-/// to do this costs something: what is emptied is filled again soon.
+/// After this many intervals, mimalloc searches all pages of the thread for those that other
+/// threads have emptied. This is rare because it costs time under load, where emptied pages are
+/// soon filled again.
 const COLLECT_EVERY: u32 = 5;
-/// How many allocations that are not small mimalloc takes for a reason to do so (its option `generic_collect`).
+/// The number of larger allocations after which mimalloc collects free pages (its option
+/// `generic_collect`).
 const ALLOCATIONS: usize = 10_000;
-/// The least that is not small. Each is given back at once, so it is always the same piece: 0.2 ms for all.
+/// The smallest size that counts as a larger allocation, in bytes. Each one is freed at once, so
+/// all of them reuse the same block and take 0.2 ms together.
 const NOT_SMALL: usize = 2 << 10;
 
-/// Makes the allocator look, for as long as the thread lives that this runs on: each has pages of its own.
+/// Makes the allocator return free memory, for as long as the current thread lives. Each thread has
+/// pages of its own, so each thread runs this.
 pub async fn give_back() {
     let mut ticks = tokio::time::interval(INTERVAL);
     for look in 1_u32.. {

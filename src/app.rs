@@ -1,4 +1,5 @@
-//! What all parts of an instance share: its name, its limits, the hub, the metrics, and whether it is draining.
+//! The state that all parts of an instance share: its name, its limits, the hub, the metrics, and
+//! the state of the drain.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,64 +17,65 @@ use crate::transport::admission::Admission;
 use crate::transport::byte_budget::Budget;
 use crate::transport::token_bucket::Rate;
 
-/// The bounds on what clients and producers may send.
+/// Limits on the requests and messages of clients and producers.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// The most bytes of a message, posted or sent as a WebSocket message.
+    /// Maximum size of a message in bytes, whether posted or sent over a WebSocket.
     pub message_bytes: usize,
-    /// The most channels of one connection or request.
+    /// Maximum number of channels of a connection or a request.
     pub channels: usize,
-    /// The most messages of a batch.
+    /// Maximum number of messages in a batch.
     pub batch_messages: usize,
-    /// The most bytes of a batch.
+    /// Maximum size of a batch in bytes.
     pub batch_bytes: usize,
-    /// How fast a WebSocket client may send.
+    /// Limits on the sending rate of a WebSocket client.
     pub rates: Rates,
-    /// How long a client has for the head of a request, and again for its body.
+    /// Time limit for the head of a request, and again for its body.
     pub request_time: Duration,
-    /// Silence after which a subscriber is sent a heartbeat, in seconds.
+    /// Seconds of silence after which a subscriber gets a heartbeat.
     pub heartbeat_seconds: u32,
 }
 
-/// How fast a WebSocket client may send; `None` for no limit.
+/// The sending rates that a WebSocket client may have; `None` for no limit.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Rates {
-    /// Frames, fragments and pings included.
+    /// Frames, including fragments and pings.
     pub frames: Option<Rate>,
-    /// Bytes, as they come from the socket.
+    /// Bytes, as read from the socket.
     pub bytes: Option<Rate>,
 }
 
-/// An instance.
+/// The shared state of an instance.
 pub struct App {
-    /// The name of the instance, for people.
+    /// The name of the instance, for logs and clients.
     pub instance: String,
-    /// The channel of requests that name none.
+    /// The channel of requests that do not name one.
     pub default_channel: ChannelName,
-    /// The bounds on what clients and producers may send.
+    /// Limits on requests and messages.
     pub limits: Limits,
-    /// Carries messages between instances.
+    /// The broker, which carries messages between instances.
     pub broker: Arc<dyn Broker>,
-    /// The channels with subscribers here.
+    /// The channels that have subscribers on this instance.
     pub hub: Arc<Hub>,
     /// The metrics of this instance.
     pub metrics: Arc<Metrics>,
-    /// The limits on connections and on what an address may do.
+    /// The limits on connections, and on the rates of each address.
     pub admission: Arc<Admission>,
-    /// Authorization.
+    /// The access configuration.
     pub access: Arc<Access>,
-    /// The budget for incomplete bodies and WebSocket messages, in bytes.
+    /// The budget for incomplete request bodies and WebSocket messages, in bytes.
     pub incoming: Arc<Budget>,
     /// The budget for pages of history and partly written frames, in bytes.
     pub outgoing: Arc<Budget>,
     /// Rate-limits log lines of failed requests.
     pub failures: LogThrottle,
-    /// Whether the instance is stopping.
+    /// The state of the drain.
     pub drain: Drain,
 }
 
 impl App {
-    /// Publishes, and counts. See [`crate::broker::Broker::publish`].
+    /// Publishes a batch through the broker and counts the results. See
+    /// [`crate::broker::Broker::publish`].
     pub async fn publish(&self, batch: Vec<Publication>) -> Vec<Result<Option<Position>, BrokerError>> {
         let asked = Moment::now();
         let results = self.broker.publish(batch).await;

@@ -1,11 +1,11 @@
-//! How long to wait before trying again: exponential, with full jitter, so that many who failed together do not
-//! come back together.
+//! Delays between attempts: exponential backoff with full jitter, so that clients that failed
+//! together do not all return at the same time.
 
 use std::time::Duration;
 
 use rand::Rng;
 
-/// Grows with every failure, up to a bound.
+/// A delay that grows with every failure, up to a maximum.
 #[derive(Debug)]
 pub struct Backoff {
     base: Duration,
@@ -14,19 +14,19 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// The first delay lies between nothing and `base`, no later one exceeds `most`.
+    /// The first delay is at most `base`; no later delay exceeds `most`.
     pub fn new(base: Duration, most: Duration) -> Self {
         Self { base, most, failures: 0 }
     }
 
-    /// The delay after another failure.
+    /// The delay after the next failure.
     pub fn next_delay(&mut self) -> Duration {
         let bound = self.base.saturating_mul(1 << self.failures.min(16)).min(self.most);
         self.failures += 1;
         rand::rng().random_range(Duration::ZERO..=bound)
     }
 
-    /// It worked: the next failure starts from the beginning.
+    /// Resets after a success: the next failure starts with `base` again.
     pub fn reset(&mut self) {
         self.failures = 0;
     }

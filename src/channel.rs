@@ -1,5 +1,4 @@
-//! Channel names: which are allowed, and why; and patterns over them. The rules for a channel are in
-//! `rules.rs`.
+//! Channel names and the patterns that match them. `rules.rs` holds the rules for channels.
 
 use std::borrow::Borrow;
 use std::fmt;
@@ -8,19 +7,20 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
-/// The longest channel name, in bytes. Long enough for a path or two UUIDs, short enough for a header line.
+/// The maximum length of a channel name, in bytes. It has room for a path or for two UUIDs, and
+/// fits into a header line.
 pub const MAX_LENGTH: usize = 255;
 
-/// Names that start so belong to livebridge itself (position notes, stored history, canaries), or to Redis, which tells there of
-/// keys and servers that are no client's business.
+/// Prefixes of reserved names. livebridge uses them itself (position markers, stored history,
+/// canaries), or Redis publishes details of keys and servers there that clients must not see.
 pub const RESERVED_PREFIXES: [&str; 5] = ["livebridge:", "__keyspace@", "__keyevent@", "__sentinel__:", "__redis__:"];
 
-/// A valid channel name. Cheap to clone: all clones share one text.
+/// A valid channel name. Clones are cheap: they share one string.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ChannelName(Arc<str>);
 
 impl ChannelName {
-    /// The name as text.
+    /// The name as a string slice.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -44,21 +44,22 @@ impl fmt::Debug for ChannelName {
     }
 }
 
-/// Why a text is not a channel name.
+/// Why a string is not a valid channel name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ChannelError {
-    /// No characters at all.
+    /// The name is empty.
     #[error("a channel name must not be empty; leave the parameter out for the default channel")]
     Empty,
-    /// More than [`MAX_LENGTH`] bytes.
+    /// The name is longer than [`MAX_LENGTH`] bytes.
     #[error("a channel name has at most {MAX_LENGTH} bytes, this one has {0}")]
     TooLong(usize),
-    /// A character that Redis patterns, cluster hash tags, header lines or URLs would trip over.
+    /// The name has a character with a meaning in Redis patterns, cluster hash tags, header lines
+    /// or URLs.
     #[error(
         "a channel name must not contain {0:?}: no white space, control characters or any of * ? [ ] {{ }} \\ \" < >"
     )]
     Character(char),
-    /// A name of livebridge's own, or of Redis'.
+    /// The name is reserved for livebridge or Redis.
     #[error("channel names that start with {0:?} are reserved; choose another name")]
     Reserved(&'static str),
 }
@@ -83,23 +84,24 @@ impl FromStr for ChannelName {
     }
 }
 
-/// U+FFFD is what bytes that are no UTF-8 were read as: with it, names that differ would become one.
+/// Bytes that are not UTF-8 were decoded as U+FFFD, so names that differ in them would become
+/// equal.
 fn forbidden(character: char) -> bool {
     character.is_whitespace() || character.is_control() || "*?[]{}\\\"<>\u{FFFD}".contains(character)
 }
 
-/// A pattern over channel names in which `*` stands for any text.
+/// A pattern for channel names, in which `*` matches any text.
 #[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
 #[serde(transparent)]
 pub struct ChannelPattern(String);
 
 impl ChannelPattern {
-    /// A pattern as it is written.
+    /// Makes a pattern from its written form.
     pub fn new(text: impl Into<String>) -> Self {
         Self(text.into())
     }
 
-    /// Whether the channel matches.
+    /// Whether the pattern matches the channel.
     pub fn matches(&self, channel: &ChannelName) -> bool {
         let mut pieces = self.0.split('*');
         let name = channel.as_str();
@@ -118,7 +120,7 @@ impl ChannelPattern {
         true
     }
 
-    /// The pattern as written.
+    /// The pattern in its written form.
     pub fn as_str(&self) -> &str {
         &self.0
     }

@@ -1,64 +1,67 @@
-//! Why a subscriber is closed: one list of codes and reasons, which `docs/protocol.md` repeats.
+//! Why a subscriber is closed: the close codes and reasons. `docs/protocol.md` documents the same
+//! list.
 
 use std::borrow::Cow;
 
-/// The reason in a close frame has at most 123 bytes (RFC 6455, 5.5: a control frame's 125, less the code's two).
+/// The longest reason of a close frame, in bytes: a control frame has at most 125 (RFC 6455, 5.5),
+/// and the code takes two.
 const MAX_REASON: usize = 123;
 
-/// A close code (RFC 6455, 7.4) and a reason that a person understands.
+/// A close code (RFC 6455, 7.4) and a readable reason.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Close {
-    /// What it is about.
+    /// The cause.
     pub code: Code,
     detail: Cow<'static, str>,
 }
 
-/// The codes that livebridge closes with.
+/// The causes for which livebridge closes a connection.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Code {
-    /// The client closed; its own code is sent back, or none if it gave none.
+    /// The client closed. Its code is sent back, or none if it sent none.
     Client(Option<u16>),
-    /// A frame that RFC 6455 forbids.
+    /// The client sent a frame that RFC 6455 forbids.
     ProtocolError,
-    /// A text message that is not UTF-8.
+    /// The client sent a text message that is not UTF-8.
     InvalidUtf8,
     /// The client may not publish here.
     PublishRefused,
-    /// The broker refuses a channel of the client.
+    /// The broker refuses one of the client's channels.
     ChannelRefused,
-    /// A message over the limit.
+    /// The client sent a message over the size limit.
     MessageTooBig,
     /// The instance is draining.
     Restarting,
-    /// The broker did not take what the client sent.
+    /// The broker did not accept a message from the client.
     PublishFailed,
-    /// The client read slower than the channel's log is long.
+    /// The client fell further behind than the log of the channel reaches.
     FellBehind,
-    /// What was asked for, or was due next, is gone.
+    /// Messages that the client asked for, or the next ones, are no longer available.
     Gap,
-    /// The token that the client was let in with holds no longer.
+    /// The client's token has expired.
     TokenExpired,
-    /// The client keeps sending faster than it may.
+    /// The client keeps sending faster than its limit.
     TooFast,
-    /// The client was let in only to be told that it is not: see [`Refused`].
+    /// The request was refused, and the connection was opened only to report that: see [`Refused`].
     Refused(Refused),
-    /// The other side is gone: nothing can be sent.
+    /// The connection is lost: nothing can be sent.
     Gone,
 }
 
-/// A refusal that the client learns from its stream, since it can't see the status of its request or gives up at that.
+/// A refusal that is reported on the stream, because the client cannot see the status of its
+/// request, or would stop reconnecting after it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Refused {
-    /// For now: the error code says why.
+    /// A temporary refusal; the error code says why.
     ForNow(&'static str),
-    /// Until the client shows another token.
+    /// The client needs another token.
     Unauthorized,
-    /// For good: the same again would be refused again; the error code says why.
+    /// A permanent refusal: the same request would fail again. The error code says why.
     ForGood(&'static str),
 }
 
 impl Code {
-    /// The number on the wire; `None` for a close frame without one, and where there is nobody to send one to.
+    /// The code on the wire; `None` for a close frame without a code, and for a lost connection.
     pub fn number(self) -> Option<u16> {
         match self {
             Self::Client(code) => code,
@@ -67,7 +70,7 @@ impl Code {
             Self::PublishRefused => Some(1008),
             Self::MessageTooBig => Some(1009),
             Self::Restarting => Some(1012),
-            // The ACL may be fixed: a code after which clients come back.
+            // The ACL may be fixed later, so this is a code after which clients reconnect.
             Self::PublishFailed | Self::ChannelRefused => Some(1013),
             Self::FellBehind => Some(4001),
             Self::Gap => Some(4002),
@@ -80,7 +83,7 @@ impl Code {
         }
     }
 
-    /// The name in reasons and metrics.
+    /// The name in close reasons and metrics.
     pub fn name(self) -> &'static str {
         match self {
             Self::Client(_) => "client",
@@ -103,22 +106,22 @@ impl Code {
 }
 
 impl Close {
-    /// A close with a sentence that says more.
+    /// A close whose reason explains the code.
     pub fn new(code: Code, detail: impl Into<Cow<'static, str>>) -> Self {
         Self { code, detail: detail.into() }
     }
 
-    /// The client's own close, answered.
+    /// The answer to a close frame from the client.
     pub fn answer(code: Option<u16>) -> Self {
         Self::new(Code::Client(code), "")
     }
 
-    /// The sentence.
+    /// The explanation in the reason.
     pub fn detail(&self) -> &str {
         &self.detail
     }
 
-    /// The reason, `name: sentence`, cut to what a close frame holds.
+    /// The reason, `name: explanation`, cut to the length of a close frame.
     pub fn reason(&self) -> String {
         if let Code::Client(_) = self.code {
             return String::new();
@@ -140,7 +143,8 @@ mod tests {
         let exact = "x".repeat(MAX_REASON - "gap: ".len());
         assert_eq!(Close::new(Code::Gap, exact.clone()).reason(), format!("gap: {exact}"));
         assert_eq!(Close::new(Code::Gap, format!("{exact}y")).reason(), format!("gap: {exact}"));
-        // The last of the 123 bytes would be the first of two: the character goes as a whole.
+        // The limit falls within the last character, which has two bytes, so the whole character is
+        // cut.
         let reason = Close::new(Code::Gap, format!("{}é", &exact[1..])).reason();
         assert_eq!((reason.len(), reason.chars().last()), (MAX_REASON - 1, Some('x')));
     }

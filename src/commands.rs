@@ -1,5 +1,5 @@
-//! The commands besides serving: those that talk to a running instance, and the one that checks
-//! whether an instance would run. Issuing a token is `access/issue.rs`.
+//! The commands other than `serve`: those that talk to a running instance, and `check`, which
+//! checks whether an instance would run. `access/issue.rs` issues tokens.
 
 pub mod check;
 pub mod client;

@@ -1,6 +1,6 @@
-//! Configuration: flags, environment and `.env`, parsed once (`Cli`), and the rules file beside them, into
-//! what the server runs with (`Settings`). The one reader of the environment. The settings of one concern each are in the
-//! files under `config/`.
+//! Configuration: parses flags, environment and `.env` once (`Cli`) and combines them with the
+//! rules file into the settings of the server (`Settings`). Nothing else reads the environment. The
+//! files under `config/` hold groups of related settings.
 
 pub mod access;
 pub mod limits;
@@ -27,7 +27,7 @@ use crate::observability::logging::LogFormat;
 use crate::rules::{Rules, RulesError};
 use crate::transport::admission;
 
-/// The rules file that is read where none is named.
+/// The rules file that is read if none is named.
 const DEFAULT_RULES: &str = "livebridge.toml";
 
 /// Relays messages from backends to WebSocket and Server-Sent Events clients.
@@ -43,7 +43,8 @@ pub struct Cli {
 }
 
 impl Cli {
-    /// What log lines look like: those of a command for a person are text.
+    /// The log format: text for the commands other than `serve`, because a person reads their
+    /// output.
     pub fn log_format(&self) -> LogFormat {
         match &self.command {
             None => self.serve.log_format,
@@ -73,18 +74,20 @@ pub enum Command {
         after_help = "Examples:\n  livebridge publish live 'hello'\n  livebridge publish sheet:q3 --key B4 '{\"value\":7}'\n  seq 10 | livebridge publish numbers -\n\nExit codes: 0 published, 1 refused or unreachable, 2 wrong usage"
     )]
     Publish(PublishArgs),
-    /// Issue a test token, signed with the shared secret. In production, your backend issues tokens.
+    /// Issue a test token, signed with the shared secret. In production, your backend issues
+    /// tokens.
     #[command(
         after_help = "Examples:\n  livebridge token --subscribe 'sheet:*' --publish sheet:q3\n  livebridge token --subscribe '*' --expires 10m\n\nThe secret is read from LIVEBRIDGE_TOKEN_SECRET, like the server's."
     )]
     Token(TokenArgs),
-    /// Print the messages of one or more channels of a running instance, one per line, until interrupted.
+    /// Print the messages of one or more channels of a running instance, one per line, until
+    /// interrupted.
     #[command(
         after_help = "Examples:\n  livebridge tail live\n  livebridge tail --last 10 orders invoices\n\nWith several channels each line starts with the channel and a tab. Reconnects and resumes by itself."
     )]
     Tail(TailArgs),
-    /// Check settings, system and Redis without changing anything. With --url, check whether a running
-    /// instance is ready.
+    /// Check settings, system and Redis without changing anything. With --url, check whether a
+    /// running instance is ready.
     #[command(
         after_help = "Prints one line per finding: ok, warning or error, with a suggested fix.\n\nExit codes: 0 no error, 1 an error, 2 wrong usage"
     )]
@@ -110,8 +113,8 @@ pub struct ServeArgs {
     /// Channel for requests that name none.
     #[arg(long, env = "LIVEBRIDGE_DEFAULT_CHANNEL", default_value = "live", value_name = "CHANNEL")]
     pub default_channel: ChannelName,
-    /// Maximum size of a message in bytes. A larger one is answered 413, or the WebSocket is closed with
-    /// 1009.
+    /// Maximum size of a message in bytes. A larger one is answered 413, or the WebSocket is closed
+    /// with 1009.
     #[arg(long, env = "LIVEBRIDGE_MAX_MESSAGE_BYTES", default_value_t = 1 << 20, value_name = "BYTES",
           value_parser = clap::value_parser!(u64).range(1..=64 << 20))]
     pub max_message_bytes: u64,
@@ -119,7 +122,8 @@ pub struct ServeArgs {
     #[arg(long, env = "LIVEBRIDGE_MAX_CHANNELS", default_value_t = 100, value_name = "COUNT",
           value_parser = clap::value_parser!(u64).range(1..=10_000))]
     pub max_channels: u64,
-    /// Maximum number of messages in the log of a channel: how far a slow subscriber may fall behind.
+    /// Maximum number of messages in the log of a channel: how far a slow subscriber may fall
+    /// behind.
     #[arg(long, env = "LIVEBRIDGE_LOG_MESSAGES", default_value_t = 4096, value_name = "COUNT",
           value_parser = clap::value_parser!(u64).range(16..=1 << 20))]
     pub log_messages: u64,
@@ -213,7 +217,7 @@ pub struct TailArgs {
 }
 
 impl TokenArgs {
-    /// What the token says.
+    /// The claims of the token.
     pub fn spec(&self) -> TokenSpec {
         TokenSpec {
             livebridge: Patterns { subscribe: self.subscribe.clone(), publish: self.publish.clone() },
@@ -236,58 +240,59 @@ pub struct CheckArgs {
     pub serve: ServeArgs,
 }
 
-/// What the server runs with.
+/// The validated settings of the server.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Where to listen.
+    /// The address to listen on.
     pub listen: SocketAddr,
-    /// Which Redis, if any.
+    /// How to reach Redis; `None` for the embedded broker.
     pub redis: Option<RedisOptions>,
-    /// What differs by channel.
+    /// The rules of channels.
     pub rules: Arc<Rules>,
-    /// Who may do what.
+    /// The access configuration.
     pub access: Arc<Access>,
-    /// The instance's name.
+    /// The name of the instance.
     pub instance: String,
-    /// The channel that is meant where none is named.
+    /// The channel of requests that do not name one.
     pub default_channel: ChannelName,
-    /// What clients may send.
+    /// Limits on requests and messages.
     pub limits: Limits,
-    /// How much of each channel's log is kept.
+    /// The bounds of the log of each channel.
     pub log: LogBounds,
-    /// How much of all logs together is kept, in bytes.
+    /// Maximum size of all logs together, in bytes.
     pub log_bytes_total: usize,
-    /// Who gets in.
+    /// Limits on connections.
     pub admission: admission::ConnectionLimits,
-    /// The most bytes of unfinished bodies and WebSocket messages together.
+    /// Maximum size of all incomplete bodies and WebSocket messages together, in bytes.
     pub incoming_bytes: usize,
-    /// The most bytes of pages of history and partly written frames that clients have yet to receive.
+    /// Maximum size of all pages of history and partly written frames that clients have yet to
+    /// receive, in bytes.
     pub outgoing_bytes: usize,
-    /// How the instance ends.
+    /// The times of a drain.
     pub drain: Drain,
-    /// How many threads move messages.
+    /// The number of threads that serve connections.
     pub threads: usize,
 }
 
-/// What is wrong with the configuration.
+/// Why the configuration is not valid.
 #[derive(Debug, thiserror::Error)]
 pub enum SettingsError {
-    /// The rules file.
+    /// An error in the rules file.
     #[error(transparent)]
     Rules(#[from] RulesError),
-    /// Who may do what.
+    /// An error in the access settings.
     #[error(transparent)]
     Access(#[from] AccessSettingsError),
-    /// How to reach Redis.
+    /// An error in the settings for Redis.
     #[error(transparent)]
     Redis(#[from] RedisSettingsError),
 }
 
 impl Settings {
-    /// Validates the arguments, and reads the files that they name.
+    /// Validates the arguments and reads the files that they name.
     ///
     /// # Errors
-    /// [`SettingsError`] for the first setting that is not valid.
+    /// [`SettingsError`] for the first invalid setting.
     pub fn resolve(args: ServeArgs) -> Result<Self, SettingsError> {
         let rules = match &args.rules {
             Some(path) => Rules::load(path)?,
@@ -325,8 +330,8 @@ impl Settings {
     }
 }
 
-/// Resolves `ADDRESS:PORT` or `NAME:PORT`. Of a name's addresses the first of IPv4 counts, which is there on every machine, else
-/// the first.
+/// Resolves `ADDRESS:PORT` or `NAME:PORT`. Prefers a name's first IPv4 address, because every
+/// machine has IPv4, and otherwise takes the first address.
 fn address_to_listen_on(text: &str) -> Result<SocketAddr, String> {
     const FORMS: &str =
         "127.0.0.1:8000 (this machine alone), 0.0.0.0:8000 or [::]:8000 (every interface), localhost:8000";
@@ -350,8 +355,8 @@ fn address_to_listen_on(text: &str) -> Result<SocketAddr, String> {
     first.copied().ok_or_else(|| form("the name has no address"))
 }
 
-/// Reads `.env` if there is one, then arguments and the environment. Exits the process for an unknown or invalid
-/// argument, as clap does.
+/// Parses `.env` (if it exists), arguments and environment. Exits the process for an unknown or
+/// invalid argument, as clap does.
 ///
 /// # Errors
 /// If `.env` cannot be read or parsed.

@@ -1,9 +1,9 @@
-//! How far an instance is with stopping. One signal for all of its parts: readiness, handshakes, connections, threads.
-//! How a thread then closes its subscribers is `delivery/drain.rs`.
+//! The state of shutting down, a signal to all parts of the instance: readiness, handshakes,
+//! connections, threads. `delivery/drain.rs` closes the subscribers of a thread.
 
 use tokio::sync::watch;
 
-/// How far an instance is with stopping.
+/// The phases of a shutdown.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Debug)]
 enum Phase {
     #[default]
@@ -12,34 +12,34 @@ enum Phase {
     Draining,
 }
 
-/// The signal. Phases follow each other and never go back.
+/// The phase of the shutdown, which all parts can watch. It only moves forward.
 #[derive(Default)]
 pub struct Drain(watch::Sender<Phase>);
 
 impl Drain {
-    /// Whether load balancers should send nobody here any more.
+    /// Whether load balancers should stop sending clients here.
     pub fn is_leaving(&self) -> bool {
         *self.0.borrow() >= Phase::Leaving
     }
 
-    /// Whether the instance is about to stop: nothing new is begun.
+    /// Whether the instance is draining: it starts nothing new.
     pub fn is_draining(&self) -> bool {
         *self.0.borrow() >= Phase::Draining
     }
 
-    /// From now on load balancers should send nobody here; clients that come are still served.
+    /// Reports the instance as not ready. New clients are still served.
     pub fn start_leaving(&self) {
         self.advance(Phase::Leaving);
     }
 
-    /// From now on the instance is about to stop.
+    /// Starts the drain.
     pub fn start_draining(&self) {
         self.advance(Phase::Draining);
     }
 
-    /// Waits until the instance is about to stop.
+    /// Waits until the drain starts.
     pub async fn draining(&self) {
-        // An error would mean that `self` is gone.
+        // The only possible error is a dropped sender, and `self` holds the sender.
         let _ = self.0.subscribe().wait_for(|phase| *phase >= Phase::Draining).await;
     }
 

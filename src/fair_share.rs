@@ -1,6 +1,7 @@
-//! Fair shortening: to which height the largest of many logs are cut so that all together fit.
+//! Max-min fair shares: the size to which the largest of many logs are cut so that all of them fit
+//! into a total.
 
-/// The height to which the largest logs are to be cut so that all together have `total` bytes.
+/// The size to which the largest logs must be cut so that all logs together have `total` bytes.
 pub fn level(mut sizes: Vec<usize>, total: usize) -> usize {
     sizes.sort_unstable();
     let (mut left, mut count) = (total, sizes.len());

@@ -1,39 +1,40 @@
-//! One line of `livebridge check`: what was found about one thing, its level, and a suggested fix.
+//! A finding of `livebridge check`: a result, its level, and a suggested fix. It is printed as one
+//! line.
 
 use std::fmt;
 
-/// How bad it is.
+/// The severity of a finding.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Level {
-    /// As it should be.
+    /// No problem.
     Ok,
-    /// It works, but not as well, or not for ever.
+    /// It works, but with a disadvantage now or later.
     Warning,
     /// It does not work.
     Error,
 }
 
-/// What was found about one thing.
+/// The result of one check.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Finding {
-    /// How bad it is.
+    /// The severity.
     pub level: Level,
     what: String,
     fix: String,
 }
 
 impl Finding {
-    /// It is as it should be.
+    /// A finding without a problem.
     pub fn ok(what: impl Into<String>) -> Self {
         Self { level: Level::Ok, what: what.into(), fix: String::new() }
     }
 
-    /// It works, but.
+    /// A finding about something that works with a disadvantage.
     pub fn warning(what: impl Into<String>, fix: impl Into<String>) -> Self {
         Self { level: Level::Warning, what: what.into(), fix: fix.into() }
     }
 
-    /// It does not work.
+    /// A finding about something that does not work.
     pub fn error(what: impl Into<String>, fix: impl Into<String>) -> Self {
         Self { level: Level::Error, what: what.into(), fix: fix.into() }
     }

@@ -1,5 +1,5 @@
-//! The HTTP surface. `routes.rs` is its table of contents; each other file is one request's story. What becomes of a
-//! request that turns into a subscription is in `connection.rs`.
+//! The HTTP surface. `routes.rs` lists all routes; most other files handle one kind of request.
+//! `connection.rs` turns a request for a subscription into a subscriber's stream.
 
 pub mod assets;
 pub mod connection;

@@ -1,5 +1,5 @@
-//! The HTTP/1.1 client: connections to one server, over TCP or TLS. Requests of the commands and the fetch of a JWK set
-//! go through it. It follows no redirects, so a document comes only from the configured URL.
+//! The HTTP/1.1 client: connections to one server, over TCP or TLS. The commands and the fetch of
+//! the JWK set use it. It follows no redirects, so a document comes only from the configured URL.
 
 use std::io;
 use std::sync::Arc;
@@ -30,16 +30,16 @@ pub enum UrlError {
     NoRoots,
 }
 
-/// Why a request got no answer.
+/// Why a request failed.
 #[derive(Debug, thiserror::Error)]
 pub enum RequestError {
-    /// No connection: the name has no address, the port is closed, or TLS failed.
+    /// No connection: the name does not resolve, the port is closed, or TLS failed.
     #[error(transparent)]
     Connect(#[from] io::Error),
-    /// The host cannot be the name in a certificate.
+    /// The host name cannot occur in a certificate.
     #[error(transparent)]
     Name(#[from] InvalidDnsNameError),
-    /// The exchange failed.
+    /// The connection failed while the request or the response was under way.
     #[error(transparent)]
     Exchange(#[from] hyper::Error),
     /// The request has an invalid header.
@@ -47,7 +47,7 @@ pub enum RequestError {
     Request(#[from] hyper::http::Error),
 }
 
-/// A validated URL of a server and a resource there.
+/// A validated URL: a server, and a resource on it.
 pub struct Url {
     uri: Uri,
     host: String,
@@ -62,7 +62,7 @@ pub struct Connection {
 }
 
 impl Url {
-    /// Validates a URL. For https it also reads the certificates that the system trusts.
+    /// Validates a URL. For https, it also loads the certificates that the system trusts.
     ///
     /// # Errors
     /// [`UrlError::Syntax`], or [`UrlError::NoRoots`] for https on a system without certificates.
@@ -81,7 +81,7 @@ impl Url {
         Ok(Self { uri, host: host.trim_matches(['[', ']']).to_owned(), port, tls })
     }
 
-    /// Whether the scheme is http and the URL names the server alone.
+    /// Whether the scheme is http and the URL names only a server, without a path.
     pub fn is_plain_server(&self) -> bool {
         self.tls.is_none() && self.uri.path() == "/" && self.uri.query().is_none()
     }
@@ -91,7 +91,7 @@ impl Url {
         self.uri.authority().map_or("", |authority| authority.as_str())
     }
 
-    /// Opens a connection, on the current runtime.
+    /// Opens a connection on the current runtime.
     ///
     /// # Errors
     /// If the server cannot be reached, or its certificate is not trusted.
@@ -109,8 +109,8 @@ impl Url {
     /// Fetches the resource: a JSON document of at most `most_bytes` bytes.
     ///
     /// # Errors
-    /// What went wrong, as text: no connection, a status other than 2xx, a document that is too large, or no complete
-    /// answer within `within`.
+    /// A description of the failure: no connection, a status other than 2xx, a document that is too
+    /// large, or no complete response within `within`.
     pub async fn fetch_json(&self, most_bytes: usize, within: Duration) -> Result<Bytes, String> {
         let fetched = tokio::time::timeout(within, self.try_fetch(most_bytes)).await;
         fetched.unwrap_or_else(|_| Err(format!("no answer within {} s", within.as_secs())))
@@ -120,7 +120,7 @@ impl Url {
         let target = self.uri.path_and_query().map_or("/", |target| target.as_str());
         let request = Request::get(target).header(HOST, self.authority()).header(ACCEPT, "application/json");
         let request = request.body(Full::default()).map_err(|error| error.to_string())?;
-        // Kept until the body is read: the connection ends with it.
+        // Kept until the body is read, because dropping it closes the connection.
         let mut connection = self.connect().await.map_err(|error| error.to_string())?;
         let response = connection.send(request).await.map_err(|error| error.to_string())?;
         if !response.status().is_success() {
@@ -138,7 +138,7 @@ impl Connection {
         Ok(Self { sender, driver })
     }
 
-    /// Whether the connection has ended and takes no more requests.
+    /// Whether the connection has ended and accepts no more requests.
     pub fn is_closed(&self) -> bool {
         self.sender.is_closed()
     }
@@ -158,7 +158,7 @@ impl Drop for Connection {
     }
 }
 
-/// Trusts the certificates that the system trusts.
+/// A TLS connector that trusts the system's certificates.
 fn connector() -> Result<TlsConnector, UrlError> {
     let mut roots = RootCertStore::empty();
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);

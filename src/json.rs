@@ -1,4 +1,5 @@
-//! The JSON objects that `format=json`, Server-Sent Events' own events, the history and the errors over HTTP share.
+//! The JSON objects that `format=json`, the events of Server-Sent Events, the history and the HTTP
+//! errors share.
 
 use std::ops::Range;
 
@@ -10,7 +11,7 @@ use serde_json::value::RawValue;
 use crate::channel::ChannelName;
 use crate::message::{Gap, Message, Position};
 
-/// A message with all that is known of it.
+/// A message with its metadata.
 #[derive(Serialize)]
 pub struct Envelope<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -37,7 +38,7 @@ enum Data<'a> {
 }
 
 impl<'a> Envelope<'a> {
-    /// The envelope of a message within a stream of several channels.
+    /// An envelope with channel and epoch, for a stream of several channels.
     pub fn new(channel: &'a ChannelName, message: &'a Message) -> Self {
         Self {
             channel: Some(channel.as_str()),
@@ -46,7 +47,7 @@ impl<'a> Envelope<'a> {
         }
     }
 
-    /// The envelope of a message where channel and epoch stand outside.
+    /// An envelope without channel and epoch, for a context that states them.
     pub fn within(message: &'a Message) -> Self {
         let (data, encoding) = match message.text() {
             Some(text) => (as_json(text).map_or(Data::Text(text), Data::Json), None),
@@ -64,7 +65,7 @@ impl<'a> Envelope<'a> {
     }
 }
 
-/// The beginning of [`Envelope::within`], up to the data.
+/// The start of [`Envelope::within`], up to the data.
 #[derive(Serialize)]
 pub struct EnvelopeStart<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -76,13 +77,13 @@ pub struct EnvelopeStart<'a> {
 }
 
 impl<'a> EnvelopeStart<'a> {
-    /// The beginning of a message's envelope.
+    /// The start of the envelope of a message.
     pub fn within(message: &'a Message) -> Self {
         let offset = message.position.map(|position| position.offset);
         Self { offset, key: message.key.as_deref(), removed: message.removed }
     }
 
-    /// Appends it; the data follows.
+    /// Appends the start; the caller appends the data.
     pub fn write(&self, out: &mut Vec<u8>) {
         write(self, out);
         out.pop();
@@ -90,26 +91,26 @@ impl<'a> EnvelopeStart<'a> {
     }
 }
 
-/// Where in a text its one JSON value stands, if that is all there is beside white space.
+/// The range of the JSON value in a text that holds a single value and white space.
 pub fn value_within(text: &str) -> Option<Range<usize>> {
     let value = as_json(text)?.get();
     let start = value.as_ptr().addr() - text.as_ptr().addr();
     Some(start..start + value.len())
 }
 
-/// Appends what stands between the quotes of a JSON string.
+/// Appends the text escaped for a JSON string, without the quotes.
 pub fn write_unquoted(text: &str, out: &mut Vec<u8>) {
     let mut quoted = Vec::with_capacity(text.len() + 2);
     write(&text, &mut quoted);
     out.extend_from_slice(&quoted[1..quoted.len() - 1]);
 }
 
-/// The text as it is, if it is one JSON value on one line or several.
+/// The text unchanged, if it is one JSON value, on one line or several.
 fn as_json(text: &str) -> Option<&RawValue> {
     serde_json::from_str(text).ok()
 }
 
-/// The first thing a subscriber is told.
+/// The first event of a subscriber.
 #[derive(Serialize)]
 pub struct Connected<'a> {
     event: &'static str,
@@ -133,7 +134,8 @@ struct WirePosition {
 }
 
 impl<'a> Connected<'a> {
-    /// Names the instance and, for each channel, the position that the subscription starts after and the newest offset.
+    /// Contains the instance and, for each channel, the position after which the subscription
+    /// starts and the newest offset.
     pub fn new(
         instance: &'a str,
         channels: impl Iterator<Item = (&'a ChannelName, Option<Position>, Option<u64>)>,
@@ -165,7 +167,7 @@ pub struct GapNotice<'a> {
 }
 
 impl<'a> GapNotice<'a> {
-    /// Says where and why.
+    /// Describes a gap in a channel.
     pub fn new(channel: &'a ChannelName, gap: &Gap) -> Self {
         Self {
             event: "gap",
@@ -177,7 +179,7 @@ impl<'a> GapNotice<'a> {
     }
 }
 
-/// The notice that what the client sent was not published.
+/// The notice that a message from the client was not published.
 #[derive(Serialize)]
 pub struct ErrorNotice<'a> {
     event: &'static str,
@@ -186,7 +188,7 @@ pub struct ErrorNotice<'a> {
 }
 
 impl<'a> ErrorNotice<'a> {
-    /// Says what and why.
+    /// An error code with its explanation.
     pub fn new(code: &'a str, message: &'a str) -> Self {
         Self { event: "error", code, message }
     }
@@ -194,7 +196,8 @@ impl<'a> ErrorNotice<'a> {
 
 /// Appends a value as JSON.
 pub fn write(value: &impl Serialize, out: &mut Vec<u8>) {
-    // Writing to memory does not fail, and none of these types has a map with odd keys or a failing Serialize.
+    // Writing to memory does not fail, and none of these types has a map with non-string keys or a
+    // `Serialize` that fails.
     let written = serde_json::to_writer(out, value);
     debug_assert!(written.is_ok(), "{written:?}");
 }

@@ -1,25 +1,26 @@
-//! livebridge relays messages from backends to WebSocket and Server-Sent Events clients: HTTP or Redis
-//! in, any number of instances.
+//! livebridge relays messages from backends to WebSocket and Server-Sent Events clients. Messages
+//! arrive over HTTP or through Redis, on any number of instances.
 //!
 //! # Layout, in the order of a message's way
 //!
-//! * [`transport`]: connections to clients, below HTTP: who gets in, and how connections end.
-//! * [`http`]: requests. `routes` is the table of contents, `publish` takes messages in, `subscribe` and
-//!   `connection` turn a request into a subscriber. [`access`] says which client may do what.
-//! * [`broker`]: the contract with what carries messages between instances; `broker::memory` within one
-//!   process, `broker::redis` between many.
-//! * [`hub`]: the table of channels, fed by an `event_queue`. Each channel is a `topic`: a `log` whose
-//!   order a `sequence` proves.
-//! * [`delivery`]: from the log to the clients' sockets. One thread's `shard` encodes what is new once
-//!   into a `batch` and offers it to each `session`, whose bytes a `connection` writes to its socket.
+//! * [`transport`]: connections to clients, below HTTP: how they are admitted, limited and closed.
+//! * [`http`]: requests. `routes` lists them, `publish` accepts messages, and `subscribe` and
+//!   `connection` turn a request into a subscriber. [`access`] decides what a client may do.
+//! * [`broker`]: the contract with a broker, which carries messages between instances.
+//!   `broker::memory` works within one process, `broker::redis` between many.
+//! * [`hub`]: the table of channels, fed by an `event_queue`. Each channel is a `topic` with a
+//!   `log`; a `sequence` checks that no message is missing from it.
+//! * [`delivery`]: from the log to the sockets of clients. The `shard` of a thread encodes new
+//!   messages once into a `batch` and offers the batch to each `session`. A `connection` writes the
+//!   bytes of a session to its socket.
 //!
-//! Nouns that all of them share: [`channel`], [`message`], [`rules`] (what differs by channel), [`close`]
-//! (why subscribers are closed), [`json`] (objects that several parts write).
+//! Types that all of them share: [`channel`], [`message`], [`rules`] (settings for channels),
+//! [`close`] (why subscribers are closed), [`json`] (objects that several parts write).
 //!
-//! The process: [`config`], [`app`] (what the parts share), [`server`], [`drain`], [`allocator`],
-//! [`observability`] and the [`commands`] besides serving, whose answers are [`finding`]s.
-//! [`http_client`] is the client of the commands and of the keys that are fetched. Small
-//! arithmetic: [`backoff`], [`fair_share`].
+//! The process: [`config`], [`app`] (the shared state), [`server`], [`drain`], [`allocator`],
+//! [`observability`] and the [`commands`] other than `serve`, whose results are [`finding`]s. The
+//! commands and the fetch of token keys use [`http_client`]. Pure functions: [`backoff`],
+//! [`fair_share`].
 
 pub mod access;
 pub mod allocator;

@@ -1,4 +1,4 @@
-//! The process: reads the configuration, then does what the command says.
+//! The process: reads the configuration and runs the command.
 
 use std::fmt::Display;
 use std::io::Write;
@@ -12,7 +12,8 @@ use livebridge::server::Server;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-/// Cheaper than the system's, and what it does not use any more it gives back: docs/decisions/007-allocator.md.
+/// mimalloc takes less time than the system's allocator, and returns unused memory to the system:
+/// docs/decisions/007-allocator.md.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -39,7 +40,7 @@ fn main() -> ExitCode {
             },
         }
     });
-    // What is left waits for nobody: the bound of a drain is one.
+    // Does not wait for tasks that are still running; the drain has its own time limit.
     runtime.shutdown_background();
     code
 }
@@ -61,7 +62,7 @@ async fn serve(args: ServeArgs) -> ExitCode {
     };
     let address = server.address;
     tracing::info!(instance = server.app.instance, version = env!("CARGO_PKG_VERSION"), %address, broker, "serving");
-    // Nobody may be reading: that is no reason not to serve.
+    // Standard error may be closed. That is no reason to stop serving.
     let _ = writeln!(
         std::io::stdout(),
         "livebridge is listening on http://{address} with {broker}\n\n  the demo:  http://{address}/\n  listen:    curl -N 'http://{address}/events?channel=live'\n  publish:   curl -d 'hello' 'http://{address}/publish?channel=live'\n"
@@ -87,7 +88,7 @@ fn token(args: &TokenArgs) -> ExitCode {
     }
 }
 
-/// Prints what is found about settings, system and broker.
+/// Checks settings, system and broker, and prints the findings.
 async fn check(args: ServeArgs) -> ExitCode {
     let settings = match Settings::resolve(args) {
         Ok(settings) => settings,
@@ -100,7 +101,7 @@ async fn check(args: ServeArgs) -> ExitCode {
     }
 }
 
-/// How often the process was told to stop, by SIGTERM or Ctrl-C.
+/// Counts the signals to stop: SIGTERM and Ctrl-C.
 fn count_signals() -> std::io::Result<watch::Receiver<u32>> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let (count, counted) = watch::channel(0);

@@ -1,4 +1,4 @@
-//! What an operator sees: metrics, log lines, and how often the same line may be repeated.
+//! Metrics and logs, and the rate limit for repeated log lines.
 
 pub mod log_throttle;
 pub mod logging;

@@ -1,5 +1,6 @@
-//! What differs by channel: the rules file, parsed and validated. First match wins; no match means the defaults. The file may
-//! hold publish keys as well; what they are is `access/keys.rs`.
+//! The rules file, with the settings for channels: parses and validates it. The first rule that
+//! matches a channel applies; without a match the defaults apply. The file may also hold publish
+//! keys (`access/keys.rs`).
 
 use std::path::Path;
 use std::time::Duration;
@@ -10,37 +11,37 @@ use crate::access::action::{Action, Anonymous, AnonymousRules};
 use crate::access::keys::WrittenKey;
 use crate::channel::{ChannelName, ChannelPattern};
 
-/// How much of a channel's past is kept.
+/// How much of a channel's history is retained.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct History {
-    /// The most messages.
+    /// Maximum number of messages.
     pub messages: usize,
-    /// The longest time since a message was published.
+    /// Maximum age of a message.
     pub age: Duration,
 }
 
 /// The bounds of a keyed channel's state.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Keyed {
-    /// The most keys.
+    /// Maximum number of keys.
     pub keys: usize,
-    /// The most bytes in keys and values together.
+    /// Maximum size of all keys and values together, in bytes.
     pub bytes: usize,
 }
 
-/// What applies to one channel.
+/// The settings of a channel.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Rule {
-    /// `None`: messages are relayed and forgotten.
+    /// `None`: messages are delivered and not retained.
     pub history: Option<History>,
     /// Whether the latest value of each key is kept. Needs a history.
     pub keyed: Option<Keyed>,
-    /// What everybody may do where credentials are configured.
+    /// The rights of clients without credentials, if access control is configured.
     pub anonymous: Anonymous,
 }
 
 impl Default for Rule {
-    /// 100 messages, 5 minutes: enough for a reload or a lost network, little enough to forget about.
+    /// 100 messages and 5 minutes: enough for a page reload or a lost network, and little memory.
     fn default() -> Self {
         Self {
             history: Some(History { messages: 100, age: Duration::from_secs(300) }),
@@ -56,36 +57,38 @@ impl Default for Keyed {
     }
 }
 
-/// All rules, in the order of the file.
+/// All rules, in the order in which the file lists them.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Rules {
     channels: Vec<(ChannelPattern, Rule)>,
     publish_keys: Vec<WrittenKey>,
 }
 
-/// What is wrong with a rules file.
+/// Why a rules file is not valid.
 #[derive(Debug, thiserror::Error)]
 pub enum RulesError {
-    /// It can't be read.
+    /// The file cannot be read.
     #[error("cannot read the rules file {path}: {source}")]
     Unreadable {
         /// The path of the file.
         path: String,
-        /// The error of the system.
+        /// The error of the operating system.
         source: std::io::Error,
     },
-    /// It is not TOML, or has an unknown key or a value of the wrong kind; the text names the line.
+    /// The file is not TOML, or has an unknown key or a value of the wrong type. The text names the
+    /// line.
     #[error("in the rules file {path}: {detail}")]
     Malformed {
         /// The path of the file.
         path: String,
-        /// Where and what.
+        /// The place and the error.
         detail: String,
     },
 }
 
 impl Default for Rules {
-    /// What applies without a rules file: the demo's sheet is keyed, so that a reload shows it as it stands.
+    /// The rules without a rules file. The channel of the demo's sheet is keyed, so that the sheet
+    /// survives a page reload.
     fn default() -> Self {
         let sheet = Rule {
             history: Some(History { messages: 1000, age: Duration::from_secs(3600) }),
@@ -111,7 +114,7 @@ impl Rules {
     /// Parses and validates rules.
     ///
     /// # Errors
-    /// The line or the rule, and what is wrong with it.
+    /// A text that names the line or the rule, and the error.
     pub fn parse(text: &str) -> Result<Self, String> {
         let file: File = toml::from_str(text).map_err(|error| place(text, &error))?;
         let rules = file.channel.into_iter().enumerate().map(|(index, written)| {
@@ -121,17 +124,17 @@ impl Rules {
         Ok(Self { channels: rules.collect::<Result<_, _>>()?, publish_keys: file.publish_key })
     }
 
-    /// What applies to the channel.
+    /// The settings of the channel.
     pub fn of(&self, channel: &ChannelName) -> Rule {
         self.channels.iter().find(|(pattern, _)| pattern.matches(channel)).map_or_else(Rule::default, |(_, rule)| *rule)
     }
 
-    /// Patterns and rules, first match first.
+    /// The patterns and their rules, in order of precedence.
     pub fn iter(&self) -> impl Iterator<Item = &(ChannelPattern, Rule)> {
         self.channels.iter()
     }
 
-    /// The publish keys, as they are written.
+    /// The publish keys, not yet validated.
     pub fn publish_keys(&self) -> &[WrittenKey] {
         &self.publish_keys
     }
@@ -147,7 +150,8 @@ impl AnonymousRules for Rules {
     }
 }
 
-/// Where and what. Not the line itself, as the parser would show it: there may be a key in it.
+/// The place and the error, without the line itself that the parser would quote: it may contain a
+/// key.
 fn place(text: &str, error: &toml::de::Error) -> String {
     let line = error
         .span()
@@ -210,7 +214,8 @@ struct WrittenKeyedBounds {
     bytes: Option<usize>,
 }
 
-/// The bounds that a rule may ask for: Redis keeps a channel's history in one key, and a page must stay answerable.
+/// Upper limits for the values of a rule. Redis keeps the history of a channel in one key, and
+/// reading a page must not take too long.
 const MOST_MESSAGES: usize = 100_000;
 const LONGEST_AGE: Duration = Duration::from_secs(7 * 24 * 3600);
 const MOST_KEYS: usize = 100_000;

@@ -1,5 +1,5 @@
-//! A serving instance: opens the port, starts the threads, accepts connections, and drains at the end. It neither reads
-//! the environment nor handles signals: the caller decides when it stops.
+//! A serving instance: opens the port, starts the threads, accepts connections, and drains at the
+//! end. It neither reads the environment nor handles signals: the caller decides when it stops.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -32,25 +32,25 @@ use crate::transport::accept::{Acceptor, HandedOver, listen};
 use crate::transport::admission::Admission;
 use crate::transport::byte_budget::Budget;
 
-/// The most accepted connections that wait for another thread.
+/// Maximum number of accepted connections that wait for another thread.
 const ACCEPTED_QUEUE: usize = 1024;
-/// So many connections a thread accepts before it looks again for new messages and requests.
+/// A thread accepts this many connections before it checks for new messages and requests again.
 const ACCEPTED_AT_ONCE: usize = 16;
-/// How long the first connection waits for the broker, at most.
+/// How long to wait for the first connection to the broker, at most.
 const FIRST_BROKER_ATTEMPT: Duration = Duration::from_secs(2);
 
-/// Why an instance could not be started.
+/// Why an instance cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// The port cannot be opened.
     #[error("cannot listen on {address}: {source}; choose another with --listen")]
     Listen {
-        /// The address of `--listen`.
+        /// The configured address.
         address: SocketAddr,
-        /// The error of the system.
+        /// The error of the operating system.
         source: io::Error,
     },
-    /// The URL of Redis, or a file that it needs, is not valid.
+    /// The URL of Redis is not valid, or a file that it needs is not.
     #[error(transparent)]
     Redis(#[from] RedisOptionsError),
     /// A thread cannot be started.
@@ -60,9 +60,10 @@ pub enum StartError {
 
 /// A started instance.
 pub struct Server {
-    /// The address on which it listens. If port 0 was configured, this has the port that the system chose.
+    /// The address on which it listens. If the configured port is 0, this has the port that the
+    /// system chose.
     pub address: SocketAddr,
-    /// The state that its parts share.
+    /// The state that all parts share.
     pub app: Arc<App>,
     threads: Vec<thread::JoinHandle<()>>,
     drain: DrainTimes,
@@ -71,19 +72,21 @@ pub struct Server {
 /// The parameters of a thread.
 struct Thread {
     index: usize,
-    /// Its socket on the port; the queue of connections handed to it, and those of all threads.
+    /// The thread's own listening socket, the queue of connections handed to it, and the queues of
+    /// all threads.
     listener: TcpListener,
     handed_over: mpsc::Receiver<HandedOver>,
     senders: Vec<mpsc::Sender<HandedOver>>,
     app: Arc<App>,
     /// The number of threads.
     threads: usize,
-    /// The time over which a drain spreads the closing of its subscribers.
+    /// The time over which a drain spreads the closing of the subscribers.
     window: Duration,
 }
 
 impl Server {
-    /// Opens the port and starts all parts of an instance. Must be called on a current-thread runtime.
+    /// Opens the port and starts all parts of an instance. Must be called on a current-thread
+    /// runtime.
     ///
     /// # Errors
     /// [`StartError`] if the port, the Redis URL or a thread cannot be used.
@@ -99,7 +102,7 @@ impl Server {
         let broker: Arc<dyn Broker> = match &settings.redis {
             None => Arc::new(MemoryBroker::new(dispatcher.clone(), rules.clone())),
             Some(options) => {
-                // People may give two instances one name; the canary must still tell them apart.
+                // Two instances may have the same configured name, but their canaries must differ.
                 let unique = format!("{}:{:016x}", settings.instance, rand::random::<u64>());
                 let (sink, rules, metrics) = (dispatcher.clone(), rules.clone(), metrics.clone());
                 Arc::new(RedisBroker::start(options, &unique, sink, rules, metrics)?)
@@ -134,7 +137,7 @@ impl Server {
         let (senders, receivers): (Vec<_>, Vec<_>) = ways.unzip();
         let mut threads = Vec::new();
         for (index, (listener, handed_over)) in listeners.into_iter().zip(receivers).enumerate() {
-            // The rest of the time is for clients to answer the close.
+            // The rest of the time is for clients to answer the close frame.
             let window = settings.drain.time * 3 / 4;
             let (app, senders) = (app.clone(), senders.clone());
             let thread = Thread { index, listener, handed_over, senders, app, threads: settings.threads, window };
@@ -144,12 +147,12 @@ impl Server {
         Ok(Self { address, app, threads, drain: settings.drain })
     }
 
-    /// Serves until `stop` resolves. Then closes all subscribers, waits for them within the configured time, and
-    /// returns.
+    /// Serves until `stop` resolves. Then closes all subscribers, waits for them up to the
+    /// configured time, and returns.
     pub async fn run_until(self, stop: impl Future<Output = ()>) {
         stop.await;
         self.app.drain.start_leaving();
-        // Without a configured notice, not even a tick of the timer may pass.
+        // Without a configured notice, skip even the one tick that the timer would take.
         if !self.drain.notice.is_zero() {
             tokio::time::sleep(self.drain.notice).await;
         }
@@ -157,12 +160,14 @@ impl Server {
         tracing::info!("draining: new work is refused");
         let Self { threads, drain, .. } = self;
         let joined = tokio::task::spawn_blocking(move || threads.into_iter().for_each(|thread| drop(thread.join())));
-        // A thread ends after its last connection; the timeout is for threads whose connections do not end.
+        // A thread ends after its last connection. The timeout covers threads whose connections do
+        // not end.
         let _ = tokio::time::timeout(drain.time + Duration::from_secs(1), joined).await;
     }
 }
 
-/// Waits for the broker, but not for long: a load balancer sends clients as soon as the port accepts connections.
+/// Waits for the broker for a limited time: a load balancer sends clients as soon as the port
+/// accepts connections.
 async fn first_broker_attempt(app: &App) {
     let broker = &app.broker;
     let up = async {
@@ -173,7 +178,7 @@ async fn first_broker_attempt(app: &App) {
     let _ = tokio::time::timeout(FIRST_BROKER_ATTEMPT, up).await;
 }
 
-/// Raises the soft limit of descriptors to the hard one; returns what it is now.
+/// Raises the soft limit on descriptors to the hard limit; returns the resulting limit.
 fn raise_descriptor_limit() -> u64 {
     rlimit::increase_nofile_limit(u64::MAX).unwrap_or_else(|error| {
         tracing::warn!(%error, "cannot raise the limit of descriptors");
@@ -182,7 +187,7 @@ fn raise_descriptor_limit() -> u64 {
 }
 
 impl Thread {
-    /// Serves connections until the instance drains and the last has gone.
+    /// Serves connections until the instance drains and the last connection ends.
     fn run(self) {
         let runtime = match Builder::new_current_thread().enable_all().build() {
             Ok(runtime) => runtime,
@@ -200,8 +205,8 @@ impl Thread {
         let shard = Shard::new(index, app.clone());
         spawn_local(shard.clone().sweep());
         spawn_local(allocator::give_back());
-        // In this order, after every round of the thread's tasks: no message waits behind the requests of
-        // thousands, and nobody who connects behind those that catch up.
+        // In this order, after every round of the thread's tasks: a message never waits for the
+        // requests of thousands of clients, nor a new connection for clients that catch up.
         tokio::select! {
             biased;
             () = shard.clone().fan_out(app.hub.wake_list(index)) => {}
@@ -211,7 +216,7 @@ impl Thread {
     }
 }
 
-/// Serves connections until the instance drains and the last has gone.
+/// Serves connections until the instance drains and the last connection ends.
 async fn serve_connections(
     acceptor: Acceptor,
     mut handed_over: mpsc::Receiver<HandedOver>,
@@ -232,7 +237,7 @@ async fn serve_connections(
         () = &mut draining => {}
     }
     let mut accepted = 0_usize;
-    // What can happen: the instance drains, a connection comes, or another thread has too many.
+    // Possible events: the instance drains, a connection arrives, or another thread hands one over.
     loop {
         tokio::select! {
             biased;
@@ -247,12 +252,12 @@ async fn serve_connections(
     }
     acceptor.pending().for_each(&mut serve);
     drop(acceptor);
-    // The others do the same, so no more follow soon.
+    // The other threads stop accepting too, so only a few more can follow.
     while let Some(connection) = handed_over.recv().await {
         connection.take().into_iter().for_each(&mut serve);
     }
     close_evenly(shard, window, threads).await;
-    // A request that was under way may have become a subscription meanwhile.
+    // A request that was under way may have become a subscription in the meantime.
     while requests.join_next().await.is_some() {
         close_evenly(shard, Duration::ZERO, threads).await;
     }

@@ -1,14 +1,14 @@
-//! Connections to clients, below HTTP: accepted, admitted, limited, and closed so that the last bytes
-//! arrive. Nothing here knows what is said over them.
+//! Connections to clients, below HTTP: accepts, admits and limits them, and closes them so that the
+//! last bytes arrive. Independent of the protocols above.
 //!
-//! * `accept`: the port, and which thread serves a new connection.
-//! * `admission`: how many connections there may be, from all and from one `address`.
-//! * `address_rates`: how much the clients of one address use of what has a rate.
-//! * `address_shares`: how much is held for one address of what all share.
-//! * `refusal`: why a client is refused, and the answer to it.
-//! * `socket`: the one type of socket that everything above reads and writes.
-//! * `lingering_close`: the end of a connection whose client still sends.
-//! * `token_bucket` and `byte_budget`: how fast, and how much at once.
+//! * `accept`: the listening sockets, and the choice of the thread that serves a new connection.
+//! * `admission`: limits on the number of connections, in total and for each `address`.
+//! * `address_rates`: rate limits on the clients of one address.
+//! * `address_shares`: the share of a common budget that one address holds.
+//! * `refusal`: why a client is refused, and the response to it.
+//! * `socket`: the socket type that all other modules read and write.
+//! * `lingering_close`: closes a connection whose client still sends.
+//! * `token_bucket` and `byte_budget`: limits on rates and on amounts.
 
 pub mod accept;
 pub mod address;
