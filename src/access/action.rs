@@ -1,15 +1,15 @@
-//! What clients do with channels, and which of it needs no credentials.
+//! The actions of clients with channels, and which of them need no credentials.
 
 use std::fmt;
 
 use crate::channel::ChannelName;
 
-/// What a request wants to do with channels.
+/// An action with channels.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Action {
     /// Receive messages.
     Subscribe,
-    /// Publish.
+    /// Publish messages.
     Publish,
     /// Read the history.
     Read,
@@ -26,12 +26,12 @@ impl Action {
     }
 }
 
-/// What clients without a key or a token may do with a channel. Nothing by default.
+/// The rights of clients without credentials for a channel. None by default.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Anonymous {
-    /// Subscribe, and read the history.
+    /// May subscribe and read the history.
     pub subscribe: bool,
-    /// Publish.
+    /// May publish.
     pub publish: bool,
 }
 
@@ -45,11 +45,11 @@ impl Anonymous {
     }
 }
 
-/// What clients without credentials may do with each channel.
+/// The rights of clients without credentials, for all channels.
 pub trait AnonymousRules: fmt::Debug + Send + Sync {
     /// Whether the action is allowed with the channel.
     fn allow(&self, channel: &ChannelName, action: Action) -> bool;
 
-    /// Whether the action is allowed with any channel.
+    /// Whether the action is allowed with at least one channel.
     fn allow_anywhere(&self, action: Action) -> bool;
 }

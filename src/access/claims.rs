@@ -1,5 +1,6 @@
-//! What a token says (RFC 7519, 4.1). The type of every claim that is known is checked, also of those
-//! that decide nothing here: a token with an `aud` of a wrong type must not pass for one without.
+//! The claims of a token (RFC 7519, 4.1). The types of all known claims are checked, also of those
+//! that are not used: a token whose `aud` has a wrong type must not be accepted as one without
+//! `aud`.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -15,38 +16,39 @@ use crate::channel::ChannelPattern;
 /// The claims of a token.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 pub struct Claims {
-    /// Until when it is valid, exclusively, in seconds since 1970. May have a fraction, as all times.
+    /// The time of expiry (exclusive), in seconds since 1970. Like all times it may have a
+    /// fraction.
     pub exp: f64,
-    /// From when on it is valid.
+    /// The time from which it is valid, in seconds since 1970.
     #[serde(default, deserialize_with = "present")]
     pub nbf: Option<f64>,
-    /// When it was made; checked for its type only.
+    /// The time of issue; only its type is checked.
     #[serde(default, deserialize_with = "present", rename = "iat")]
     _iat: Option<f64>,
-    /// Its id; checked for its type only.
+    /// The id; only its type is checked.
     #[serde(default, deserialize_with = "present", rename = "jti")]
     _jti: Option<Text>,
-    /// Whose it is; checked for its type only.
+    /// The subject; only its type is checked.
     #[serde(default, deserialize_with = "present", rename = "sub")]
     _sub: Option<Text>,
-    /// Who made it.
+    /// The issuer.
     #[serde(default, deserialize_with = "present")]
     pub iss: Option<String>,
-    /// Whom it is for.
+    /// The audience.
     #[serde(default, deserialize_with = "present")]
     pub aud: Option<Audience>,
-    /// What it allows.
+    /// The channels that it allows.
     #[serde(default, deserialize_with = "object")]
     pub livebridge: Allowed,
 }
 
-/// One name or a list of names.
+/// A name or a list of names.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(untagged)]
 pub enum Audience {
-    /// One.
+    /// A single name.
     One(String),
-    /// Any number.
+    /// Any number of names.
     Several(Vec<String>),
 }
 
@@ -60,20 +62,20 @@ impl Audience {
     }
 }
 
-/// Patterns of channels, by what may be done with them.
+/// Channel patterns by action.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Allowed {
-    /// May be listened to, and their history read.
+    /// Channels to subscribe to, and whose history to read.
     #[serde(default)]
     pub subscribe: Vec<ChannelPattern>,
-    /// May be published to.
+    /// Channels to publish to.
     #[serde(default)]
     pub publish: Vec<ChannelPattern>,
 }
 
 impl Allowed {
-    /// The patterns of the channels with which this is allowed.
+    /// The patterns of the channels for which the action is allowed.
     pub fn patterns(&self, action: Action) -> &[ChannelPattern] {
         match action {
             Action::Publish => &self.publish,
@@ -81,13 +83,13 @@ impl Allowed {
         }
     }
 
-    /// Whether this is allowed with the channel.
+    /// Whether the action is allowed with the channel.
     pub fn covers(&self, action: Action, channel: &ChannelName) -> bool {
         self.patterns(action).iter().any(|pattern| pattern.matches(channel))
     }
 }
 
-/// A string that nobody keeps.
+/// A string whose value is discarded.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Text;
 
@@ -97,7 +99,7 @@ impl<'de> Deserialize<'de> for Text {
     }
 }
 
-/// That a member is there, whatever its value.
+/// Whether a member is present, with any value.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Present(pub(super) bool);
 
@@ -107,7 +109,7 @@ impl<'de> Deserialize<'de> for Present {
     }
 }
 
-/// A member that may be missing but is not `null`.
+/// Deserializes a member that may be missing but must not be `null`.
 pub(super) fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
     T::deserialize(deserializer).map(Some)
 }
@@ -116,7 +118,8 @@ fn object<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Re
     Object::deserialize(deserializer).map(|Object(value)| value)
 }
 
-/// A value that is written as an object; serde would take an array of its members' values as well.
+/// A value that must be a JSON object; serde would also accept an array of the values of its
+/// members.
 pub(super) struct Object<T>(pub(super) T);
 
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {

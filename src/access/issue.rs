@@ -1,4 +1,5 @@
-//! Makes tokens with the shared secret, for a trial: `livebridge token`. In earnest the backend makes them.
+//! Issues tokens with the shared secret for tests: `livebridge token`. In production, the backend
+//! issues tokens.
 
 use std::time::Duration;
 
@@ -9,36 +10,36 @@ use super::secret::Secret;
 use super::token::now;
 use super::token_key::{Key, TokenKeyError};
 
-/// What a token is to say.
+/// The claims of a new token.
 #[derive(Debug, Serialize)]
 pub struct TokenSpec {
-    /// What it allows.
+    /// The channels that it allows.
     pub livebridge: Patterns,
-    /// Until when, in seconds since 1970.
+    /// The time of expiry, in seconds since 1970.
     pub exp: u64,
-    /// Whose it is.
+    /// The subject.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sub: Option<String>,
-    /// Whom it is for.
+    /// The audience.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub aud: Option<String>,
-    /// Who made it.
+    /// The issuer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub iss: Option<String>,
 }
 
-/// Patterns as they are written.
+/// Channel patterns, not yet parsed.
 #[derive(Debug, Serialize)]
 pub struct Patterns {
-    /// May be listened to.
+    /// Channels to subscribe to.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub subscribe: Vec<String>,
-    /// May be published to.
+    /// Channels to publish to.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub publish: Vec<String>,
 }
 
-/// The `exp` of a token that is to hold for so long.
+/// The `exp` of a token with this lifetime.
 pub fn expiry(after: Duration) -> u64 {
     now().saturating_add(after.as_secs())
 }

@@ -1,5 +1,6 @@
-//! Keys that are published at a URL as a JWK set (RFC 7517): fetched at the start, refreshed at intervals and when a
-//! token names an unknown key, and kept while the URL cannot be fetched. It is given the function that fetches.
+//! Keys that are published at a URL as a JWK set (RFC 7517): fetched at start, refreshed at
+//! intervals and when a token names an unknown key, and kept while the URL cannot be fetched. The
+//! caller supplies the function that fetches.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,30 +20,30 @@ use crate::backoff::Backoff;
 
 /// Refresh interval. A revoked key stays valid for at most this long.
 const REFRESH: Duration = Duration::from_secs(600);
-/// The least time between two fetches, whatever keys tokens name.
+/// Minimum time between two fetches, whatever keys tokens name.
 const COOL_DOWN: Duration = Duration::from_secs(5);
 /// How long a client waits for a key that is being fetched.
 const PATIENCE: Duration = Duration::from_secs(6);
-/// The most keys of a set that are used.
+/// Maximum number of keys that are used from a set.
 const MOST_KEYS: usize = 100;
 
-/// Fetches a JWK set. The error says what went wrong, for the log.
+/// Fetches a JWK set. The error describes the failure, for the log.
 pub type Fetch = Box<dyn Fn() -> BoxFuture<'static, Result<Bytes, String>> + Send + Sync>;
 
-/// The most bytes of a JWK set.
+/// Maximum size of a JWK set, in bytes.
 pub const MOST_BYTES: usize = 256 << 10;
-/// The most time that a fetch may take.
+/// Time limit for a fetch.
 pub const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The keys as of the last fetch that succeeded.
+/// The keys of the last successful fetch.
 pub struct Jwks {
     fetch: Fetch,
     keys: RwLock<Option<Arc<[Key]>>>,
-    /// A token names a key that is not known.
+    /// Notified when a token names an unknown key.
     wanted: Notify,
-    /// They were fetched just now.
+    /// Whether the last fetch was less than [`COOL_DOWN`] ago.
     cooling: AtomicBool,
-    /// Counts the attempts that have ended.
+    /// The number of finished attempts.
     attempts: watch::Sender<u64>,
 }
 
@@ -58,7 +59,8 @@ struct Set {
 }
 
 impl Jwks {
-    /// No keys yet: [`Jwks::keep_fresh`] fetches them. `fetch` should enforce [`MOST_BYTES`] and [`FETCH_TIMEOUT`].
+    /// Starts without keys; [`Jwks::keep_fresh`] fetches them. `fetch` should enforce
+    /// [`MOST_BYTES`] and [`FETCH_TIMEOUT`].
     pub fn new(fetch: Fetch) -> Arc<Self> {
         Arc::new(Self {
             fetch,
@@ -69,7 +71,8 @@ impl Jwks {
         })
     }
 
-    /// The keys, among them the one with this id if there is such a key anywhere; `None` while none could be fetched.
+    /// The keys of the set. If none of them has this id, waits for another fetch first, unless one
+    /// has just ended. `None` if no fetch has succeeded yet.
     pub async fn find(&self, id: Option<&str>) -> Option<Arc<[Key]>> {
         let known = self.known();
         if known.as_ref().is_some_and(|keys| keys.iter().any(|key| key.is_named(id))) {
@@ -87,7 +90,7 @@ impl Jwks {
         self.keys.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Fetches the keys for as long as the instance lives.
+    /// Fetches the keys, for as long as the instance runs.
     pub async fn keep_fresh(self: Arc<Self>) {
         let mut backoff = Backoff::new(COOL_DOWN, REFRESH / 10);
         let mut failed = false;
@@ -121,7 +124,7 @@ impl Jwks {
     }
 }
 
-/// The keys of a set that can be used. What is not understood is left out: sets hold keys for other purposes.
+/// The supported keys of a set. Others are skipped, because sets contain keys for other purposes.
 fn parse(body: &[u8]) -> Result<Arc<[Key]>, String> {
     let Object(set): Object<Set> =
         serde_json::from_slice(body).map_err(|error| format!("this is not a JWK set: {error}"))?;

@@ -1,4 +1,5 @@
-//! Publish keys: what producers show. Several may be valid at once, so that one can be exchanged for another without a pause.
+//! Publish keys, the credentials of producers. Several may be valid at once, so that a key can be
+//! replaced without an interruption.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -11,10 +12,10 @@ use super::secret::Secret;
 use crate::channel::ChannelName;
 use crate::channel::ChannelPattern;
 
-/// What is shorter could be found by trying.
+/// Minimum length in bytes: a shorter key could be guessed.
 const FEWEST_BYTES: usize = 16;
 
-/// A publish key as the rules file has it.
+/// A publish key in the rules file, not yet validated.
 #[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct WrittenKey {
@@ -28,44 +29,45 @@ fn every_channel() -> Vec<String> {
     vec!["*".into()]
 }
 
-/// What is wrong with a publish key. Never shows it.
+/// Why a publish key is not valid. Never contains the key.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
-    /// Too short, or not a header's characters.
+    /// It is too short, or has characters that a header cannot carry.
     #[error(
         "{0}: a publish key needs at least {FEWEST_BYTES} visible ASCII characters and no comma; \
          `openssl rand -hex 32` generates one"
     )]
     Unfit(String),
-    /// Neither `key` nor `key_file`, or both.
+    /// It has neither `key` nor `key_file`, or both.
     #[error("{0}: give either `key` or `key_file`")]
     Ambiguous(String),
-    /// A pattern that matches nothing.
+    /// One of its patterns matches no channel.
     #[error("{0}: `channels` must name at least one pattern, and none may be empty; leave it out for every channel")]
     Channels(String),
-    /// The file can't be read.
+    /// Its file cannot be read.
     #[error("{place}: cannot read {path}: {source}")]
     Unreadable {
-        /// The place of the key.
+        /// The place of the key in the configuration.
         place: String,
         /// The path of the file.
         path: String,
-        /// The error of the system.
+        /// The error of the operating system.
         source: std::io::Error,
     },
 }
 
-/// A valid publish key. Only its digest is kept, so that comparing takes the same time whatever is shown.
+/// A valid publish key. Only its digest is kept, so that a comparison takes the same time for all
+/// inputs.
 pub struct PublishKey {
     digest: Digest,
     channels: Vec<ChannelPattern>,
 }
 
 impl PublishKey {
-    /// A key for every channel. `place` names the place of the key in errors.
+    /// A key for all channels. `place` names the key in errors.
     ///
     /// # Errors
-    /// [`KeyError`] if the key is too short or has other characters than visible ASCII.
+    /// [`KeyError`] if the key is too short, or has characters other than visible ASCII.
     pub fn new(key: &Secret, place: &str) -> Result<Self, KeyError> {
         Self::limited(key, vec![ChannelPattern::new("*")], place)
     }
@@ -98,7 +100,7 @@ impl PublishKey {
         Self::limited(&key, written.channels.iter().map(ChannelPattern::new).collect(), place)
     }
 
-    /// Whether it may publish to the channel.
+    /// Whether the key may publish to the channel.
     pub fn allows(&self, channel: &ChannelName) -> bool {
         self.channels.iter().any(|pattern| pattern.matches(channel))
     }
@@ -110,14 +112,14 @@ impl fmt::Debug for PublishKey {
     }
 }
 
-/// The place of the key that was shown. All are compared, each in constant time.
+/// The index of the key that equals `shown`. Compares it with all keys, each in constant time.
 pub fn find(keys: &[PublishKey], shown: &Secret) -> Option<usize> {
     let shown = digest(&SHA256, shown.reveal().as_bytes());
     let equals = |key: &PublishKey| verify_slices_are_equal(key.digest.as_ref(), shown.as_ref()).is_ok();
     keys.iter().enumerate().fold(None, |found, (index, key)| if equals(key) { Some(index) } else { found })
 }
 
-/// The text of a file, without the line end that editors add.
+/// Reads a secret from a file, without the line end that editors add.
 ///
 /// # Errors
 /// If the file cannot be read or is not UTF-8.

@@ -1,39 +1,40 @@
-//! Which web pages may send requests: checks their origin (RFC 6454) against an allow-list or, without one, against the
+//! Checks the origins of web pages (RFC 6454) against an allow-list or, without one, against the
 //! `Host` of the request. `http/cors.rs` writes the response headers.
 
 use std::fmt;
 
-/// What the `Origin` header of a request says.
+/// The result of checking the `Origin` header of a request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum OriginCheck {
-    /// No `Origin`: not a browser, or a same-origin GET.
+    /// No `Origin` header: the client is not a browser, or the page sent a same-origin GET.
     #[default]
     Absent,
-    /// A listed origin, or the same origin. Cookies count.
+    /// A listed origin or the same origin. Cookies are accepted.
     Trusted,
-    /// Another origin, where the list has `*`. Cookies do not count.
+    /// Another origin, allowed by `*`. Cookies are not accepted.
     Allowed,
     /// An origin that is not allowed.
     Refused,
 }
 
-/// The allow-list.
+/// The allow-list of origins.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Origins {
     listed: Vec<String>,
     any: bool,
 }
 
-/// A text that is no origin.
+/// A string that is not an origin.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not an origin; write it as https://app.example.com, with :PORT where it has one, or * for any")]
 pub struct OriginError(String);
 
 impl Origins {
-    /// Parses a list of origins: `scheme://host[:port]` each, or `*`. An empty list allows the same origin only.
+    /// Parses a list of origins: each `scheme://host[:port]` or `*`. An empty list allows only the
+    /// same origin.
     ///
     /// # Errors
-    /// [`OriginError`] for the first text that is not an origin.
+    /// [`OriginError`] for the first string that is not an origin.
     pub fn new(written: &[String]) -> Result<Self, OriginError> {
         let mut origins = Self::default();
         for text in written.iter().map(|text| text.trim()).filter(|text| !text.is_empty()) {
@@ -48,7 +49,7 @@ impl Origins {
         Ok(origins)
     }
 
-    /// Whether there is a list, so that pages of other origins can be among those allowed.
+    /// Whether a list is configured, so that pages of other origins may be allowed.
     pub fn is_listed(&self) -> bool {
         self.any || !self.listed.is_empty()
     }
@@ -56,7 +57,7 @@ impl Origins {
     /// Checks an `Origin` header. `host` is the `Host` of the request.
     pub fn check(&self, origin: Option<&str>, host: Option<&str>) -> OriginCheck {
         let Some(text) = origin else { return OriginCheck::Absent };
-        // `null`, as of a sandboxed frame or a file, is nobody in particular.
+        // `null`, the origin of sandboxed frames and files, identifies no page.
         let Some((scheme, authority)) = normal(text) else {
             return if self.any { OriginCheck::Allowed } else { OriginCheck::Refused };
         };
@@ -81,7 +82,8 @@ impl fmt::Display for Origins {
     }
 }
 
-/// Scheme and authority, in small letters and without a default port; `None` if it is no origin.
+/// Scheme and authority in lower case, without a default port; `None` if the string is not an
+/// origin.
 fn normal(text: &str) -> Option<(&'static str, String)> {
     let (scheme, authority) = text.split_once("://")?;
     let scheme = ["http", "https"].into_iter().find(|known| scheme.eq_ignore_ascii_case(known))?;

@@ -1,4 +1,5 @@
-//! Text that must never be shown: keys and tokens. It has no `Display`, and its `Debug` says only that there is something.
+//! Strings that must never be shown: keys and tokens. The type has no `Display`, and its `Debug`
+//! hides the content.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -12,12 +13,12 @@ use serde::Deserialize;
 pub struct Secret(String);
 
 impl Secret {
-    /// A text that is from now on not shown.
+    /// Wraps a string.
     pub fn new(text: impl Into<String>) -> Self {
         Self(text.into())
     }
 
-    /// The text itself: for comparing and sending, never for a log, an error or a `Debug`.
+    /// The string itself, for comparing and sending. Never use it in a log, an error or a `Debug`.
     pub fn reveal(&self) -> &str {
         &self.0
     }
@@ -30,7 +31,7 @@ impl fmt::Debug for Secret {
 }
 
 impl FromStr for Secret {
-    /// Whether it is any good is checked later: an error of the command line would repeat it.
+    /// Validated later: an error of the command line would repeat the value.
     type Err = Infallible;
 
     fn from_str(text: &str) -> Result<Self, Infallible> {

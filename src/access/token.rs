@@ -1,5 +1,5 @@
-//! Clients' tokens: JSON Web Tokens (RFC 7519). What they say is `claims.rs`, the keys that verify them `token_key.rs` and, by
-//! URL, `jwks.rs`; making a token for a trial is `issue.rs`.
+//! Clients' tokens: JSON Web Tokens (RFC 7519). `claims.rs` holds their claims, `token_key.rs` and
+//! (for a URL) `jwks.rs` the keys that verify them; `issue.rs` issues tokens for tests.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -13,40 +13,41 @@ use super::jwks::Jwks;
 use super::secret::Secret;
 use super::token_key::{ALGORITHMS, Key, algorithm};
 
-/// How tokens are verified.
+/// The settings that verify tokens.
 #[derive(Debug)]
 pub struct Tokens {
-    /// Keys of the configuration.
+    /// Keys from the configuration.
     pub keys: Vec<Key>,
-    /// Keys of a URL.
+    /// Keys from a URL.
     pub remote: Option<Arc<Jwks>>,
-    /// Whom a token must be for, one of them; empty: a token must not name anybody.
+    /// The accepted audiences, of which a token must name one. If empty, a token must not name an
+    /// audience.
     pub audience: Vec<String>,
-    /// Who must have made it, one of them; empty: whoever has the key.
+    /// The accepted issuers. If empty, any issuer that has a valid key is accepted.
     pub issuer: Vec<String>,
-    /// How far clocks may differ.
+    /// Allowed difference between clocks.
     pub leeway: Duration,
 }
 
-/// Why a token is refused. Says nothing of what is in it.
+/// Why a token is refused. Never contains any of its content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
-    /// Not a token, or a header that asks for what is not spoken here.
+    /// Not a token, or its header asks for something that is not supported.
     #[error("it is not a signed JSON Web Token ({ALGORITHMS})")]
     Malformed,
-    /// No key for it, or its signature is wrong.
+    /// No key fits, or the signature is wrong.
     #[error("no known key verifies its signature")]
     Signature,
-    /// It was valid.
+    /// It has expired.
     #[error("it has expired; get a fresh one")]
     Expired,
     /// It is not valid yet.
     #[error("it is not valid yet (`nbf`); compare the clocks")]
     NotYet,
-    /// It is for somebody else.
+    /// It is for another audience.
     #[error("it is not for this audience (`aud`)")]
     Audience,
-    /// Somebody else made it.
+    /// It is from another issuer.
     #[error("it is not from the expected issuer (`iss`)")]
     Issuer,
     /// `exp`, `aud` or `iss` is missing, or a claim has a wrong type.
@@ -55,12 +56,12 @@ pub enum TokenError {
          times are numbers, `iss` and `sub` strings, `aud` a string or a list of strings, `livebridge` an object"
     )]
     Claims,
-    /// No key could be had yet.
+    /// The keys could not be fetched yet.
     #[error("the keys to verify it could not be fetched yet; try again in a moment")]
     NoKeys,
 }
 
-/// What is looked at of a token's header (RFC 7515, 4.1).
+/// The relevant members of a token's header (RFC 7515, 4.1).
 #[derive(Deserialize)]
 struct Header {
     alg: String,
@@ -71,17 +72,17 @@ struct Header {
 }
 
 impl Tokens {
-    /// Verifies a token: with the keys of the configuration first, and where none of them made it, with those of the URL, which are
-    /// fetched anew if it names one that is not known yet.
+    /// Verifies a token, first with the keys of the configuration, then with those of the URL.
+    /// Waits for a fetch if the token names a key that is not known yet.
     ///
     /// # Errors
-    /// Says what is wrong with it.
+    /// [`TokenError`] that says why it is refused.
     pub async fn verify(&self, token: &Secret) -> Result<Claims, TokenError> {
         let (message, signature) = token.reveal().rsplit_once('.').ok_or(TokenError::Malformed)?;
         let (head, payload) = message.split_once('.').ok_or(TokenError::Malformed)?;
         let Object(header): Object<Header> = json(head).ok_or(TokenError::Malformed)?;
         let algorithm = algorithm(&header.alg).ok_or(TokenError::Malformed)?;
-        // RFC 7515, 4.1.11: what must be understood and is not makes a token invalid.
+        // A token with critical extensions that are not understood is not valid (RFC 7515, 4.1.11).
         if header.crit.0 {
             return Err(TokenError::Malformed);
         }
@@ -99,7 +100,7 @@ impl Tokens {
         }
     }
 
-    /// Checks what a token says whose signature is right.
+    /// Checks the claims of a token whose signature is valid.
     fn check(&self, payload: &str) -> Result<Claims, TokenError> {
         let Object(claims): Object<Claims> = json(payload).ok_or(TokenError::Claims)?;
         let (now, leeway) = (now() as f64, self.leeway.as_secs_f64());
@@ -112,7 +113,8 @@ impl Tokens {
         match (&claims.aud, self.audience.is_empty()) {
             (None, true) => {}
             (None, false) => return Err(TokenError::Claims),
-            // RFC 7519, 4.1.3: a token for somebody else is refused, also where it is not said who we are.
+            // A token for another audience is refused (RFC 7519, 4.1.3), even if no audience is
+            // configured.
             (Some(named), _) if named.names().iter().any(|name| self.audience.contains(name)) => {}
             (Some(_), _) => return Err(TokenError::Audience),
         }
@@ -125,20 +127,20 @@ impl Tokens {
         Ok(claims)
     }
 
-    /// For how many seconds from now the claims hold.
+    /// The seconds until the claims expire, including the leeway.
     pub fn holds_for(&self, claims: &Claims) -> u64 {
         let until = claims.exp + self.leeway.as_secs_f64();
-        // Beyond the range of a u64 the conversion takes its bounds.
+        // The conversion saturates for values beyond the range of a u64.
         (until.ceil() as u64).saturating_sub(now())
     }
 }
 
-/// A part of a token.
+/// Decodes a part of a token.
 fn json<T: serde::de::DeserializeOwned>(part: &str) -> Option<T> {
     serde_json::from_slice(&URL_SAFE_NO_PAD.decode(part).ok()?).ok()
 }
 
-/// Seconds since 1970.
+/// The current time in seconds since 1970.
 pub(super) fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
@@ -155,7 +157,7 @@ mod tests {
     const OURS: &str = "a secret that is as long as HS256 wants";
     const THEIRS: &str = "another one that is as long as HS256 wants";
 
-    /// With a URL that nobody fetches: who asks for its keys waits.
+    /// With a URL that is never fetched: a lookup of its keys waits.
     fn with_a_url(keys: Vec<Key>) -> Tokens {
         Tokens { remote: Some(Jwks::new(Box::new(|| std::future::pending().boxed()))), ..without_a_url(keys) }
     }
@@ -168,14 +170,14 @@ mod tests {
         Key::shared(&Secret::new(OURS)).expect("long enough")
     }
 
-    /// A token of HS256 that names a key which nobody knows.
+    /// An HS256 token that names an unknown key.
     fn token(secret: &str, exp: u64) -> Secret {
         let header = Header { kid: Some("unknown".into()), ..Header::new(Algorithm::HS256) };
         let key = EncodingKey::from_secret(secret.as_bytes());
         Secret::new(encode(&header, &json!({ "exp": exp }), &key).expect("signing does not fail"))
     }
 
-    /// What is answered at once; `None` where the keys of the URL are waited for.
+    /// The result that is available at once; `None` if it waits for the keys of the URL.
     fn at_once(tokens: &Tokens, token: &Secret) -> Option<Result<u64, TokenError>> {
         tokens.verify(token).now_or_never().map(|verified| verified.map(|claims| claims.exp as u64))
     }

@@ -1,6 +1,6 @@
-//! The keys that verify tokens. A key's type decides which algorithms it verifies, and the `alg` of a
-//! JWK or the length of a secret narrows that down further; what a token says of itself only selects
-//! among these. So neither `none` nor a public key used as a shared secret verifies anything.
+//! The keys that verify tokens. The type of a key decides which algorithms it verifies; the `alg`
+//! of a JWK or the length of a secret restricts them further. The header of a token only selects
+//! among these, so neither `none` nor a public key used as a shared secret verifies any token.
 
 use std::fmt;
 
@@ -10,10 +10,10 @@ use serde_json::Value;
 
 use super::secret::Secret;
 
-/// The algorithms that are supported, for messages.
+/// The supported algorithms, for messages.
 pub(super) const ALGORITHMS: &str = "HS, RS and PS with 256, 384 or 512, ES256, ES384 or Ed25519";
 
-/// RFC 7518, 3.2: a secret is at least as long as the hash.
+/// A secret must be at least as long as the hash (RFC 7518, 3.2).
 const FEWEST_SECRET_BYTES: usize = 32;
 
 const HMAC: [Algorithm; 3] = [Algorithm::HS256, Algorithm::HS384, Algorithm::HS512];
@@ -30,10 +30,10 @@ pub struct Key {
     key: DecodingKey,
 }
 
-/// What is wrong with a key. Never contains it.
+/// Why a key is not valid. Never contains the key.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TokenKeyError {
-    /// A secret that could be found by trying.
+    /// The secret is so short that it could be guessed.
     #[error(
         "a token secret needs at least {FEWEST_SECRET_BYTES} bytes and no comma (commas separate several secrets); \
          `openssl rand -hex 32` generates one"
@@ -44,20 +44,20 @@ pub enum TokenKeyError {
     Pem,
 }
 
-/// The algorithm of an `alg`, in a token's header or a JWK; `None` if it is not supported.
+/// The algorithm for an `alg` of a token's header or a JWK; `None` if it is not supported.
 pub(super) fn algorithm(name: &str) -> Option<Algorithm> {
     match name {
-        // RFC 9864 renames EdDSA with this curve, the only one that is supported.
+        // RFC 9864 renames EdDSA with this curve, the only supported one.
         "Ed25519" => Some(Algorithm::EdDSA),
         name => name.parse().ok(),
     }
 }
 
 impl Key {
-    /// A shared secret: HS256, and HS384 and HS512 where it is long enough for them.
+    /// A shared secret for HS256 and, if it is long enough, HS384 and HS512.
     ///
     /// # Errors
-    /// [`TokenKeyError::Short`].
+    /// [`TokenKeyError::Short`] if it is too short.
     pub fn shared(secret: &Secret) -> Result<Self, TokenKeyError> {
         let bytes = secret.reveal().as_bytes();
         let fitting = HMAC.into_iter().zip(HASH_BYTES).filter(|(_, hash)| bytes.len() >= *hash);
@@ -68,12 +68,13 @@ impl Key {
         Ok(Self { id: None, algorithms, key: DecodingKey::from_secret(bytes) })
     }
 
-    /// A public key from a PEM: RSA, P-256, P-384 or Ed25519.
+    /// A public key in PEM format: RSA, P-256, P-384 or Ed25519.
     ///
     /// # Errors
-    /// [`TokenKeyError::Pem`].
+    /// [`TokenKeyError::Pem`] if it is none of these.
     pub fn public(pem: &[u8]) -> Result<Self, TokenKeyError> {
-        // A private key has no business here: everybody who reads this configuration could sign.
+        // A private key must not be here: anyone who can read this configuration could issue
+        // tokens.
         if !pem.windows(11).any(|window| window == b" PUBLIC KEY") {
             return Err(TokenKeyError::Pem);
         }
@@ -91,10 +92,11 @@ impl Key {
         Ok(Self { id: None, algorithms: algorithms.to_vec(), key })
     }
 
-    /// A key of a JWK set (RFC 7517); `None` for one that does not verify signatures of a supported
-    /// algorithm. A symmetric key is none: what a URL tells everybody is no secret.
+    /// A key of a JWK set (RFC 7517); `None` if it does not verify signatures of a supported
+    /// algorithm. Symmetric keys are not accepted, because a key that a URL publishes is not
+    /// secret.
     pub fn of_set(mut jwk: Value) -> Option<Self> {
-        // Taken out, since the library refuses names that it does not know.
+        // Removed, because the library rejects algorithm names that it does not know.
         let named = match jwk.as_object_mut()?.remove("alg") {
             None => None,
             Some(name) => Some(algorithm(name.as_str()?)?),
@@ -119,25 +121,26 @@ impl Key {
         Some(Self { id: jwk.common.key_id, algorithms, key })
     }
 
-    /// Whether it may have made a token with this `alg` and `kid`. A key without an id is tried for all
-    /// tokens, and every key for a token that names none.
+    /// Whether the key may have signed a token with this `alg` and `kid`. A key without an id is
+    /// tried for all tokens, and all keys for a token without a `kid`.
     pub(super) fn fits(&self, algorithm: Algorithm, id: Option<&str>) -> bool {
         self.algorithms.contains(&algorithm) && self.is_named(id)
     }
 
-    /// Whether this is the key that is asked for by name.
+    /// Whether the key has this id.
     pub fn is_named(&self, id: Option<&str>) -> bool {
         id.is_none() || self.id.is_none() || self.id.as_deref() == id
     }
 
-    /// Whether the signature, in base64, is its own. `algorithm` must be one that it [fits](Self::fits).
+    /// Whether the key made this base64 signature. `algorithm` must be one that the key
+    /// [fits](Self::fits).
     pub(super) fn verifies(&self, algorithm: Algorithm, message: &str, signature: &str) -> bool {
         self.algorithms.contains(&algorithm)
             && jsonwebtoken::crypto::verify(signature, message.as_bytes(), &self.key, algorithm).unwrap_or(false)
     }
 }
 
-/// The algorithm of an elliptic curve, told by the length of an uncompressed point in bytes.
+/// The algorithm of an elliptic curve, derived from the length of an uncompressed point in bytes.
 fn of_point(key: &DecodingKey) -> &'static [Algorithm] {
     match key.try_get_as_bytes().map_or(0, <[u8]>::len) {
         65 => &[Algorithm::ES256],

@@ -1,5 +1,5 @@
-//! `livebridge check`: checks everything that an instance needs, and prints one finding per line, with a
-//! suggested fix for each problem. `broker/redis/probe.rs` checks Redis.
+//! `livebridge check`: checks everything that an instance needs, and prints one finding per line,
+//! with a suggested fix for each problem. `broker/redis/probe.rs` checks Redis.
 
 use std::io::{self, Write};
 
@@ -7,13 +7,15 @@ use crate::broker::redis::probe::check_redis;
 use crate::config::Settings;
 use crate::finding::{Finding, Level};
 
-/// Fewer descriptors are a limit that is met in production sooner than one thinks.
+/// Below this number of descriptors, `check` warns: a production instance soon reaches such a
+/// limit.
 const FEW_DESCRIPTORS: u64 = 4096;
 
-/// Checks the settings and what they name, and prints a line for each finding. Returns whether an instance would work.
+/// Checks the settings and the files and servers that they name, and prints a line for each
+/// finding. Returns whether an instance would work.
 ///
 /// # Errors
-/// Those of `out`.
+/// Errors of writing to `out`.
 pub async fn run(settings: &Settings, out: &mut impl Write) -> io::Result<bool> {
     let mut findings = vec![Finding::ok("the settings and the rules can be read"), check_descriptors()];
     match &settings.redis {
@@ -30,7 +32,7 @@ pub async fn run(settings: &Settings, out: &mut impl Write) -> io::Result<bool> 
 }
 
 fn check_descriptors() -> Finding {
-    // The soft limit is raised to the hard one at start.
+    // An instance raises the soft limit to the hard limit at start.
     match rlimit::getrlimit(rlimit::Resource::NOFILE) {
         Ok((_, hard)) if hard < FEW_DESCRIPTORS => Finding::warning(
             format!("the limit of descriptors is {hard}, and each client needs one"),

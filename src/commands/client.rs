@@ -1,4 +1,5 @@
-//! The commands that talk to a running instance by URL: `publish`, `tail` and `check --url`. Plain HTTP, as `curl` would.
+//! The commands that talk to a running instance by URL: `publish`, `tail` and `check --url`. They
+//! use plain HTTP.
 
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use crate::backoff::Backoff;
 use crate::config::{PublishArgs, TailArgs};
 use crate::http_client::{Connection, Url};
 
-/// How long an instance may take to connect and to answer.
+/// Time limit for connecting, and for a response.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why a command failed.
@@ -25,12 +26,12 @@ pub enum ClientError {
     /// The instance cannot be reached.
     #[error("cannot reach {url}: {why}; is livebridge running there?")]
     Unreachable {
-        /// The URL, as it was typed.
+        /// The URL as given on the command line.
         url: String,
         /// The error of the connection or of HTTP.
         why: String,
     },
-    /// The instance answered with an error.
+    /// The instance responded with an error.
     #[error("{status}: {body}")]
     Refused {
         /// The HTTP status.
@@ -46,9 +47,9 @@ pub enum ClientError {
 /// An instance, and the connection to it.
 struct Instance {
     url: Url,
-    /// The URL as it was typed, for error messages.
+    /// The URL as given on the command line, for error messages.
     typed: String,
-    /// The value of `Authorization`.
+    /// The credentials for the `Authorization` header.
     credentials: Option<Secret>,
     connection: Option<Connection>,
 }
@@ -99,7 +100,7 @@ impl Instance {
         }
     }
 
-    /// A request whose whole answer is wanted; anything but success is an error.
+    /// Sends a request and reads the whole response. A status other than success is an error.
     async fn ask(
         &mut self,
         method: Method,
@@ -118,7 +119,8 @@ impl Instance {
 /// Publishes a message, or each line of standard input.
 ///
 /// # Errors
-/// [`ClientError`] if the instance cannot be reached or refuses a message, or if standard input cannot be read.
+/// [`ClientError`] if the instance cannot be reached or refuses a message, or if standard input
+/// cannot be read.
 pub async fn publish(args: &PublishArgs) -> Result<(), ClientError> {
     let mut instance = Instance::new(&args.url, args.token.as_ref())?;
     let mut query = form_urlencoded::Serializer::new(String::new());
@@ -162,7 +164,8 @@ pub async fn check(url: &str) -> Result<(), ClientError> {
 /// Prints messages until the process is interrupted; reconnects and resumes.
 ///
 /// # Errors
-/// [`ClientError`] if the first connection fails, the instance refuses permanently, or standard output fails.
+/// [`ClientError`] if the first connection fails, the instance refuses permanently, or standard
+/// output fails.
 pub async fn tail(args: &TailArgs) -> Result<(), ClientError> {
     let mut query = form_urlencoded::Serializer::new(String::new());
     for channel in &args.channels {
@@ -194,7 +197,7 @@ pub async fn tail(args: &TailArgs) -> Result<(), ClientError> {
     }
 }
 
-/// One connection's worth of events.
+/// Reads the events of one connection.
 async fn stream(instance: &mut Instance, path: &str, events: &mut Events) -> Result<(), ClientError> {
     let id = events.id.clone();
     let headers: Vec<_> = id.iter().map(|id| ("last-event-id", id.as_str())).collect();
@@ -216,11 +219,11 @@ async fn stream(instance: &mut Instance, path: &str, events: &mut Events) -> Res
     Ok(())
 }
 
-/// A reader of an event stream (WHATWG HTML, 9.2.6), as far as this server writes one.
+/// A parser for event streams (WHATWG HTML, 9.2.6), limited to what livebridge writes.
 #[derive(Default)]
 struct Events {
     several: bool,
-    /// Whether any event was ever read.
+    /// Whether any event has arrived.
     seen: bool,
     id: Option<String>,
     partial: Vec<u8>,
@@ -229,7 +232,7 @@ struct Events {
 }
 
 impl Events {
-    /// Takes a chunk in; returns what is to be printed.
+    /// Parses a chunk; returns the text to print.
     fn read(&mut self, chunk: &[u8]) -> Vec<u8> {
         let mut out = Vec::new();
         self.partial.extend_from_slice(chunk);

@@ -1,4 +1,4 @@
-//! The settings of who may do what, and what they mean together.
+//! The settings of access control, and their validation.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -25,8 +25,8 @@ pub struct AccessArgs {
     /// commas, are all valid. Keys for certain channels are in the rules file.
     #[arg(long, env = "LIVEBRIDGE_PUBLISH_KEY", value_name = "KEY", value_delimiter = ',', hide_env_values = true)]
     pub publish_key: Vec<Secret>,
-    /// Shared secret that verifies clients' tokens (HS256, HS384, HS512). Several, separated by commas,
-    /// are all valid.
+    /// Shared secret that verifies clients' tokens (HS256, HS384, HS512). Several, separated by
+    /// commas, are all valid.
     #[arg(long, env = "LIVEBRIDGE_TOKEN_SECRET", value_name = "SECRET", value_delimiter = ',', hide_env_values = true)]
     pub token_secret: Vec<Secret>,
     /// PEM file with a public key that verifies clients' tokens: RSA, P-256, P-384 or Ed25519. May
@@ -58,59 +58,61 @@ pub struct AccessArgs {
     pub insecure: bool,
 }
 
-/// What is wrong with the settings. Never shows a key.
+/// Why the access settings are not valid. Never contains a key.
 #[derive(Debug, thiserror::Error)]
 pub enum AccessSettingsError {
-    /// Protected mode.
+    /// Protected mode: the instance would be reachable without access control.
     #[error(
         "refusing to listen on {0} without access control: every client that reaches it could publish and subscribe. \
          Set LIVEBRIDGE_PUBLISH_KEY for producers or LIVEBRIDGE_TOKEN_SECRET (or another key for clients' tokens, see \
          --help), listen on 127.0.0.1, or use --insecure if something in front restricts access"
     )]
     Unprotected(SocketAddr),
-    /// A publish key.
+    /// A publish key is not valid.
     #[error(transparent)]
     PublishKey(#[from] KeyError),
-    /// A shared secret.
+    /// A shared secret is not valid.
     #[error("LIVEBRIDGE_TOKEN_SECRET: {0}")]
     Secret(#[source] TokenKeyError),
-    /// A public key.
+    /// A public key is not valid.
     #[error("--token-public-key {path}: {source}")]
     PublicKey {
         /// The path of the file.
         path: String,
-        /// What is wrong with the key.
+        /// The error of the key.
         source: TokenKeyError,
     },
-    /// A file.
+    /// A file cannot be read.
     #[error("--token-public-key {path}: {source}")]
     Unreadable {
         /// The path of the file.
         path: String,
-        /// The error of the system.
+        /// The error of the operating system.
         source: std::io::Error,
     },
-    /// A URL.
+    /// The URL of the JWK set is not valid.
     #[error("--token-jwks-url: {0}")]
     Url(#[from] UrlError),
-    /// Settings of tokens without a key.
+    /// Token settings are present, but no key that verifies tokens.
     #[error(
         "{0} is set, but no key verifies tokens: set LIVEBRIDGE_TOKEN_SECRET, --token-public-key or --token-jwks-url"
     )]
     NoTokenKey(&'static str),
-    /// A name that no cookie has.
+    /// The name is not a valid name of a cookie.
     #[error("--token-cookie: a cookie's name has letters, digits, `-`, `_` and `.`")]
     Cookie,
-    /// An origin.
+    /// An allowed origin is not valid.
     #[error("--allowed-origin: {0}")]
     Origin(#[from] OriginError),
 }
 
 impl AccessArgs {
-    /// Validates the arguments together with the keys of the rules file, and reads the files that they name.
+    /// Validates the arguments together with the keys of the rules file, and reads the files that
+    /// they name.
     ///
     /// # Errors
-    /// [`AccessSettingsError`] for the first setting that is not valid, or for an unprotected instance beyond loopback.
+    /// [`AccessSettingsError`] for the first invalid setting, or for an instance that would listen
+    /// beyond loopback without access control.
     pub fn resolve(&self, listen: SocketAddr, rules: &Arc<Rules>) -> Result<Arc<Access>, AccessSettingsError> {
         let typed = self.publish_key.iter().filter(|key| !key.reveal().is_empty());
         let mut keys =
@@ -179,7 +181,7 @@ impl AccessArgs {
     }
 }
 
-/// Without the empty ones: a variable that is set to nothing is not set.
+/// Removes empty values: a variable with an empty value counts as not set.
 fn named(list: &[String]) -> Vec<String> {
     list.iter().filter(|name| !name.is_empty()).cloned().collect()
 }

@@ -1,4 +1,4 @@
-//! The settings of limits and of the drain, and what they mean together.
+//! The settings of limits and of the drain, and their conversion.
 
 use std::time::Duration;
 
@@ -10,26 +10,30 @@ use crate::transport::address::{TrustedProxies, parse_network};
 use crate::transport::admission::{AddressLimits, ConnectionLimits};
 use crate::transport::token_bucket::Rate;
 
-/// Of an address of the public internet, where nothing is set: an office or a school behind one address, but not a flood.
+/// The default for each public address: enough for an office or a school behind one address, but
+/// not for a flood.
 const PUBLIC_CONNECTIONS: u32 = 2000;
 const PUBLIC_HANDSHAKES: u32 = 100;
-/// How many seconds' worth of new connections may come at once: an office whose instance was restarted.
+/// The burst of new connections, in seconds of the rate: an office may reconnect at once after an
+/// instance restarts.
 const HANDSHAKE_BURST: u32 = 10;
-/// New channels a second, and how many seconds' worth at once: a page of many channels, and many such pages that come back.
+/// The default rate of new channels per second, and its burst in seconds of the rate: a page with
+/// many channels, and many such pages that reconnect at once.
 const PUBLIC_NEW_CHANNELS: u32 = 500;
 const NEW_CHANNELS_BURST: u32 = 4;
-/// The same for what a WebSocket client sends: a paste, a reconnect.
+/// The burst of a WebSocket client, in seconds of the rate: a paste, or a reconnect.
 const CLIENT_BURST: u32 = 5;
 
 /// Bounds on what clients may do, beside those on messages and channels.
 #[derive(Args, Debug, Clone)]
 pub struct LimitArgs {
-    /// Maximum number of connections. Further ones are answered 503 [default: as many as descriptors allow].
+    /// Maximum number of connections. Further ones are answered 503 [default: as many as
+    /// descriptors allow].
     #[arg(long, env = "LIVEBRIDGE_MAX_CONNECTIONS", value_name = "COUNT",
           value_parser = clap::value_parser!(u32).range(1..))]
     pub max_connections: Option<u32>,
-    /// Maximum number of connections per address (IPv6: per /64). Further ones are answered 429. 0: no
-    /// limit [default: 2000 for public addresses, no limit for private ones and loopback].
+    /// Maximum number of connections per address (IPv6: per /64). Further ones are answered 429. 0:
+    /// no limit [default: 2000 for public addresses, no limit for private ones and loopback].
     #[arg(long, env = "LIVEBRIDGE_MAX_CONNECTIONS_PER_ADDRESS", value_name = "COUNT")]
     pub max_connections_per_address: Option<u32>,
     /// New connections per second and address, with bursts of ten times as many. Further ones are
@@ -38,22 +42,23 @@ pub struct LimitArgs {
     #[arg(long, env = "LIVEBRIDGE_MAX_HANDSHAKES_PER_ADDRESS", value_name = "COUNT")]
     pub max_handshakes_per_address: Option<u32>,
     /// New channels per second and address, with bursts of four times as many. A channel without
-    /// subscribers on this instance is new. Further ones are answered 429. 0: no limit [default: 500 for
-    /// public addresses, no limit for private ones and loopback].
+    /// subscribers on this instance is new. Further ones are answered 429. 0: no limit [default:
+    /// 500 for public addresses, no limit for private ones and loopback].
     #[arg(long, env = "LIVEBRIDGE_MAX_NEW_CHANNELS_PER_ADDRESS", value_name = "COUNT")]
     pub max_new_channels_per_address: Option<u32>,
-    /// Address or network of a proxy, such as 10.0.0.0/8, whose X-Forwarded-For or Forwarded names the
-    /// client. May repeat.
+    /// Address or network of a proxy, such as 10.0.0.0/8, whose X-Forwarded-For or Forwarded names
+    /// the client. May repeat.
     #[arg(long, env = "LIVEBRIDGE_TRUSTED_PROXY", value_name = "NETWORK", value_parser = parse_network, value_delimiter = ',')]
     pub trusted_proxy: Vec<IpNet>,
-    /// Frames per second that a WebSocket client may send. 0: no limit. livebridge reads a faster client
-    /// more slowly, and closes it with 4029 if it keeps sending. The limit is also the number of messages
-    /// per second that a public address may POST without a publish key; more are answered 429.
+    /// Frames per second that a WebSocket client may send. 0: no limit. livebridge reads a faster
+    /// client more slowly, and closes it with 4029 if it keeps sending. The limit is also the
+    /// number of messages per second that a public address may POST without a publish key; more are
+    /// answered 429.
     #[arg(long, env = "LIVEBRIDGE_MAX_FRAMES_PER_SECOND", default_value_t = 1000, value_name = "COUNT")]
     pub max_frames_per_second: u32,
-    /// Bytes per second that a WebSocket client may send. 0: no limit. livebridge reads a faster client
-    /// more slowly. The limit is also the number of bytes per second, times their channels, that a public
-    /// address may POST without a publish key; more are answered 429.
+    /// Bytes per second that a WebSocket client may send. 0: no limit. livebridge reads a faster
+    /// client more slowly. The limit is also the number of bytes per second, times their channels,
+    /// that a public address may POST without a publish key; more are answered 429.
     #[arg(long, env = "LIVEBRIDGE_MAX_BYTES_PER_SECOND", default_value_t = 4 << 20, value_name = "BYTES",
           value_parser = bytes_per_second)]
     pub max_bytes_per_second: u32,
@@ -61,9 +66,9 @@ pub struct LimitArgs {
     #[arg(long, env = "LIVEBRIDGE_REQUEST_SECONDS", default_value_t = 30, value_name = "SECONDS",
           value_parser = clap::value_parser!(u32).range(1..=3600))]
     pub request_seconds: u32,
-    /// Seconds of silence after which livebridge sends a heartbeat: a ping, or a comment on an event
-    /// stream. Choose less than the timeout of any proxy in between. A WebSocket that leaves three pings
-    /// unanswered is closed.
+    /// Seconds of silence after which livebridge sends a heartbeat: a ping, or a comment on an
+    /// event stream. Choose less than the timeout of any proxy in between. A WebSocket that leaves
+    /// three pings unanswered is closed.
     #[arg(long, env = "LIVEBRIDGE_HEARTBEAT_SECONDS", default_value_t = 15, value_name = "SECONDS",
           value_parser = clap::value_parser!(u32).range(1..=3600))]
     pub heartbeat_seconds: u32,
@@ -72,8 +77,8 @@ pub struct LimitArgs {
     #[arg(long, env = "LIVEBRIDGE_INCOMING_BYTES_TOTAL", default_value_t = 256 << 20, value_name = "BYTES",
           value_parser = clap::value_parser!(u64).range(1 << 20..))]
     pub incoming_bytes_total: u64,
-    /// Maximum size of all pages of history and large partly written frames that clients have yet to
-    /// receive, in bytes. Beyond it, requests are answered 503 and subscribers closed with 1013.
+    /// Maximum size of all pages of history and large partly written frames that clients have yet
+    /// to receive, in bytes. Beyond it, requests are answered 503 and subscribers closed with 1013.
     #[arg(long, env = "LIVEBRIDGE_OUTGOING_BYTES_TOTAL", default_value_t = 256 << 20, value_name = "BYTES",
           value_parser = clap::value_parser!(u64).range(16 << 20..))]
     pub outgoing_bytes_total: u64,
@@ -81,19 +86,19 @@ pub struct LimitArgs {
     #[arg(long, env = "LIVEBRIDGE_LOG_BYTES_TOTAL", default_value_t = 512 << 20, value_name = "BYTES",
           value_parser = clap::value_parser!(u64).range(1 << 16..))]
     pub log_bytes_total: u64,
-    /// Time for clients to leave at shutdown, in seconds. They are closed one after the other, over three
-    /// quarters of it.
+    /// Time for clients to leave at shutdown, in seconds. They are closed one after the other, over
+    /// three quarters of it.
     #[arg(long, env = "LIVEBRIDGE_DRAIN_SECONDS", default_value_t = 8, value_name = "SECONDS",
           value_parser = clap::value_parser!(u64).range(0..=3600))]
     pub drain_seconds: u64,
-    /// Seconds at shutdown during which /readyz answers 503 and everything else continues, so that load
-    /// balancers notice.
+    /// Seconds at shutdown during which /readyz answers 503 and everything else continues, so that
+    /// load balancers notice.
     #[arg(long, env = "LIVEBRIDGE_DRAIN_NOTICE_SECONDS", default_value_t = 0, value_name = "SECONDS",
           value_parser = clap::value_parser!(u64).range(0..=3600))]
     pub drain_notice_seconds: u64,
 }
 
-/// Less would close clients for a single read.
+/// A lower limit would close clients for a single read.
 fn bytes_per_second(text: &str) -> Result<u32, String> {
     match text.parse() {
         Ok(0) => Ok(0),
@@ -102,17 +107,17 @@ fn bytes_per_second(text: &str) -> Result<u32, String> {
     }
 }
 
-/// How an instance ends.
+/// The times of a drain.
 #[derive(Clone, Copy, Debug)]
 pub struct Drain {
-    /// How long it goes on as usual, but not ready.
+    /// How long the instance reports that it is not ready and otherwise continues as usual.
     pub notice: Duration,
-    /// How long clients have to leave after that.
+    /// How long clients then have to leave.
     pub time: Duration,
 }
 
 impl LimitArgs {
-    /// The bounds on connections.
+    /// The limits on connections and addresses.
     pub fn bounds(&self) -> ConnectionLimits {
         let limits = |connections: u32, handshakes: u32, new_channels: u32, publishing: Rates| AddressLimits {
             connections: (connections > 0).then_some(connections as usize),
@@ -131,8 +136,8 @@ impl LimitArgs {
                 new_channels.unwrap_or(PUBLIC_NEW_CHANNELS),
                 self.rates(),
             ),
-            // Proxies that nobody has named yet, backends and load programs: limited only where that is asked for.
-            // Backends publish from there, as fast as they can.
+            // No limits by default: these may be proxies that are not configured as trusted, load
+            // programs, and backends that publish as fast as they can.
             near: limits(
                 connections.unwrap_or(0),
                 handshakes.unwrap_or(0),
@@ -143,7 +148,7 @@ impl LimitArgs {
         }
     }
 
-    /// How fast a WebSocket client may send.
+    /// The limits on the sending rate of a WebSocket client.
     pub fn rates(&self) -> Rates {
         Rates {
             frames: Rate::new(self.max_frames_per_second, CLIENT_BURST),
@@ -151,7 +156,7 @@ impl LimitArgs {
         }
     }
 
-    /// How the instance ends.
+    /// The times of a drain.
     pub fn drain(&self) -> Drain {
         Drain { notice: Duration::from_secs(self.drain_notice_seconds), time: Duration::from_secs(self.drain_seconds) }
     }

@@ -1,4 +1,4 @@
-//! The settings of how Redis is reached, and what they mean together.
+//! The settings for Redis, and their validation.
 
 use std::path::{Path, PathBuf};
 
@@ -10,8 +10,8 @@ use crate::broker::redis::{RedisOptions, TlsOptions};
 /// Where Redis is, and who we are to it.
 #[derive(Args, Debug, Clone)]
 pub struct RedisArgs {
-    /// The Redis that instances share, such as redis://user:password@host:6379/0, rediss:// with TLS, or
-    /// unix:///run/redis.sock; without it the embedded broker.
+    /// The Redis that instances share, such as redis://user:password@host:6379/0, rediss:// with
+    /// TLS, or unix:///run/redis.sock; without it the embedded broker.
     #[arg(long, env = "REDIS_URL", value_name = "URL", hide_env_values = true)]
     pub redis_url: Option<String>,
     /// The password for Redis, where the URL holds none.
@@ -20,7 +20,8 @@ pub struct RedisArgs {
     /// A file with the password for Redis.
     #[arg(long, env = "LIVEBRIDGE_REDIS_PASSWORD_FILE", value_name = "FILE")]
     pub redis_password_file: Option<PathBuf>,
-    /// A PEM file with the authorities that may have signed the certificate of Redis [default: those of the system].
+    /// A PEM file with the authorities that may have signed the certificate of Redis [default:
+    /// those of the system].
     #[arg(long, env = "LIVEBRIDGE_REDIS_CA", value_name = "FILE")]
     pub redis_ca: Option<PathBuf>,
     /// A PEM file with the client certificate that Redis is shown.
@@ -34,35 +35,35 @@ pub struct RedisArgs {
     pub redis_server_name: Option<String>,
 }
 
-/// What is wrong with the settings. Never shows a password.
+/// Why the settings for Redis are not valid. Never contains a password.
 #[derive(Debug, thiserror::Error)]
 pub enum RedisSettingsError {
-    /// Settings of Redis without a URL.
+    /// Settings for Redis are present, but no URL.
     #[error("{0} is set, but no Redis URL; set REDIS_URL or --redis-url")]
     NoUrl(&'static str),
-    /// The file can't be read.
+    /// A file cannot be read.
     #[error("--redis-password-file {path}: {source}")]
     Unreadable {
-        /// Which file.
+        /// The path of the file.
         path: String,
-        /// Why.
+        /// The error of the operating system.
         source: std::io::Error,
     },
-    /// The file holds nothing.
+    /// A file is empty.
     #[error("--redis-password-file {0}: there is no password in it")]
     Empty(String),
-    /// Two passwords.
+    /// More than one password is configured.
     #[error("a password for Redis is set, and a file with one; leave one of them out")]
     TwoPasswords,
 }
 
 impl RedisArgs {
-    /// Checks what was typed, and reads the file with the password; `None` without a URL.
+    /// Validates the arguments, and reads the file with the password. Returns `None` without a URL.
     ///
     /// # Errors
-    /// A setting that has no effect, or a file that can't be read.
+    /// [`RedisSettingsError`] for a setting that has no effect, or a file that cannot be read.
     pub fn resolve(self) -> Result<Option<RedisOptions>, RedisSettingsError> {
-        // A variable that is set to nothing is not set.
+        // A variable with an empty value counts as not set.
         let file = |path: Option<PathBuf>| path.filter(|path| !path.as_os_str().is_empty());
         let typed = self.redis_password.map(|password| password.reveal().to_owned()).filter(|it| !it.is_empty());
         let password_file = file(self.redis_password_file);
@@ -93,7 +94,7 @@ impl RedisArgs {
     }
 }
 
-/// The file's text without the end of its line.
+/// The content of the file without its line end.
 fn read_password(path: &Path) -> Result<String, RedisSettingsError> {
     let name = || path.display().to_string();
     let text =

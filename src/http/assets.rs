@@ -1,4 +1,5 @@
-//! The demo, the browser client and the description of the HTTP surface, compiled into the binary so that one file deploys.
+//! Serves the demo, the browser client and the description of the HTTP surface. They are compiled
+//! into the binary, so that a deployment is one file.
 
 use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
 use warp::reply::Response;
@@ -32,14 +33,14 @@ const ASSETS: &[Asset] = &[
     asset!("openapi.json", "application/json"),
 ];
 
-/// The file of that name; the empty name is the demo page.
+/// The file with that name; the empty name stands for the demo page.
 pub fn find(path: &str) -> Option<Response> {
     let path = if path.is_empty() { "index.html" } else { path };
     let asset = ASSETS.iter().find(|asset| asset.path == path)?;
     let mut response = Response::new(asset.body.into());
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(asset.kind));
-    // The files change with the binary, and are small.
+    // The files are small and change with the binary, so browsers always revalidate them.
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     headers.insert("x-content-type-options", HeaderValue::from_static("nosniff"));
     headers.insert(

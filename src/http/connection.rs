@@ -1,6 +1,7 @@
-//! One TCP connection from its first byte on: hyper reads requests and warp answers them, until a request turns out to be a
-//! handshake. Then hyper is let go, and the bare socket goes on as a session: an idle subscriber costs a socket and a few
-//! hundred bytes, not an HTTP server.
+//! A TCP connection from its first byte. hyper reads requests and warp answers them, until a
+//! request is the handshake of a subscriber. Then the connection takes the socket from hyper and
+//! continues as a session, so that an idle subscriber costs a socket and a few hundred bytes
+//! instead of an HTTP server.
 
 use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
@@ -43,38 +44,40 @@ use crate::transport::admission::Admitted;
 use crate::transport::lingering_close::lingering_close;
 use crate::transport::socket::Socket;
 
-/// The most bytes of a request's head.
+/// Maximum size of the head of a request, in bytes.
 const HEAD_BYTES: usize = 16 << 10;
-/// The most header lines.
+/// Maximum number of header lines.
 const HEAD_LINES: usize = 64;
 
-/// How long, while draining, a connection that has not asked anything yet is waited for.
+/// How long a draining instance waits for the first request of a connection.
 const FIRST_REQUEST_GRACE: Duration = Duration::from_secs(1);
 
-/// A client that was answered before all of its request had come may finish it: as much as two bodies of the largest kind. It is
-/// counted as a connection meanwhile.
+/// Limits for a client that got its response before it had sent the whole request, and may finish
+/// sending: the bytes of two bodies of the largest kind. Until then it counts as a connection.
 const LINGER_TIME: Duration = Duration::from_secs(2);
 const LINGER_BYTES: usize = 16 << 20;
 
-/// A connection while it speaks HTTP.
+/// The state of a connection while it speaks HTTP.
 struct HttpConnection {
     peer: SocketAddr,
     shard: Rc<Shard>,
-    /// What its last request agreed on, and what names that request in the log.
+    /// The handshake of the last request, and the span of that request in the log.
     handshake: RefCell<Option<(Handshake, Span)>>,
     ids: Ids,
-    /// A request came.
+    /// Notified when a request arrives.
     asked: Notify,
-    /// When the last request was answered, by the shard's clock; `None` before, and while there is another.
+    /// When the last request was answered, by the shard's clock; `None` before the first response
+    /// and while a request is being answered.
     answered: Cell<Option<Seconds>>,
 }
 
-/// Instead of a response: the request was a handshake, and hyper must not answer it.
+/// Returned to hyper instead of a response: the request was a handshake, and hyper must not answer
+/// it.
 #[derive(Debug, thiserror::Error)]
 #[error("the connection is a subscriber's")]
 struct Subscribed;
 
-/// Serves a connection until it ends, or becomes a subscriber's.
+/// Serves a connection until it ends or becomes a subscriber.
 pub async fn serve(accepted: Accepted, routes: BoxedFilter<(Response,)>, shard: Rc<Shard>) {
     let Accepted { socket, peer, admitted } = accepted;
     let app = shard.context.app.clone();
@@ -94,7 +97,8 @@ pub async fn serve(accepted: Accepted, routes: BoxedFilter<(Response,)>, shard: 
     };
     let mut http = http1::Builder::new()
         .timer(TokioTimer::new())
-        // A client that ends its sending side behind a whole request, such as `nc -N`, waits for the answer.
+        // A client that closes its sending side after a whole request, such as `nc -N`, still waits
+        // for the response.
         .half_close(true)
         .header_read_timeout(limit)
         .max_buf_size(HEAD_BYTES)
@@ -102,7 +106,7 @@ pub async fn serve(accepted: Accepted, routes: BoxedFilter<(Response,)>, shard: 
         .serve_connection(TokioIo::new(socket), service);
     let mut drained = pin!(until_drained(&app.drain, &this.asked).fuse());
     let mut stalled = pin!(this.until_stalled(limit));
-    // `None`: the client does not take its response.
+    // `None`: the client does not read its response.
     let ended = poll_fn(|context| {
         if drained.poll_unpin(context).is_ready() {
             Pin::new(&mut http).graceful_shutdown();
@@ -134,7 +138,7 @@ impl HttpConnection {
         let app = &self.shard.context.app;
         let client = forwarded::client_address(app.admission.proxies(), self.peer.ip(), request.headers());
         let log = RequestLog::begin(&self.ids, &request, client.address);
-        // Nothing but publishing reads a body; `publish.rs` says what becomes of a connection there.
+        // Only publishing reads a body; for a connection that publishes, see `publish.rs`.
         let leaves_body = !request.body().is_end_stream() && !publish::is_publish(&request);
         if let Err(error) = validation::check(&mut request) {
             let mut response = error.into_response();
@@ -146,11 +150,11 @@ impl HttpConnection {
         let credentials = credentials::credentials(&app.access, request.headers());
         let reply = cors::Reply::new(app.access.origins(), credentials.origin, request.headers());
         let preflight = reply.preflight(app.access.origins(), request.method(), request.headers());
-        // Most show nothing, and the first extension costs several allocations.
+        // Most requests have no credentials, and the first extension costs several allocations.
         if credentials != Credentials::default() {
             request.extensions_mut().insert(credentials);
         }
-        // Only who has a limit is named, for the same reason.
+        // Add the client only if it has a limit, for the same reason.
         if request.method() == Method::POST && app.admission.limits_publishing(client) {
             request.extensions_mut().insert(client);
         }
@@ -176,8 +180,8 @@ impl HttpConnection {
         Ok(response)
     }
 
-    /// Waits until a response has been there for so long that it must be the client who does not take it: an idle connection is
-    /// ended after `limit` already, counted from when its response was taken.
+    /// Waits until the client has not read a response for twice `limit`. An idle connection cannot
+    /// wait that long: hyper ends it `limit` after the client has read the last response.
     async fn until_stalled(&self, limit: Duration) {
         loop {
             tokio::time::sleep(limit).await;
@@ -188,7 +192,7 @@ impl HttpConnection {
         }
     }
 
-    /// Ends a connection that was no subscriber's. It is counted as one until the end.
+    /// Ends a connection that did not become a subscriber. It stays counted until then.
     async fn finish(&self, ended: Option<hyper::Result<()>>, socket: Socket, read: Bytes, _admitted: Admitted) {
         let metrics = &self.shard.context.app.metrics;
         match ended {
@@ -197,7 +201,8 @@ impl HttpConnection {
                 return socket.discard_on_close();
             }
             Some(Err(error)) if error.is_parse_too_large() => metrics.count_refused("head_size"),
-            // Without a byte of a head it was an idle connection, and no attempt at anything.
+            // Without any byte of a head, this is the end of an idle connection and not a slow
+            // request.
             Some(Err(error)) if error.is_timeout() && !read.is_empty() => metrics.count_refused("head_time"),
             Some(_) => {}
         }
@@ -206,13 +211,14 @@ impl HttpConnection {
     }
 }
 
-/// Waits until the instance drains, and then a little for a first request that is on its way.
+/// Waits until the instance drains, and then for a short time for a first request that may be on
+/// its way.
 async fn until_drained(drain: &Drain, asked: &Notify) {
     drain.draining().await;
     let _ = tokio::time::timeout(FIRST_REQUEST_GRACE, asked.notified()).await;
 }
 
-/// The head of a response as HTTP/1.1 writes it (RFC 9112, 4).
+/// The head of a response in the syntax of HTTP/1.1 (RFC 9112, 4).
 fn write_head(response: &Response) -> Vec<u8> {
     debug_assert_eq!(response.version(), Version::HTTP_11);
     let mut out = Vec::with_capacity(256);

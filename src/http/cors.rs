@@ -1,4 +1,5 @@
-//! What browsers are told of which pages may read answers (CORS: WHATWG Fetch, 3.2), by the allow-list of `access/origin.rs`.
+//! CORS headers (WHATWG Fetch, 3.2): report to browsers which pages may read a response, according
+//! to the allow-list of `access/origin.rs`.
 
 use hyper::header::{
     ACCESS_CONTROL_ALLOW_CREDENTIALS, ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS,
@@ -16,10 +17,11 @@ const METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, POST");
 const REQUEST_HEADERS: HeaderValue =
     HeaderValue::from_static("Authorization, Content-Type, Idempotency-Key, Last-Event-ID, X-Request-Id");
 const RESPONSE_HEADERS: HeaderValue = HeaderValue::from_static("Retry-After, WWW-Authenticate, X-Request-Id");
-/// For how long a browser may remember the answer to a preflight, in seconds: the longest that Chromium takes.
+/// How long a browser may cache the response to a preflight, in seconds: the maximum of Chromium.
 const MAX_AGE: HeaderValue = HeaderValue::from_static("7200");
 
-/// What an answer has to say to a page; nothing where no page asks and no list is set.
+/// The CORS headers of a response; none if the request has no `Origin` and no allow-list is
+/// configured.
 pub struct Reply {
     check: OriginCheck,
     origin: Option<HeaderValue>,
@@ -27,13 +29,13 @@ pub struct Reply {
 }
 
 impl Reply {
-    /// For a request with these header lines.
+    /// Derives them from the headers of a request and the result of its origin check.
     pub fn new(origins: &Origins, check: OriginCheck, headers: &HeaderMap) -> Self {
         let origin = headers.get(ORIGIN).cloned();
         Self { check, varies: origin.is_some() || origins.is_listed(), origin }
     }
 
-    /// The answer to a preflight, if this is one.
+    /// The response to a preflight request; `None` for other requests.
     pub fn preflight(&self, origins: &Origins, method: &Method, headers: &HeaderMap) -> Option<Response> {
         if method != Method::OPTIONS || self.origin.is_none() || !headers.contains_key(ACCESS_CONTROL_REQUEST_METHOD) {
             return None;
@@ -50,13 +52,13 @@ impl Reply {
         Some(self.finish(response))
     }
 
-    /// Adds to an answer who may read it.
+    /// Adds the CORS headers to a response.
     pub fn finish(&self, mut response: Response) -> Response {
         if !self.varies {
             return response;
         }
         let lines = response.headers_mut();
-        // Caches must not hand one page's answer to another.
+        // Caches must not serve a response for one page to another.
         lines.append(VARY, HeaderValue::from_static("Origin"));
         match (self.check, &self.origin) {
             (OriginCheck::Trusted, Some(origin)) => {

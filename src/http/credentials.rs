@@ -1,4 +1,5 @@
-//! What a request shows of who asks, taken out of its header lines and its URL. What that is worth says `access.rs`.
+//! Extracts the credentials of a request from its headers and its URL. `access.rs` decides what
+//! they allow.
 
 use hyper::header::{AUTHORIZATION, COOKIE, HOST, HeaderMap, HeaderName, HeaderValue, ORIGIN};
 
@@ -12,7 +13,7 @@ use crate::channel::ChannelName;
 
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
-/// Who asks, as far as the header lines say.
+/// The credentials in the headers.
 pub fn credentials(access: &Access, headers: &HeaderMap) -> Credentials {
     let text = |name: &HeaderName| headers.get(name).map(|value| value.to_str().unwrap_or(""));
     let origin = access.origins().check(text(&ORIGIN), text(&HOST));
@@ -31,20 +32,21 @@ pub fn credentials(access: &Access, headers: &HeaderMap) -> Credentials {
     }
 }
 
-/// RFC 6750, 2.1. Another scheme, such as a proxy's own password, is nothing to us.
+/// A bearer token (RFC 6750, 2.1). Other schemes, such as a password for a proxy, are ignored.
 fn bearer(value: &HeaderValue) -> Option<Secret> {
     let (scheme, token) = value.to_str().ok()?.split_once(' ')?;
     scheme.eq_ignore_ascii_case("bearer").then(|| Secret::new(token.trim()))
 }
 
-/// The value of a cookie (RFC 6265, 5.4); of several, the first, which is the one with the longest path.
+/// The value of a cookie (RFC 6265, 5.4). If there are several, the first one counts, because it
+/// has the longest path.
 fn cookie(headers: &HeaderMap, name: &str) -> Option<Secret> {
     let lines = headers.get_all(COOKIE).iter().filter_map(|line| line.to_str().ok());
     let mut pairs = lines.flat_map(|line| line.split(';')).filter_map(|pair| pair.trim().split_once('='));
     pairs.find(|(key, _)| *key == name).map(|(_, value)| Secret::new(value.trim_matches('"')))
 }
 
-/// As [`Access::authorize`], also with a token in the query. Counts errors.
+/// Like [`Access::authorize`], but also accepts a token in the query. Counts denied requests.
 ///
 /// # Errors
 /// [`ApiError`] for the response.
@@ -59,7 +61,7 @@ pub async fn authorize(
     app.access.authorize(&credentials, channels, action).await.map_err(|error| denied(app, error))
 }
 
-/// Counts a error.
+/// Counts a denied request and returns its response.
 pub fn denied(app: &App, error: AccessError) -> ApiError {
     let error = ApiError::from(error);
     app.metrics.count_refused(error.code);

@@ -1,6 +1,6 @@
-//! What a trusted proxy says of the client's address: `X-Forwarded-For`, or `Forwarded` (RFC 7239). Each proxy adds, on the
-//! right, whom it heard the request from; so the right-most hop that is not a trusted proxy is the client, and what stands
-//! further left is a claim of the client's own.
+//! The client's address as trusted proxies report it: `X-Forwarded-For`, or `Forwarded` (RFC 7239).
+//! Each proxy appends the address from which it received the request. So the right-most hop that is
+//! not a trusted proxy is the client, and a client can forge everything left of it.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -8,10 +8,11 @@ use hyper::header::{FORWARDED, HeaderMap, HeaderName};
 
 use crate::transport::address::{ClientAddress, TrustedProxies};
 
-/// Who a request comes from that a connection of `peer` brought.
+/// The client of a request on a connection from `peer`.
 ///
-/// Proxies set one of the two headers and hand on the other as the client sent it. Where both are there and differ, neither is
-/// believed: the proxy's own address stands for all who try that.
+/// A proxy sets one of the two headers and may pass on the other as the client sent it. If a
+/// request has both and they differ, livebridge believes neither, and such requests count for the
+/// address of the proxy.
 pub fn client_address(proxies: &TrustedProxies, peer: IpAddr, headers: &HeaderMap) -> ClientAddress {
     let peer = peer.to_canonical();
     if !proxies.trust(peer) {
@@ -26,7 +27,7 @@ pub fn client_address(proxies: &TrustedProxies, peer: IpAddr, headers: &HeaderMa
     ClientAddress { address, proxied: true }
 }
 
-/// How one of the two headers is written.
+/// The syntax of one of the two headers.
 struct Kind {
     name: HeaderName,
     elements: fn(&str) -> Vec<&str>,
@@ -41,7 +42,8 @@ const X_FORWARDED_FOR: Kind = Kind {
 
 const RFC_7239: Kind = Kind { name: FORWARDED, elements: |line| split_unquoted(line, ','), hop: forwarded_hop };
 
-/// The right-most hop that is not a trusted proxy. Behind a hop that can't be read nothing is believed.
+/// The right-most hop that is not a trusted proxy. Hops behind one that cannot be parsed are not
+/// believed.
 fn client_of(proxies: &TrustedProxies, peer: IpAddr, headers: &HeaderMap, kind: &Kind) -> IpAddr {
     let mut nearest = peer;
     let lines: Vec<_> = headers.get_all(&kind.name).iter().collect();
@@ -58,7 +60,7 @@ fn client_of(proxies: &TrustedProxies, peer: IpAddr, headers: &HeaderMap, kind: 
     nearest
 }
 
-/// Splits at the separators that are not within quotes.
+/// Splits at separators outside quotes.
 fn split_unquoted(text: &str, separator: char) -> Vec<&str> {
     let (mut quoted, mut escaped) = (false, false);
     let splits = |character| {
@@ -73,7 +75,7 @@ fn split_unquoted(text: &str, separator: char) -> Vec<&str> {
     text.split(splits).collect()
 }
 
-/// An element of `X-Forwarded-For`: an address, with a port where a proxy adds one.
+/// An element of `X-Forwarded-For`: an address, to which some proxies add a port.
 fn bare_hop(element: &str) -> Option<IpAddr> {
     let text = element.trim();
     let address = text.parse::<IpAddr>().ok().or_else(|| text.parse::<SocketAddr>().ok().map(|hop| hop.ip()));
@@ -81,7 +83,8 @@ fn bare_hop(element: &str) -> Option<IpAddr> {
     address.or_else(bracketed).map(|address| address.to_canonical())
 }
 
-/// An element of `Forwarded`: its `for=`, which may be quoted. `unknown` and the names that hide an address are none.
+/// An element of `Forwarded`: its `for=`, which may be quoted. `None` for `unknown` and for
+/// obfuscated names.
 fn forwarded_hop(element: &str) -> Option<IpAddr> {
     let pairs = split_unquoted(element, ';').into_iter().filter_map(|pair| pair.split_once('='));
     let (_, value) = pairs.into_iter().find(|(name, _)| name.trim().eq_ignore_ascii_case("for"))?;

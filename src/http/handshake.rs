@@ -7,35 +7,38 @@ use hyper::header::{
     SEC_WEBSOCKET_VERSION, TRANSFER_ENCODING, UPGRADE,
 };
 
-/// Our own subprotocol: what this server speaks on `/ws`.
+/// The subprotocol of livebridge: the protocol of `/ws`.
 const SUBPROTOCOL: &str = "livebridge";
-/// An offered subprotocol that is a token: a page can set no header, and a URL ends in logs.
+/// The prefix of a subprotocol that carries a token. A page cannot set headers for a WebSocket, and
+/// URLs appear in logs.
 const TOKEN_PREFIX: &str = "livebridge.token.";
 
-/// RFC 6455, 1.3.
+/// The GUID of the handshake (RFC 6455, 1.3).
 const GUID: &str = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 
 /// Why a request is not a WebSocket handshake.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum HandshakeError {
-    /// An ordinary request.
+    /// A request without an upgrade to WebSocket.
     #[error(
         "this is a WebSocket endpoint: connect with `new WebSocket(\"ws://HOST/ws?channel=NAME\")` in a browser, or use /events with curl"
     )]
     NotAnUpgrade,
-    /// A version other than 13.
+    /// A WebSocket version other than 13.
     #[error("only WebSocket version 13 is supported")]
     Version,
-    /// No key of 16 bytes.
+    /// `Sec-WebSocket-Key` is missing, or does not have 16 bytes.
     #[error("the handshake needs a Sec-WebSocket-Key of 16 bytes in base64")]
     Key,
-    /// What follows the head would be a body to those who relay it, and frames to us.
+    /// The request has a body. Proxies would read the bytes after the head as a body, and
+    /// livebridge as frames.
     #[error("a WebSocket handshake must not have a body")]
     Body,
 }
 
-/// The subprotocol to answer with, if any is offered: our own, or else the first. Bare frames go with any, and clients such as
-/// browsers fail a handshake that answers none. A token is never said back.
+/// The subprotocol to answer with, if the client offers any: livebridge's own, otherwise the first
+/// one. The frames are the same for all of them, and browsers fail a handshake without an answer. A
+/// token is never sent back.
 pub fn subprotocol(headers: &HeaderMap) -> Option<HeaderValue> {
     let named = |offer: &&str| !offer.is_empty() && !offer.starts_with(TOKEN_PREFIX);
     let chosen = offers(headers).find(|offer| *offer == SUBPROTOCOL).or_else(|| offers(headers).find(named))?;

@@ -1,4 +1,4 @@
-//! `POST /publish`: a message to one or several channels, or a batch of them.
+//! `POST /publish`: publishes a message to one or several channels, or a batch of messages.
 
 use std::borrow::Cow;
 use std::pin::pin;
@@ -27,7 +27,7 @@ use crate::transport::address::ClientAddress;
 use crate::transport::admission::Charge;
 use crate::transport::byte_budget::Reservation;
 
-/// The names under which lines of JSON are sent; none of them is registered.
+/// The content types that clients use for lines of JSON; none of them is registered.
 const BATCH_TYPES: [&str; 5] = [
     "application/x-ndjson",
     "application/ndjson",
@@ -35,12 +35,12 @@ const BATCH_TYPES: [&str; 5] = [
     "application/x-jsonlines",
     "application/json-lines",
 ];
-/// The most characters of an error that may quote what was sent.
+/// Maximum number of characters of an error message that may quote the request.
 const MOST_QUOTED: usize = 200;
-/// What is set aside for a body before any of it is there.
+/// The buffer allocated for a body before any of it arrives, in bytes.
 const FIRST_PIECE: usize = 16 << 10;
 
-/// The header lines that matter here.
+/// The headers that matter for publishing.
 pub struct Headers {
     /// `Content-Type`.
     pub content_type: Option<String>,
@@ -52,7 +52,8 @@ pub struct Headers {
     pub idempotency_key: Option<String>,
 }
 
-/// Answers a request to publish. `client` is whose address is charged, where that has a limit.
+/// Answers a request to publish. `client` is the client whose address is charged; `None` if that
+/// has no limit.
 pub async fn publish(
     app: Arc<App>,
     query: String,
@@ -70,7 +71,7 @@ pub async fn publish(
     response
 }
 
-/// Whether a request is one that is answered here.
+/// Whether [`publish`] answers this request.
 pub fn is_publish<B>(request: &Request<B>) -> bool {
     request.method() == Method::POST && request.uri().path() == "/publish"
 }
@@ -96,11 +97,12 @@ async fn try_publish(
         return Err(ApiError::parameter("in a batch, set `key` and `remove` in each line, not in the URL"));
     }
     let channels = query.channels(app)?;
-    // Permissions are checked before the body is read; those of a batch, whose lines name the channels, again with each line.
+    // Permissions are checked before the body is read. For a batch they are checked again for each
+    // line, because the lines name the channels.
     let known = if is_batch { &[] } else { channels.as_slice() };
     let permissions = credentials::authorize(app, credentials, query, known, Action::Publish).await?;
     let id = headers.idempotency_key.as_deref().map(idempotency_key).transpose()?;
-    // A body costs its bytes once for each channel that it goes to.
+    // The bytes of a body count once for each channel that it goes to.
     let copies = if is_batch { 1 } else { channels.len() };
     let meter = Meter { app, client: client.filter(|_| !permissions.is_by_key()) };
     meter.charge(Charge::PublishedMessages, if is_batch { 0 } else { copies })?;
@@ -114,7 +116,7 @@ async fn try_publish(
     } else {
         single(query, channels, &body, id.as_ref())?
     };
-    // The messages of a batch are copies.
+    // The messages of a batch are copies of the body.
     drop(body);
     if is_batch {
         meter.charge(Charge::PublishedMessages, batch.len())?;
@@ -135,10 +137,10 @@ async fn try_publish(
     Ok(json_response(StatusCode::OK, &Receipts { messages }))
 }
 
-/// Charges a client's address for what it publishes.
+/// Charges a client's address for the messages that it publishes.
 struct Meter<'a> {
     app: &'a App,
-    /// `None` where there is no limit.
+    /// `None` if it has no limit.
     client: Option<ClientAddress>,
 }
 
@@ -170,7 +172,8 @@ impl<'a> Receipt<'a> {
     }
 }
 
-/// Refuses a compressed body. Unpacking would let a client spend a thousand times the CPU and memory that it sent.
+/// Refuses a compressed body. With decompression, a small body could cost a thousand times its size
+/// in CPU and memory.
 fn refused_coding() -> Response {
     let message = "bodies are not decompressed: send the body uncompressed, without `Content-Encoding`";
     let error = ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "encoding_unsupported", message);
@@ -180,7 +183,8 @@ fn refused_coding() -> Response {
     response
 }
 
-/// The key of an `Idempotency-Key`: a string in quotes, as its draft has it (RFC 8941, 3.3.3), or the bare text.
+/// The key in an `Idempotency-Key` header: a quoted string, as its draft specifies (RFC 8941,
+/// 3.3.3), or bare text.
 fn idempotency_key(value: &str) -> Result<Arc<str>, ApiError> {
     let value = value.trim();
     let Some(quoted) = value.strip_prefix('"') else { return check_key(value) };
@@ -209,7 +213,7 @@ fn idempotency_key(value: &str) -> Result<Arc<str>, ApiError> {
     check_key(&key)
 }
 
-/// Why a body was not read to its end.
+/// Why a body was not read completely.
 #[derive(Clone, Copy)]
 enum Unread {
     TooLarge,
@@ -219,7 +223,7 @@ enum Unread {
     NoRoom,
 }
 
-/// Counts a body that hit a limit, and says what to do.
+/// Counts a refused body, and returns an error that says how to fix it.
 fn refused(app: &App, why: Unread, Bound { what, limit, .. }: Bound) -> ApiError {
     let (reason, error) = match why {
         Unread::TooLarge => {
@@ -249,7 +253,8 @@ fn refused(app: &App, why: Unread, Bound { what, limit, .. }: Bound) -> ApiError
     error
 }
 
-/// Waits for so long. What is ready at once, as most bodies are, costs no timer.
+/// Runs a future with a time limit. A future that is ready at once, as for most bodies, costs no
+/// timer.
 async fn in_time<T>(limit: Duration, future: impl Future<Output = T>) -> Option<T> {
     let mut future = pin!(future);
     match future.as_mut().now_or_never() {
@@ -258,19 +263,19 @@ async fn in_time<T>(limit: Duration, future: impl Future<Output = T>) -> Option<
     }
 }
 
-/// How large a body may be.
+/// The limits on the size of a body.
 #[derive(Clone, Copy)]
 struct Bound {
-    /// Of what, to people.
+    /// The name of the body in error messages.
     what: &'static str,
-    /// In bytes.
+    /// Maximum size in bytes.
     limit: usize,
-    /// How many times its bytes count.
+    /// How many times its bytes count towards the budget for all bodies.
     copies: usize,
 }
 
 impl Bound {
-    /// Whether a body of so many bytes may be read. `most` is what all bodies together may have.
+    /// Whether a body of this length may be read. `most` is the budget for all bodies together.
     fn check(self, length: usize, most: usize) -> Result<(), Unread> {
         if length > self.limit {
             Err(Unread::TooLarge)
@@ -282,7 +287,7 @@ impl Bound {
     }
 }
 
-/// Reads the body, as long as it is within the limits, and charges for it.
+/// Reads the body within the limits, and charges the client for it.
 async fn read(
     meter: &Meter<'_>,
     announced: Option<usize>,
@@ -293,7 +298,8 @@ async fn read(
     let app = meter.app;
     let refused = |why| refused(app, why, bound);
     bound.check(announced.unwrap_or(0), held.budget().limit()).map_err(refused)?;
-    // Before it is read, as far as can be told; a body of unknown length passes only without a debt.
+    // Charged before the body is read, as far as its length is known. A body of unknown length is
+    // refused only if the address is in debt.
     meter.charge(Charge::PublishedBytes, announced.unwrap_or(0) * bound.copies)?;
     let collected = in_time(app.limits.request_time, collect(announced, body, bound, held)).await;
     let body = collected.unwrap_or(Err(Unread::Slow)).map_err(refused)?;
@@ -309,7 +315,8 @@ async fn collect(
     bound: Bound,
     held: &mut Reservation,
 ) -> Result<Bytes, Unread> {
-    // What is only announced costs nothing: the first piece of most bodies is the whole.
+    // An announced length alone allocates no more than the first piece, which for most bodies is
+    // the whole body.
     let mut bytes = BytesMut::with_capacity(announced.unwrap_or(0).min(FIRST_PIECE));
     while let Some(chunk) = body.next().await {
         let mut chunk = chunk.map_err(|_| Unread::Broken)?;
@@ -323,7 +330,7 @@ async fn collect(
     Ok(bytes.freeze())
 }
 
-/// One body to each of the channels.
+/// One publication of the body for each channel.
 fn single(
     query: &Query,
     channels: Vec<ChannelName>,
@@ -354,14 +361,15 @@ struct Line<'a> {
     encoding: Option<Text<'a>>,
 }
 
-/// A string that is only copied where it has escapes.
+/// A string that is copied only if it has escapes.
 #[derive(Deserialize)]
 struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 
-/// All lines of a batch, or the first that is wrong. A header's `id` covers each line by its number.
+/// Parses all lines of a batch. `id`, from the header, applies to each line together with the
+/// number of the line.
 ///
 /// # Errors
-/// Names the line, from 1.
+/// The first invalid line, with its number. Lines count from 1.
 pub fn parse_batch(
     app: &App,
     fallback: &[ChannelName],
@@ -384,7 +392,7 @@ pub fn parse_batch(
             let most = app.limits.batch_messages;
             return Err(invalid_line(format!("a batch has at most {most} messages; send more batches")).at_line(number));
         }
-        // Lines of one channel usually stand together, and then share its name.
+        // Lines of one channel are usually adjacent, and then share one allocation of its name.
         let likely = batch.last().map_or(fallback, |last: &Publication| &last.channel);
         let mut publication = parse_line(app, fallback, likely, text).map_err(|error| error.at_line(number))?;
         let permitted = permissions.check(&publication.channel, Action::Publish);
@@ -403,7 +411,7 @@ fn parse_line(app: &App, fallback: &ChannelName, likely: &ChannelName, text: &[u
             "{error}; a line is an object with `data`, and optionally `channel`, `key`, `remove`, `id`, `encoding`"
         ))
     };
-    // serde would take an array of the members' values as well.
+    // serde would also accept an array of the values of the members.
     if text.trim_ascii_start().first() == Some(&b'[') {
         return Err(wrong("this is an array".into()));
     }
@@ -428,7 +436,7 @@ fn parse_line(app: &App, fallback: &ChannelName, likely: &ChannelName, text: &[u
     Ok(Publication { channel, payload, key, remove: line.remove, id })
 }
 
-/// A string's characters, or any other JSON value as it is written.
+/// The payload of a line: the characters of a string, or any other JSON value as written.
 fn payload(data: &RawValue, encoding: Option<&Text<'_>>) -> Result<Bytes, ApiError> {
     let text = if data.get().starts_with('"') {
         serde_json::from_str::<Text<'_>>(data.get()).map_err(|error| invalid_line(error.to_string()))?.0
@@ -436,7 +444,7 @@ fn payload(data: &RawValue, encoding: Option<&Text<'_>>) -> Result<Bytes, ApiErr
         Cow::Borrowed(data.get())
     };
     match encoding.map(|Text(name)| &**name) {
-        // A copy of its own: a message may be kept for long, and must not keep the whole batch.
+        // A copy: a message may be kept for long, and must not keep the whole batch in memory.
         None => Ok(Bytes::copy_from_slice(text.as_bytes())),
         Some("base64") => STANDARD
             .decode(&*text)

@@ -1,4 +1,4 @@
-//! Query parameters: what may be asked of `/ws`, `/events`, `/publish` and the history, parsed into meant things.
+//! Query parameters of `/ws`, `/events`, `/publish` and the history, parsed into types.
 
 use std::sync::Arc;
 
@@ -8,21 +8,21 @@ use crate::channel::ChannelName;
 use crate::hub::topic::Start;
 use crate::message::{Position, PositionError};
 
-/// The most messages that `last` may ask for.
+/// Maximum of `last`, in messages.
 const MOST_LAST: usize = 1000;
-/// The longest key or idempotency id, in bytes.
+/// Maximum length of a key or an idempotency id, in bytes.
 pub const MOST_KEY_BYTES: usize = 255;
 
-/// Instead of a position: from the oldest message on, as Mercure has it.
+/// Used instead of a position: starts with the oldest message, as in Mercure.
 pub(super) const EARLIEST: &str = "earliest";
-/// A position in no history that there is: no epoch began in 1970.
+/// A position of a history that cannot exist: no epoch began in 1970.
 const UNKNOWN: Position = Position { epoch: 0, offset: 1 };
 
-/// A query string, taken apart. Unknown parameters are left alone: proxies and tools add their own.
+/// A parsed query string. Unknown parameters are ignored, because proxies and tools add their own.
 pub struct Query(Vec<(String, String)>);
 
 impl Query {
-    /// Takes a raw query string apart.
+    /// Parses a raw query string.
     pub fn parse(raw: &str) -> Self {
         Self(form_urlencoded::parse(raw.as_bytes()).into_owned().collect())
     }
@@ -32,11 +32,11 @@ impl Query {
         self.0.iter().rev().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
     }
 
-    /// The channels that are named, or the default channel; none twice.
+    /// The named channels without duplicates, or the default channel.
     ///
     /// # Errors
-    /// An invalid name, too many, or a misspelt parameter: to ignore that would take the default channel for the one that was
-    /// meant.
+    /// [`ApiError`] for an invalid name, too many channels, or a misspelled `channel`. If that were
+    /// ignored, the default channel would replace the channel that the client meant.
     pub fn channels(&self, app: &App) -> Result<Vec<ChannelName>, ApiError> {
         if let Some((name, _)) = self.0.iter().find(|(name, _)| is_misspelt_channel(name)) {
             return Err(ApiError::parameter(format!(
@@ -63,25 +63,26 @@ impl Query {
         Ok(channels)
     }
 
-    /// Where each of the channels begins: by `since`, else by `last`. Both are checked: a mistake is told at once, not at a
-    /// reconnect.
+    /// The start in each of the channels: from `since` if present, otherwise from `last`. Both are
+    /// validated, so that an error shows at once and not only at a reconnect.
     ///
     /// # Errors
-    /// A position, their number or `last` is wrong.
+    /// [`ApiError`] if a position, the number of positions or `last` is not valid.
     pub fn starts(&self, channels: &[ChannelName]) -> Result<Vec<Start>, ApiError> {
         let last = self.last()?;
         let since = self.get("since").filter(|since| !since.is_empty());
         since.map_or_else(|| Ok(vec![last; channels.len()]), |since| positions(since, channels.len()))
     }
 
-    /// The same for an event stream. `Last-Event-ID`, which `EventSource` sends when it reconnects, counts before what libraries
-    /// send in the URL instead of it, and that before `since`, which is as old as the URL.
+    /// The starts for an event stream. `Last-Event-ID`, which `EventSource` sends when it
+    /// reconnects, takes precedence over the parameters that libraries send instead of it, and
+    /// those over `since`, which is as old as the URL.
     ///
-    /// Positions that can't be read are taken for those of another server's history, and so told as a gap: `EventSource` would
-    /// give up for ever at an error.
+    /// Invalid positions count as positions in the history of another server, and so lead to a gap.
+    /// An error response would make `EventSource` stop reconnecting.
     ///
     /// # Errors
-    /// `last` is wrong.
+    /// [`ApiError`] if `last` is not valid.
     pub fn event_starts(&self, channels: &[ChannelName], last_event_id: Option<&[u8]>) -> Result<Vec<Start>, ApiError> {
         let last = self.last()?;
         let in_header = last_event_id.map(String::from_utf8_lossy);
@@ -117,7 +118,7 @@ impl Query {
     /// The `key` and `remove` parameters.
     ///
     /// # Errors
-    /// [`ApiError`] if one is not valid, or `remove` stands without `key`.
+    /// [`ApiError`] if one is not valid, or if `remove` has no `key`.
     pub fn key(&self) -> Result<(Option<Arc<str>>, bool), ApiError> {
         let remove = match self.get("remove") {
             None | Some("false") => false,
@@ -135,9 +136,10 @@ impl Query {
 /// Validates a key of a keyed channel, or an idempotency id.
 ///
 /// # Errors
-/// [`ApiError`] if it is empty, longer than [`MOST_KEY_BYTES`], or has control characters or invalid UTF-8.
+/// [`ApiError`] if it is empty, longer than [`MOST_KEY_BYTES`], or has control characters or
+/// invalid UTF-8.
 pub fn check_key(key: &str) -> Result<Arc<str>, ApiError> {
-    // U+FFFD stands for bytes that were no UTF-8.
+    // Bytes that are not UTF-8 were decoded as U+FFFD.
     let forbidden = |character: char| character.is_control() || character == char::REPLACEMENT_CHARACTER;
     if key.is_empty() || key.len() > MOST_KEY_BYTES || key.chars().any(forbidden) {
         return Err(ApiError::parameter(format!(
@@ -147,7 +149,8 @@ pub fn check_key(key: &str) -> Result<Arc<str>, ApiError> {
     Ok(key.into())
 }
 
-/// Whether somebody must have meant `channel`, as frameworks spell lists, and people.
+/// Whether the parameter is a probable misspelling of `channel`, including the list syntax of
+/// frameworks.
 fn is_misspelt_channel(name: &str) -> bool {
     let is_index = |index: &str| index.len() <= 3 && index.bytes().all(|byte| byte.is_ascii_digit());
     let index = name.split_once('[').and_then(|(stem, rest)| Some((stem, rest.strip_suffix(']')?)));
@@ -156,15 +159,16 @@ fn is_misspelt_channel(name: &str) -> bool {
         && ["channel", "channels", "chanel", "chanels"].iter().any(|meant| stem.eq_ignore_ascii_case(meant))
 }
 
-/// Whether it is one of the names under which libraries send a `Last-Event-ID` in the URL: `lastEventId`, `lastEventID`,
-/// `last-event-id`, `evs_last_event_id`.
+/// Whether the parameter is one under which libraries send a `Last-Event-ID` in the URL:
+/// `lastEventId`, `lastEventID`, `last-event-id`, `evs_last_event_id`.
 fn is_last_event_id(name: &str) -> bool {
     let letters = name.bytes().filter(|byte| !matches!(byte, b'-' | b'_')).map(|byte| byte.to_ascii_lowercase());
     let is = |meant: &str| letters.clone().eq(meant.bytes());
     is("lasteventid") || is("evslasteventid")
 }
 
-/// One position for each channel, separated by commas; an empty one means 'from now on'.
+/// Parses a comma-separated list with one position for each channel. An empty position means 'from
+/// now on'.
 fn positions(list: &str, channels: usize) -> Result<Vec<Start>, ApiError> {
     let starts: Vec<_> = each_position(list, channels)
         .collect::<Result<_, _>>()
@@ -178,7 +182,8 @@ fn positions(list: &str, channels: usize) -> Result<Vec<Start>, ApiError> {
     Ok(starts)
 }
 
-/// The elements of a list of positions. `earliest` is the oldest message that is kept, alone for all channels.
+/// The elements of a list of positions. A single `earliest` applies to all channels, and means the
+/// oldest retained message.
 fn each_position(list: &str, channels: usize) -> impl Iterator<Item = Result<Start, PositionError>> {
     let repeated = if list.trim() == EARLIEST { channels } else { 1 };
     std::iter::repeat_n(list, repeated).flat_map(|list| list.split(',')).map(|text| match text.trim() {

@@ -1,5 +1,5 @@
-//! One request in the log: its id, which the client is told as well, and the line about how it was answered. Query strings,
-//! headers and bodies are never logged; they may contain secrets.
+//! The log entry of a request: its id, which the response contains as well, and a line about the
+//! response. Query strings, headers and bodies are never logged, because they may contain secrets.
 
 use std::cell::Cell;
 use std::net::IpAddr;
@@ -16,22 +16,23 @@ use crate::app::App;
 use crate::broker::Health;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-/// The longest id that is taken over.
+/// Maximum length of a request id from the client, in bytes.
 const MOST_ID_BYTES: usize = 64;
-/// Refusals at a limit, in a drain or of what is not spoken, though their status is that of a failure.
+/// Errors with a 5xx status that are refusals and not failures: a limit was reached, the instance
+/// drains, or an encoding is not supported.
 const REFUSALS: [&str; 6] =
     ["server_full", "incoming_full", "outgoing_full", "draining", "keyed_channel_full", "encoding_unsupported"];
 
-/// The ids of a connection's requests.
+/// Generates the ids of a connection's requests.
 pub(super) struct Ids(Cell<u64>);
 
 impl Ids {
-    /// Begins somewhere: two connections are unlikely to meet.
+    /// Starts at a random number, so that the ids of two connections rarely coincide.
     pub(super) fn new() -> Self {
         Self(Cell::new(rand::random()))
     }
 
-    /// The request's own id if it is sane, else a new one.
+    /// The id that the request has, if it is valid; otherwise a new one.
     fn of(&self, headers: &HeaderMap) -> HeaderValue {
         match headers.get(REQUEST_ID) {
             Some(id) if is_sane(id.as_bytes()) => id.clone(),
@@ -42,11 +43,12 @@ impl Ids {
     fn next(&self) -> HeaderValue {
         let number = self.0.get();
         self.0.set(number.wrapping_add(1));
-        // Multiplied by an odd number: neighbors look different, and none is the same.
+        // Multiplication by an odd number is a bijection: consecutive ids look different and stay
+        // unique.
         let mixed = number.wrapping_mul(0x9E37_79B9_7F4A_7C15);
         let digit = |place: usize| b"0123456789abcdef"[(mixed >> (60 - 4 * place)) as usize & 15];
         let digits: [u8; 16] = std::array::from_fn(digit);
-        // Digits are always a valid header value.
+        // Hexadecimal digits are always a valid header value.
         HeaderValue::from_bytes(&digits).unwrap_or(HeaderValue::from_static("-"))
     }
 }
@@ -56,7 +58,7 @@ fn is_sane(id: &[u8]) -> bool {
     (1..=MOST_ID_BYTES).contains(&id.len()) && id.iter().all(sane)
 }
 
-/// A request that is being answered.
+/// The log entry of a request that is being answered.
 pub(super) struct RequestLog {
     id: HeaderValue,
     method: Method,
@@ -70,12 +72,12 @@ impl RequestLog {
         Self { id: ids.of(request.headers()), method, uri, client }
     }
 
-    /// Names the request in what is logged on its way; nothing where that level is off.
+    /// A span that adds the request to log lines; disabled if that level is off.
     pub(super) fn span(&self) -> Span {
         debug_span!("request", request = self.id(), client = %self.client)
     }
 
-    /// Logs the answer, and puts the id into it.
+    /// Logs the response, and adds the request id to it.
     pub(super) fn answered(&self, app: &App, mut response: Response) -> Response {
         self.tell(app, &response);
         response.headers_mut().insert(REQUEST_ID, self.id.clone());
@@ -83,7 +85,7 @@ impl RequestLog {
     }
 
     fn tell(&self, app: &App, response: &Response) {
-        // Some controls of terminals are no ASCII, and may stand in a path as they are.
+        // Some control characters of terminals are not ASCII, so a path may contain them unescaped.
         let path = utf8_percent_encode(self.uri.path(), CONTROLS);
         let (status, request) = (response.status().as_u16(), self.id());
         let (client, method) = (self.client, &self.method);
@@ -104,7 +106,8 @@ impl RequestLog {
     }
 }
 
-/// Whether it is worth a line of its own: an outage has one already.
+/// Whether the error is logged as a failure of its own. Errors during an outage are not, because
+/// the outage is already logged.
 fn is_failure(app: &App, reason: &str) -> bool {
     let outage = || reason == "broker_unavailable" && app.broker.health() != Health::Up;
     !REFUSALS.contains(&reason) && !outage()

@@ -1,4 +1,5 @@
-//! The table of contents of the HTTP surface, as warp filters: which path and method is answered by which file.
+//! The routes of the HTTP surface, as warp filters: maps paths and methods to the files that answer
+//! them.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -19,13 +20,13 @@ use crate::broker::Health;
 use crate::observability::metrics::sample::Now;
 use crate::observability::metrics::text::Format;
 
-/// A path that there is, asked with another method than it takes; these it takes.
+/// The path exists, but not for this method; holds the methods that it allows.
 #[derive(Debug)]
 struct WrongMethod(&'static str);
 
 impl Reject for WrongMethod {}
 
-/// All requests and their answers.
+/// All routes.
 pub fn routes(app: Arc<App>) -> BoxedFilter<(Response,)> {
     let publish = warp::path!("publish")
         .and(post())
@@ -36,11 +37,12 @@ pub fn routes(app: Arc<App>) -> BoxedFilter<(Response,)> {
         .and(warp::ext::optional())
         .and(warp::body::stream())
         .then(publish::publish);
-    // The most frequent first, and the others in one piece: whatever is tried next is cloned for each request.
+    // The most frequent route comes first. The others are boxed, because warp clones each filter
+    // that it tries for each request.
     publish.or(others(app)).unify().recover(async |rejection| Ok::<_, Infallible>(refuse(&rejection))).unify().boxed()
 }
 
-/// All but publishing.
+/// All routes other than publishing.
 fn others(app: Arc<App>) -> BoxedFilter<(Response,)> {
     let with_app = with(app);
     let headers = warp::header::headers_cloned();
@@ -102,7 +104,7 @@ fn query() -> impl Filter<Extract = (String,), Error = Infallible> + Copy {
     warp::query::raw().or(warp::any().map(String::new)).unify()
 }
 
-/// Who asks: put there by `connection.rs`, unless the request shows nothing.
+/// The credentials that `connection.rs` adds to a request; empty if it has none.
 fn credentials() -> impl Filter<Extract = (Credentials,), Error = Infallible> + Copy {
     warp::ext::optional().map(Option::<Credentials>::unwrap_or_default)
 }
@@ -115,12 +117,12 @@ fn post() -> impl Filter<Extract = (), Error = Rejection> + Copy {
     only(warp::post(), "POST")
 }
 
-/// Load balancers and link checkers ask with HEAD.
+/// Load balancers and link checkers send HEAD.
 fn get_or_head() -> impl Filter<Extract = (), Error = Rejection> + Copy {
     only(warp::get().or(warp::head()).unify(), "GET, HEAD")
 }
 
-/// Stands behind a path: says what the path takes, where it is asked with another method.
+/// Restricts a path to a method; other methods are rejected with the allowed ones.
 fn only(
     method: impl Filter<Extract = (), Error = Rejection> + Copy,
     allowed: &'static str,
@@ -128,7 +130,8 @@ fn only(
     method.or_else(move |_| async move { Err(warp::reject::custom(WrongMethod(allowed))) })
 }
 
-/// Picks the header lines that publishing needs: cloning all of them costs more than the rest of the routing.
+/// Extracts the headers that publishing needs. Cloning all headers would cost more than the rest of
+/// the routing.
 fn publish_headers() -> impl Filter<Extract = (publish::Headers,), Error = Rejection> + Copy {
     warp::header::optional("content-type")
         .and(warp::header::optional("content-encoding"))
@@ -146,7 +149,7 @@ fn healthz(app: &App) -> Response {
     json_response(StatusCode::OK, &json!({"status": "ok", "instance": app.instance}))
 }
 
-/// Whether a load balancer should send clients here.
+/// Reports whether a load balancer should send clients here.
 fn readyz(app: &App) -> Response {
     let (status, text) = if app.drain.is_leaving() {
         (StatusCode::SERVICE_UNAVAILABLE, "draining".to_owned())
@@ -173,7 +176,7 @@ fn metrics(app: &App, accept: Option<&str>) -> Response {
     response
 }
 
-/// What no filter took.
+/// The response to a request that no route accepts.
 fn refuse(rejection: &Rejection) -> Response {
     if rejection.is_not_found() {
         let message = "no such path; /openapi.json lists all paths";

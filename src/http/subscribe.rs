@@ -1,5 +1,6 @@
-//! `GET /ws` and `GET /events`: checks what is asked, joins the channels, and sends the handshake to the connection that the
-//! request came on. The response that a route returns then is the head of what the subscriber gets.
+//! `GET /ws` and `GET /events`: validates the request, joins the channels, and sends the handshake
+//! to the connection of the request. The response of the route becomes the head of the subscriber's
+//! stream.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -31,10 +32,11 @@ use crate::hub::topic::Start;
 use crate::transport::address::ClientAddress;
 use crate::transport::admission::{AddressClaim, Charge};
 
-/// How long joining a channel may take: a round trip or two to Redis, or a Redis that is coming back.
+/// Time limit for joining a channel: one or two round trips to Redis, or a reconnect to Redis.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The way from a route to the connection that its request came on; among the request's extensions.
+/// Sends the handshake from a route to the connection of its request. It is in the extensions of
+/// the request.
 #[derive(Clone)]
 pub struct HandshakeSender(Arc<Slot>);
 
@@ -45,39 +47,41 @@ struct Slot {
 }
 
 impl HandshakeSender {
-    /// For a request of this client, in this version of HTTP.
+    /// A sender for a request of this client, with this version of HTTP.
     pub fn new(client: ClientAddress, version: Version) -> Self {
         Self(Arc::new(Slot { client, version, sent: OnceLock::new() }))
     }
 
-    /// The client that asks.
+    /// The client of the request.
     pub fn client(&self) -> ClientAddress {
         self.0.client
     }
 
-    /// Whether the client understands chunks: HTTP/1.0 has none.
+    /// Whether the client understands chunked encoding, which HTTP/1.0 lacks.
     fn takes_chunks(&self) -> bool {
         self.0.version > Version::HTTP_10
     }
 
-    /// Counts a client for its address. One that connects directly was counted when it was accepted.
+    /// Counts a proxied client for its address. A client that connects directly was counted when it
+    /// was accepted.
     fn claim(&self, app: &App) -> Result<Option<AddressClaim>, ApiError> {
         let client = self.0.client;
         if client.proxied { Ok(Some(app.admission.claim(client)?)) } else { Ok(None) }
     }
 
-    /// Charges a client's address for the channels that nobody here has subscribed to yet: Redis must be asked for each.
+    /// Charges a client's address for the channels that have no subscriber on this instance yet,
+    /// because each of them costs requests to Redis.
     fn charge_new_channels(&self, app: &App, channels: &[ChannelName]) -> Result<(), ApiError> {
         let new = app.hub.count_new(channels);
         if new == 0 { Ok(()) } else { Ok(app.admission.charge(Charge::NewChannels, self.0.client, new)?) }
     }
 
-    /// Sends; called once for a request.
+    /// Sends the handshake. Called once for a request.
     fn send(&self, handshake: Handshake) {
         let _ = self.0.sent.set(handshake);
     }
 
-    /// Sends that the client is to be told an error on its stream, behind this head, and closed.
+    /// Refuses the request on its stream: sends `head`, the error and a close.
     fn refuse(&self, encoding: &'static Encoding, error: ApiError, mut head: Response) -> Response {
         let channels = Channels::Refused(error.close());
         self.send(Handshake { head: Vec::new(), encoding, channels, holds_for: None, claim: None });
@@ -85,9 +89,9 @@ impl HandshakeSender {
         head
     }
 
-    /// What was sent, once the route has answered.
+    /// The handshake, if the route has sent one.
     pub fn receive(self) -> Option<Handshake> {
-        // The route and its request are gone, so this is the only one.
+        // The route and the request are dropped by now, so this is the last reference.
         Arc::into_inner(self.0).and_then(|slot| slot.sent.into_inner())
     }
 }
@@ -104,7 +108,7 @@ pub async fn websocket(
     match try_websocket(&app, &Query::parse(&query), &headers, credentials, &sender).await {
         Ok(response) => response,
         Err(error) => match handshake::accept(&headers) {
-            // A page can't see the status of a handshake: it is told by the code and the reason of a close.
+            // A page cannot see the status of a handshake, so it gets the error in the close frame.
             Ok(accept) if is_page => sender.refuse(&WEBSOCKET_RAW, error, websocket_head(&accept, &headers)),
             _ => error.into_response(),
         },
@@ -133,7 +137,8 @@ async fn try_websocket(
     let accept = match accept {
         Ok(accept) => accept,
         Err(error) => {
-            // RFC 9110, 15.5.22: a 426 says what to upgrade to; RFC 6455, 4.4: which version is spoken.
+            // A 426 names the protocol to upgrade to (RFC 9110, 15.5.22) and the supported version
+            // (RFC 6455, 4.4).
             let mut response = error.into_response();
             response.headers_mut().insert(UPGRADE, HeaderValue::from_static("websocket"));
             response.headers_mut().insert("sec-websocket-version", HeaderValue::from_static("13"));
@@ -147,7 +152,7 @@ async fn try_websocket(
     Ok(websocket_head(&accept, headers))
 }
 
-/// The head that ends a WebSocket handshake.
+/// The head of the response that completes a WebSocket handshake.
 fn websocket_head(accept: &str, request: &HeaderMap) -> Response {
     let mut response = Response::new(Vec::new().into());
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
@@ -170,8 +175,9 @@ pub async fn events(
 ) -> Response {
     match try_events(&app, &Query::parse(&query), &headers, credentials, &sender).await {
         Ok(response) => response,
-        // At a status other than 200 `EventSource` gives up for good, whatever `Retry-After` says: what passes is told on the
-        // stream, with the time to come back after.
+        // `EventSource` stops reconnecting at a status other than 200, whatever `Retry-After` says.
+        // Temporary errors are therefore reported on the stream, with the time after which to
+        // reconnect.
         Err(error) if error.is_passing() => {
             let chunked = sender.takes_chunks();
             sender.refuse(events_encoding(false, chunked), error, events_head(chunked))
@@ -216,32 +222,32 @@ fn events_encoding(several: bool, chunked: bool) -> &'static Encoding {
     }
 }
 
-/// The head of an event stream.
+/// The head of the response of an event stream.
 fn events_head(chunked: bool) -> Response {
     let mut response = Response::new(Vec::new().into());
     let headers = response.headers_mut();
-    // Some clients take a stream that does not name it for Latin-1.
+    // Some clients decode a stream without a charset as Latin-1.
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"));
-    // A proxy that compresses would hold events back.
+    // A proxy that compresses would delay events.
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache, no-transform"));
     headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
     if chunked {
         headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
     }
-    // The connection is the subscriber's alone: no other request is read on it.
+    // The connection carries only the stream: no other request is read from it.
     headers.insert(CONNECTION, HeaderValue::from_static("close"));
     response
 }
 
-/// What a client asks for and is allowed.
+/// A validated request for a subscription.
 struct Wanted {
     channels: Vec<ChannelName>,
-    /// A start for each.
+    /// The start in each channel.
     starts: Vec<Start>,
     permissions: Permissions,
 }
 
-/// Why channels were not joined.
+/// Why the client did not join its channels.
 enum JoinError {
     Draining,
     Broker(BrokerError),
@@ -264,7 +270,7 @@ impl Wanted {
         Rights { publish: self.permissions.check(channel, Action::Publish).is_ok() }
     }
 
-    /// Joins the channels.
+    /// Joins all channels.
     async fn join(&self, app: &App) -> Result<Vec<NewSubscription>, JoinError> {
         if app.drain.is_draining() {
             return Err(JoinError::Draining);
@@ -287,7 +293,7 @@ impl Wanted {
         Ok(memberships.into_iter().zip(&self.starts).map(subscription).collect())
     }
 
-    /// The channels, to be joined when the broker is there.
+    /// The channels, to be joined when the broker is available.
     fn awaited(self) -> Vec<AwaitedChannel> {
         let rights: Vec<_> = self.channels.iter().map(|channel| self.rights(channel)).collect();
         let channels = self.channels.into_iter().zip(self.starts).zip(rights);

@@ -1,20 +1,22 @@
-//! Says the same thing at most once in ten seconds: what befalls a thousand requests at once is worth one line, not a thousand.
+//! Rate-limits repeated log lines: each kind of line is logged at most once every 10 seconds, with
+//! the number of its occurrences.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How long the same thing is not said again.
+/// The minimum time between two log lines of the same kind.
 const PAUSE: Duration = Duration::from_secs(10);
 
-/// When each thing was last said, and how often it happened since.
+/// For each kind of line: when it was last logged, and its occurrences since then.
 #[derive(Default)]
 pub struct LogThrottle(Mutex<HashMap<&'static str, (Option<Instant>, u64)>>);
 
 impl LogThrottle {
-    /// It happened once more. If it is to be said now: how often it happened since that was last so.
+    /// Counts an occurrence. Returns the number of occurrences since the last log line if a line is
+    /// due now, and `None` otherwise.
     pub fn happened(&self, what: &'static str) -> Option<u64> {
-        // The table is whole after every line that holds it: a panic elsewhere does not spoil it.
+        // A panic while the lock is held cannot leave the table inconsistent.
         let mut table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let (said, times) = table.entry(what).or_default();
         *times += 1;

@@ -1,23 +1,23 @@
-//! What log lines look like, and where they go: to standard error, as text where a person reads along and as JSON where a program
-//! does. What is said, and at which level, is decided where it happens; the words are in docs/operations.md.
+//! The format of log lines, which go to standard error: text on a terminal, JSON elsewhere. The
+//! code that logs an event chooses its text and level; docs/operations.md lists the lines.
 
 use std::io::IsTerminal;
 
 use clap::ValueEnum;
 use tracing_subscriber::EnvFilter;
 
-/// What log lines look like.
+/// The format of log lines.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 pub enum LogFormat {
     /// Text on a terminal, JSON elsewhere.
     Auto,
     /// Text, in color on a terminal.
     Text,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
-/// Starts logging. What is worth a line is in `LIVEBRIDGE_LOG`, in the syntax of `RUST_LOG`.
+/// Starts logging. `LIVEBRIDGE_LOG` selects the lines, in the syntax of `RUST_LOG`.
 pub fn init(format: LogFormat) {
     let terminal = std::io::stderr().is_terminal();
     let filter = EnvFilter::try_from_env("LIVEBRIDGE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));

@@ -1,5 +1,6 @@
-//! What the operator sees in `/metrics`: a few numbers with the field's names, never a label per channel. Here is what is counted
-//! as it happens; durations, what is looked at once a second, and the text's formats have files of their own.
+//! The metrics of `/metrics`: a small number with conventional names, and no label per channel.
+//! This file has those that are counted as events happen. `latency` has the durations, `sample` the
+//! values that are sampled, `text` the output formats.
 
 pub mod latency;
 mod process;
@@ -21,51 +22,52 @@ use self::sample::{Now, Sample, Samples};
 use self::text::Format;
 use crate::close::Code;
 
-/// All numbers of an instance. Counters are atomics: counting costs nothing worth counting.
+/// All metrics of an instance. Counters are atomics, so that counting is cheap.
 pub struct Metrics {
     registry: Mutex<Registry>,
-    /// Of the process as such; its names have no prefix.
+    /// Metrics of the process, whose names have no prefix.
     process: Registry,
-    /// How long things take.
+    /// Durations.
     pub latency: Latencies,
     samples: Samples,
     /// Messages received from the broker.
     pub messages_in: Counter,
-    /// Their payloads.
+    /// Bytes of the payloads of these messages.
     pub bytes_in: Counter,
-    /// Bytes that subscribers' sockets took.
+    /// Bytes written to subscribers' sockets.
     pub bytes_out: Counter,
-    /// Messages handed to subscribers.
+    /// Messages handed to subscribers' connections.
     pub messages_out: Counter,
-    /// Writes to subscribers' sockets, each a system call: with `messages_out`, how large the batches are.
+    /// Writes to subscribers' sockets, each a system call. `messages_out` divided by this is the
+    /// average batch.
     pub writes: Counter,
-    /// Messages that publishers of this instance had accepted.
+    /// Messages that this instance accepted from publishers.
     pub published: Counter,
-    /// Messages that publishers of this instance had refused.
+    /// Messages that this instance refused to publishers.
     pub publish_failed: Counter,
-    /// Messages for which the queue had no room.
+    /// Messages dropped because the event queue had no room.
     pub intake_dropped: Counter,
-    /// Messages without a position that were dropped while a gap was being repaired.
+    /// Messages without a position that were dropped during the repair of a gap.
     pub plain_dropped: Counter,
-    /// How often a message showed that others before it were missed.
+    /// How often a message showed that messages before it are missing.
     pub gaps_found: Counter,
-    /// Gaps that were repaired from the history.
+    /// Gaps repaired from the history.
     pub gaps_repaired: Counter,
-    /// Gaps that could not be repaired, so that subscribers were told.
+    /// Gaps that could not be repaired and were reported to subscribers.
     pub gaps_told: Counter,
-    /// Stored messages that could not be read, each skipped and told as a gap.
+    /// Stored messages that could not be read. Each was skipped and reported as a gap.
     pub unreadable: Counter,
-    /// How often the broker's connection was lost.
+    /// Lost connections to the broker.
     pub broker_disconnects: Counter,
-    /// How often it was had again.
+    /// Restored connections to the broker.
     pub broker_reconnects: Counter,
-    /// Masters that Sentinels named after the first one.
+    /// How often Sentinels named another master.
     pub failovers: Counter,
-    /// How often a client was read more slowly because it sent too fast.
+    /// How often livebridge read a client more slowly because it sent too fast.
     pub throttled: Counter,
-    /// How often logs were shortened for the bound on all of them.
+    /// How often logs were shortened because of the bound on all logs.
     pub log_trims: Counter,
-    /// Accepted connections, whatever they are used for. The very count that the limit is compared with.
+    /// Open accepted connections of any kind. The connection limit is compared with this value.
     pub sockets: Gauge,
     closes: Family<ReasonLabels, Counter>,
     refused: Family<ReasonLabels, Counter>,
@@ -82,7 +84,7 @@ struct BuildLabels {
 }
 
 impl Metrics {
-    /// All at zero, for so many shards.
+    /// All metrics at zero, with room for the samples of this many shards.
     pub fn new(shards: usize) -> Self {
         let mut registry = Registry::with_prefix("livebridge");
         let (latency, samples) = (Latencies::register(&mut registry), Samples::register(&mut registry, shards));
@@ -144,22 +146,22 @@ impl Metrics {
         }
     }
 
-    /// What a shard has now.
+    /// Stores the current sample of a shard.
     pub fn set_sample(&self, shard: usize, sample: Sample) {
         self.samples.set(shard, sample);
     }
 
-    /// A subscriber was closed, or left.
+    /// Counts a subscriber that was closed or left.
     pub fn count_close(&self, code: Code) {
         self.closes.get_or_create(&ReasonLabels { reason: code.name() }).inc();
     }
 
-    /// Something was refused at a limit.
+    /// Counts a refusal at a limit.
     pub fn count_refused(&self, reason: &'static str) {
         self.refused.get_or_create(&ReasonLabels { reason }).inc();
     }
 
-    /// The text, with what is counted elsewhere filled in.
+    /// The text of `/metrics`, including the values in `now`.
     pub fn render(&self, format: Format, now: Now) -> String {
         self.samples.refresh(now);
         let mut out = String::new();
@@ -182,7 +184,7 @@ fn register_bytes(registry: &mut Registry) -> (Counter, Counter) {
 }
 
 fn register_build(registry: &mut Registry) {
-    // Not the library's own kind for this, which the older text format does not know.
+    // Not the library's `Info` metric, which the older text format does not support.
     let build: Family<BuildLabels, Gauge> = Family::default();
     build.get_or_create(&BuildLabels { version: env!("CARGO_PKG_VERSION") }).set(1);
     registry.register("build_info", "Always 1; the labels say what runs", build);

@@ -1,6 +1,7 @@
-//! The port. Each thread listens on it with a socket of its own (`SO_REUSEPORT`), so that a connection is accepted by the
-//! thread that serves it: `admission.rs` says who gets in, and which thread has too many. Those that do not get in receive
-//! a short answer without being waited for.
+//! The listening sockets. Each thread has its own socket on the port (`SO_REUSEPORT`), so that the
+//! thread that accepts a connection usually serves it. `admission.rs` decides whether to admit a
+//! connection, and whether to hand it to another thread. Refused connections get a short response
+//! and cost no waiting.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener, TcpStream as StdStream};
@@ -19,29 +20,32 @@ use crate::transport::lingering_close::lingering_close;
 use crate::transport::refusal::Refusal;
 use crate::transport::socket::Socket;
 
-/// How many connections may wait to be accepted; the kernel caps it by `net.core.somaxconn`.
+/// Maximum number of connections that wait to be accepted; the kernel caps it at
+/// `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
-/// After so long without an acknowledgement the kernel gives a peer up: one that vanished without a FIN is gone.
+/// The kernel closes a connection after this time without an acknowledgement, for example if the
+/// client vanished without a FIN.
 const PEER_TIMEOUT: Duration = Duration::from_secs(40);
-/// How long to wait when there are no descriptors left.
+/// How long to wait when no descriptors are left.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
-/// So many of those who were refused are waited for, so that the answer is not lost to a reset; with the descriptors that are
-/// kept in reserve. Others get it as well, unless they are still sending.
+/// This many refused connections get a lingering close, so that a reset does not discard the
+/// response. They use the reserved descriptors. Others are closed at once: they lose the response
+/// only if they are still sending.
 const MOST_LINGERING: usize = 32;
 const LINGER_TIME: Duration = Duration::from_secs(1);
 const LINGER_BYTES: usize = 64 << 10;
 
-/// A connection that was let in.
+/// An admitted connection.
 pub struct Accepted {
-    /// Registered with the current thread's poll.
+    /// The socket, registered with the current thread's poll.
     pub socket: Socket,
-    /// The other end.
+    /// The address of the peer.
     pub peer: SocketAddr,
-    /// To be kept for as long as the connection.
+    /// Keeps the connection counted; must live as long as the connection.
     pub admitted: Admitted,
 }
 
-/// A connection on its way to another thread.
+/// A connection that is being handed to another thread.
 pub struct HandedOver {
     stream: StdStream,
     peer: SocketAddr,
@@ -49,7 +53,7 @@ pub struct HandedOver {
 }
 
 impl HandedOver {
-    /// Registers it with the current thread's poll; `None` if it broke meanwhile.
+    /// Registers it with the current thread's poll; `None` if the connection broke in the meantime.
     pub fn take(self) -> Option<Accepted> {
         let Self { stream, peer, admitted } = self;
         let socket = Socket::from_std(stream).inspect_err(|error| tracing::debug!(%error, "a connection broke"));
@@ -57,22 +61,23 @@ impl HandedOver {
     }
 }
 
-/// One thread's socket on the port, and the ways to the other threads.
+/// A thread's listening socket, and the queues to the other threads.
 pub struct Acceptor {
     thread: usize,
     listener: TcpListener,
     admission: Arc<Admission>,
-    /// By thread.
+    /// The queues, by thread.
     others: Vec<mpsc::Sender<HandedOver>>,
     lingering: Arc<Semaphore>,
 }
 
-/// Opens the port, with a socket for each thread.
+/// Opens the port, with one socket for each thread.
 ///
 /// # Errors
-/// Those of the system; that another process listens there.
+/// Errors of the operating system, for example if another process listens on the port.
 pub fn listen(address: SocketAddr, threads: usize) -> io::Result<Vec<StdListener>> {
-    // Sockets that share a port would let another instance share it as well. This one shares with none that listens.
+    // Sockets with `SO_REUSEPORT` would also let another instance share the port. This socket has
+    // no such option, so binding it fails if any process listens there.
     let exclusive = open(address)?;
     exclusive.bind(&address.into())?;
     let address = exclusive.local_addr()?;
@@ -89,17 +94,17 @@ pub fn listen(address: SocketAddr, threads: usize) -> io::Result<Vec<StdListener
 fn open(address: SocketAddr) -> io::Result<socket2::Socket> {
     let socket = socket2::Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), None)?;
     socket.set_reuse_address(true)?;
-    // Accepted sockets inherit these two, which saves two system calls for each.
+    // Accepted sockets inherit these two options, which saves two system calls per connection.
     socket.set_tcp_nodelay(true)?;
     socket.set_tcp_user_timeout(Some(PEER_TIMEOUT))?;
     Ok(socket)
 }
 
 impl Acceptor {
-    /// Registers a thread's socket with its poll.
+    /// Registers a thread's listening socket with its poll.
     ///
     /// # Errors
-    /// Those of the system.
+    /// Errors of the operating system.
     pub fn new(
         thread: usize,
         listener: StdListener,
@@ -110,7 +115,8 @@ impl Acceptor {
         Ok(Self { thread, listener, admission, others, lingering: Arc::new(Semaphore::new(MOST_LINGERING)) })
     }
 
-    /// Waits for the next connection that this thread is to serve. Dropping the future loses none.
+    /// Waits for the next connection that this thread serves. Cancel safe: dropping the future
+    /// loses no connection.
     pub async fn accept(&self) -> Accepted {
         loop {
             match self.listener.accept().await {
@@ -119,18 +125,18 @@ impl Acceptor {
                         return accepted;
                     }
                 }
-                // Out of descriptors: the connections that are here stay, the others wait in the backlog.
+                // Out of descriptors: open connections stay, new ones wait in the backlog.
                 Err(error) if matches!(error.raw_os_error(), Some(EMFILE | ENFILE)) => {
                     tracing::warn!(%error, "out of descriptors: cannot accept a connection; raise `ulimit -n`");
                     tokio::time::sleep(EXHAUSTED_PAUSE).await;
                 }
-                // The client was gone before it was accepted.
+                // The client disconnected before it was accepted.
                 Err(error) => tracing::debug!(%error, "a connection was not accepted"),
             }
         }
     }
 
-    /// The connections that wait already: before the port is closed they get an answer, too.
+    /// The connections that are already waiting, so that they are served before the port closes.
     pub fn pending(&self) -> impl Iterator<Item = Accepted> {
         std::iter::from_fn(|| self.listener.accept().now_or_never()?.ok())
             .filter_map(|(stream, peer)| self.admit(stream, peer))
@@ -148,7 +154,8 @@ impl Acceptor {
         }
     }
 
-    /// Keeps a connection, or hands it to a thread that has fewer: the kernel deals them out by chance.
+    /// Keeps a connection, or hands it to a thread that has fewer. The kernel distributes
+    /// connections at random.
     fn keep(&self, accepted: Accepted) -> Option<Accepted> {
         let thread = accepted.admitted.thread();
         if thread == self.thread {
@@ -157,13 +164,13 @@ impl Acceptor {
         let Accepted { socket, peer, admitted } = accepted;
         let stream = socket.into_std().inspect_err(|error| tracing::debug!(%error, "a connection broke")).ok()?;
         let handed_over = self.others[thread].try_send(HandedOver { stream, peer, admitted });
-        // A thread whose queue is full has more to do than this one.
+        // If the queue of the other thread is full, that thread is busier than this one.
         handed_over.err().and_then(|error| error.into_inner().take())
     }
 
-    /// Says why, and hangs up. Never waits: a new socket has room for the answer.
+    /// Responds with the reason and closes. Never waits: a new socket has room for the response.
     fn reject(&self, socket: Socket, refusal: Refusal) {
-        // What has been read can't cause a reset.
+        // Bytes that were read cannot cause a reset.
         socket.answer_and_discard(answer(refusal).as_bytes());
         if let Ok(permit) = self.lingering.clone().try_acquire_owned() {
             spawn_local(async move {
@@ -174,7 +181,7 @@ impl Acceptor {
     }
 }
 
-/// The whole response, in the form of all errors (see `http/error.rs`).
+/// The whole response, in the format of all errors (see `http/error.rs`).
 fn answer(refusal: Refusal) -> String {
     let (status, code, message) = refusal.answer();
     let phrase = if status == 429 { "Too Many Requests" } else { "Service Unavailable" };

@@ -1,46 +1,50 @@
-//! Clients' addresses: which count as one, which lie near, and whose word about somebody else's address is believed.
+//! Client addresses: which of them count as one, which are private, and which proxies may report
+//! the address of a client.
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::str::FromStr;
 
 use ipnet::IpNet;
 
-/// Who a request comes from, as far as can be told.
+/// The client of a request, as far as it is known.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ClientAddress {
-    /// The client's own address where a trusted proxy says it, else that of the connection.
+    /// The client's own address if a trusted proxy reports it, otherwise the address of the
+    /// connection.
     pub address: IpAddr,
-    /// Whether the connection comes from a trusted proxy: what its header lines say of the client may be believed.
+    /// Whether the connection comes from a trusted proxy, whose headers about the client are
+    /// believed.
     pub proxied: bool,
 }
 
-/// The proxies whose word is believed.
+/// The proxies whose headers about clients are believed.
 #[derive(Clone, Default, Debug)]
 pub struct TrustedProxies(Vec<IpNet>);
 
 impl TrustedProxies {
-    /// Those of these networks.
+    /// Trusts the proxies in these networks.
     pub fn new(networks: Vec<IpNet>) -> Self {
         Self(networks)
     }
 
-    /// Whether an address is one of theirs.
+    /// Whether the address belongs to a trusted proxy.
     pub fn trust(&self, address: IpAddr) -> bool {
         self.0.iter().any(|network| network.contains(&address))
     }
 }
 
-/// A network, or a single address, as a setting names it.
+/// Parses a network or a single address of a setting.
 ///
 /// # Errors
-/// Says what was typed and what a network looks like.
+/// A text that quotes the input and shows the expected syntax.
 pub fn parse_network(text: &str) -> Result<IpNet, String> {
     IpNet::from_str(text)
         .or_else(|_| IpAddr::from_str(text).map(IpNet::from))
         .map_err(|_| format!("{text:?} is neither an address nor a network such as 10.0.0.0/8 or fd00::/8"))
 }
 
-/// What counts as one address: an IPv4 address, or the /64 that an IPv6 host chooses its addresses from at will.
+/// The unit that limits apply to: an IPv4 address, or a /64 of IPv6, within which a host chooses
+/// its addresses freely.
 pub fn group(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)).into(),
@@ -48,8 +52,8 @@ pub fn group(address: IpAddr) -> IpAddr {
     }
 }
 
-/// Whether an address is not of the public internet but of this machine, this network, or a carrier's inner one: proxies,
-/// backends and load programs live there.
+/// Whether an address is not public: loopback, a private network, or a carrier's internal network.
+/// Proxies, backends and load programs have such addresses.
 pub fn is_near(address: IpAddr) -> bool {
     match address.to_canonical() {
         IpAddr::V4(address) => {

@@ -1,4 +1,4 @@
-//! How much the clients of one address use of what has a rate: a bucket for each address, of a table that has a bound.
+//! Rate limits on the clients of one address: a token bucket for each address, in a bounded table.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -6,12 +6,13 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::transport::token_bucket::{Bucket, Rate, Tenths};
 
-/// At most so many addresses are remembered; beyond, all are forgotten, and may begin with a full burst again.
+/// Maximum number of addresses in the table. Above it, all are dropped and start with a full burst
+/// again.
 const MOST_REMEMBERED: usize = 1 << 16;
-/// The table is not swept before it has so many entries.
+/// The size of the table below which it is not swept.
 const FEWEST_SWEPT: usize = 1 << 10;
 
-/// What each address has left of a rate.
+/// The token buckets of all addresses, for one rate.
 #[derive(Default)]
 pub struct AddressRates {
     table: Mutex<Table>,
@@ -24,13 +25,13 @@ struct Table {
 }
 
 impl AddressRates {
-    /// Charges an address. An amount that is larger than what is left passes and leaves a debt; until that is paid, nothing
-    /// passes.
+    /// Charges an address. An amount above the remaining tokens passes and leaves a debt. Until the
+    /// debt is paid, nothing passes.
     ///
     /// # Errors
-    /// In how many seconds the debt is paid.
+    /// The seconds until the debt is paid.
     pub fn charge(&self, address: IpAddr, rate: Rate, now: Tenths, amount: usize) -> Result<(), f32> {
-        // The table is whole after every line that holds it: a panic elsewhere does not spoil it.
+        // A panic while the lock is held cannot leave the table inconsistent.
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         if table.buckets.len() >= table.sweep_at.max(FEWEST_SWEPT) {
             table.sweep(rate, now);
@@ -46,7 +47,7 @@ impl AddressRates {
 }
 
 impl Table {
-    /// Forgets the addresses whose bucket is full; all, if the others are too many.
+    /// Drops the addresses whose bucket is full; drops all if the others are too many.
     fn sweep(&mut self, rate: Rate, now: Tenths) {
         self.buckets.retain(|_, bucket| !bucket.is_full(rate, now));
         if self.buckets.len() > MOST_REMEMBERED {
@@ -78,7 +79,7 @@ mod tests {
         let charge = |number: u32, now| rates.charge(std::net::Ipv4Addr::from_bits(number).into(), RATE, now, 15);
         (0..100_000).for_each(|number| assert_eq!(charge(number, Tenths(number)), Ok(())));
         assert!(rates.table.lock().expect("whole").buckets.len() <= FEWEST_SWEPT);
-        // As many in debt as there can be: the bound holds.
+        // As many addresses in debt as possible: the bound holds.
         (0..200_000).for_each(|number| assert_eq!(charge(number, Tenths(100_000)), Ok(())));
         assert!(rates.table.lock().expect("whole").buckets.len() <= 4 * MOST_REMEMBERED);
     }

@@ -1,17 +1,17 @@
-//! How many of the bytes that all clients share are held for the clients of one address.
+//! The share that the clients of one address hold of a common budget in bytes.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// The bytes that are held for each address. Only addresses that hold some have an entry.
+/// The bytes held for each address. Only addresses that hold bytes have an entry.
 #[derive(Debug)]
 pub struct AddressShares {
     share: usize,
     held: Mutex<HashMap<IpAddr, usize>>,
 }
 
-/// What is held for an address; given back when dropped.
+/// Bytes held for an address; returned when dropped.
 #[derive(Debug)]
 pub struct HeldShare {
     shares: Arc<AddressShares>,
@@ -20,7 +20,7 @@ pub struct HeldShare {
 }
 
 impl AddressShares {
-    /// At most `share` bytes for each address.
+    /// Allows each address at most `share` bytes.
     pub fn new(share: usize) -> Arc<Self> {
         Arc::new(Self { share, held: Mutex::default() })
     }
@@ -31,7 +31,8 @@ impl AddressShares {
     }
 
     /// Holds bytes for an address; `None` if they exceed its share. An address that holds nothing
-    /// may hold more than its share at once: otherwise it could never have anything that large.
+    /// may exceed its share with one request, because it could otherwise never get anything that
+    /// large.
     pub fn take(self: &Arc<Self>, address: IpAddr, bytes: usize) -> Option<HeldShare> {
         let mut table = self.held();
         self.fits(&table, address, bytes).then(|| {
@@ -46,7 +47,7 @@ impl AddressShares {
     }
 
     fn held(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
-        // The table is whole after every line that holds it: a panic elsewhere does not spoil it.
+        // A panic while the lock is held cannot leave the table inconsistent.
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,9 +1,9 @@
-//! Admission: the limits on connections (in all, for each address, new ones per second), and on what the clients of an
-//! address publish and subscribe. It keeps descriptors free for Redis and files. `accept.rs` and `http/subscribe.rs`
-//! write the responses to refused clients.
+//! Admission: the limits on connections (in total, per address, new ones per second), and on the
+//! rates at which the clients of an address publish and subscribe. It reserves descriptors for
+//! Redis and files. `accept.rs` and `http/subscribe.rs` write the responses to refused clients.
 //!
-//! A client behind a trusted proxy counts from its request for a subscription, not when the proxy connects, because the
-//! connections of a proxy carry the requests of many clients.
+//! A client behind a trusted proxy counts from its request for a subscription, not when the proxy
+//! connects, because the connections of a proxy carry the requests of many clients.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -18,30 +18,33 @@ use crate::transport::address_rates::AddressRates;
 use crate::transport::refusal::Refusal;
 use crate::transport::token_bucket::{Bucket, Rate, Tenths};
 
-/// The most idle addresses with rate-limit state. Above it, idle entries are dropped and restart with a full burst.
+/// Maximum number of idle addresses with rate-limit state. Above it, idle entries are dropped and
+/// restart with a full burst.
 const MOST_REMEMBERED: usize = 1 << 16;
 /// The size of the table below which it is not swept.
 const FEWEST_SWEPT: usize = 1 << 10;
 
-/// How many more connections than another thread a thread may serve before it hands one over, which wakes the other.
+/// How many more connections than another thread a thread may serve before it hands one over, which
+/// wakes the other thread.
 const MOST_UNEVEN: usize = 8;
 
-/// What one address may have.
+/// The limits on one address.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct AddressLimits {
-    /// The most connections; `None` for no limit.
+    /// Maximum number of connections; `None` for no limit.
     pub connections: Option<usize>,
-    /// New connections; `None` for no limit.
+    /// Rate of new connections; `None` for no limit.
     pub handshakes: Option<Rate>,
-    /// Messages published by requests, one for each channel; `None` for no limit.
+    /// Rate of messages published by requests, counted once for each channel; `None` for no limit.
     pub published_messages: Option<Rate>,
-    /// Their bytes, times their channels; `None` for no limit.
+    /// Rate of the bytes of these messages, counted once for each channel; `None` for no limit.
     pub published_bytes: Option<Rate>,
-    /// Channels that have no subscriber on this instance yet; `None` for no limit.
+    /// Rate of subscriptions to channels that have no subscriber on this instance yet; `None` for
+    /// no limit.
     pub new_channels: Option<Rate>,
 }
 
-/// What the clients of an address are charged for, beside connections.
+/// What the clients of an address are charged for, in addition to connections.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Charge {
     /// See [`AddressLimits::published_messages`].
@@ -52,32 +55,32 @@ pub enum Charge {
     NewChannels,
 }
 
-/// The bounds on connections.
+/// The limits on connections.
 #[derive(Clone, Debug)]
 pub struct ConnectionLimits {
-    /// The most connections in all; `None` for as many as descriptors allow.
+    /// Maximum number of connections in total; `None` for as many as descriptors allow.
     pub connections: Option<usize>,
-    /// Of an address of the public internet.
+    /// The limits on each public address.
     pub public: AddressLimits,
-    /// Of an address near by, see [`is_near`].
+    /// The limits on each private address, see [`is_near`].
     pub near: AddressLimits,
-    /// Whose word about a client's address is believed, and who is not limited itself.
+    /// The trusted proxies. They report the addresses of clients, and have no limits themselves.
     pub proxies: TrustedProxies,
 }
 
-/// Counts connections and rates against the limits.
+/// Counts connections and rates, and compares them with the limits.
 pub struct Admission {
     bounds: ConnectionLimits,
-    /// No descriptor at or above this is given to a client.
+    /// Clients get only descriptors below this number.
     descriptors: u64,
     metrics: Arc<Metrics>,
-    /// How many connections each thread serves.
+    /// The number of connections of each thread.
     threads: Box<[AtomicUsize]>,
     addresses: Mutex<Addresses>,
     published_messages: AddressRates,
     published_bytes: AddressRates,
     new_channels: AddressRates,
-    /// Which refusals are due for a line in the log.
+    /// Rate-limits the log lines about refusals.
     told: LogThrottle,
     began: Instant,
 }
@@ -94,8 +97,8 @@ struct Address {
 }
 
 impl Admission {
-    /// Nobody is in yet. `descriptors` is the process's limit, part of which is kept back;
-    /// `threads` is how many serve connections.
+    /// Starts without connections. `descriptors` is the limit of the process, part of which is
+    /// reserved; `threads` is the number of threads that serve connections.
     pub fn new(bounds: ConnectionLimits, descriptors: u64, threads: usize, metrics: Arc<Metrics>) -> Arc<Self> {
         Arc::new(Self {
             bounds,
@@ -111,16 +114,17 @@ impl Admission {
         })
     }
 
-    /// The proxies whose word is believed.
+    /// The trusted proxies.
     pub fn proxies(&self) -> &TrustedProxies {
         &self.bounds.proxies
     }
 
-    /// Lets a connection in, or says why not. The system gives the lowest free number for a descriptor, so `descriptor` says
-    /// how many are in use. `thread` is the one that accepted it, and serves it unless that has too many.
+    /// Admits or refuses a connection. The system assigns the lowest free descriptor, so
+    /// `descriptor` shows how many are in use. `thread` is the thread that accepted the connection.
+    /// It also serves it, unless it has too many connections.
     ///
     /// # Errors
-    /// The refusal is counted and logged already.
+    /// The refusal, which is already counted and logged.
     pub fn admit(self: &Arc<Self>, peer: IpAddr, descriptor: u64, thread: usize) -> Result<Admitted, Refusal> {
         let before = self.metrics.sockets.inc();
         let thread = self.least_busy(thread);
@@ -140,17 +144,18 @@ impl Admission {
         Ok(admitted)
     }
 
-    /// The thread that serves the next connection: the one that accepted it, unless another has many fewer.
+    /// The thread that serves the next connection: the thread that accepted it, unless another has
+    /// far fewer.
     fn least_busy(&self, accepted_by: usize) -> usize {
         let connections = |thread: usize| self.threads[thread].load(Ordering::Relaxed);
         let least = (0..self.threads.len()).min_by_key(|&thread| connections(thread)).unwrap_or(accepted_by);
         if connections(accepted_by) > connections(least) + MOST_UNEVEN { least } else { accepted_by }
     }
 
-    /// Counts a connection for an address, if that may have one more.
+    /// Counts a connection for the address of a client.
     ///
     /// # Errors
-    /// The refusal is counted and logged already.
+    /// The refusal, already counted and logged, if the address is at a limit.
     pub fn claim(self: &Arc<Self>, client: ClientAddress) -> Result<AddressClaim, Refusal> {
         let Some(address) = self.limited_address(client) else {
             return Ok(AddressClaim { admission: self.clone(), address: None });
@@ -160,10 +165,10 @@ impl Admission {
         Ok(AddressClaim { admission: self.clone(), address: Some(address) })
     }
 
-    /// Charges a client's address, if that may go on.
+    /// Charges the address of a client.
     ///
     /// # Errors
-    /// The refusal is counted and logged already.
+    /// The refusal, already counted and logged, if the address is in debt.
     pub fn charge(&self, charge: Charge, client: ClientAddress, amount: usize) -> Result<(), Refusal> {
         let limits = self.limits(client);
         let (rates, rate) = match charge {
@@ -182,20 +187,21 @@ impl Admission {
         })
     }
 
-    /// The address that a client counts for; `None` if its connections have no limit.
+    /// The address for which a client's connection counts; `None` if its connections have no limit.
     pub fn limited_address(&self, client: ClientAddress) -> Option<IpAddr> {
         let limits = self.limits(client);
         (limits.connections.is_some() || limits.handshakes.is_some()).then(|| group(client.address))
     }
 
-    /// Whether what a client publishes by requests has a limit.
+    /// Whether the messages that a client publishes by requests have a limit.
     pub fn limits_publishing(&self, client: ClientAddress) -> bool {
         let limits = self.limits(client);
         limits.published_messages.is_some() || limits.published_bytes.is_some()
     }
 
     fn limits(&self, client: ClientAddress) -> AddressLimits {
-        // A proxied client with a proxy's address is one whose header lines are not believed: it must not gain by that.
+        // A proxied client with the address of a proxy sent headers that are not believed. It must
+        // not gain the limits of a private address by that.
         let disbelieved = client.proxied && self.bounds.proxies.trust(client.address);
         if is_near(client.address) && !disbelieved { self.bounds.near } else { self.bounds.public }
     }
@@ -214,36 +220,37 @@ impl Admission {
     }
 
     fn addresses(&self) -> MutexGuard<'_, Addresses> {
-        // The table is whole after every line that holds it: a panic elsewhere does not spoil it.
+        // A panic while the lock is held cannot leave the table inconsistent.
         self.addresses.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// A connection that is in, until this is dropped.
+/// An admitted connection; counted until it is dropped.
 pub struct Admitted {
     claim: AddressClaim,
     thread: usize,
 }
 
-/// A connection that is counted for an address, until this is dropped.
+/// A connection that counts for an address until this is dropped.
 pub struct AddressClaim {
     admission: Arc<Admission>,
-    /// `None` where no address has a limit.
+    /// `None` if the address has no limit.
     address: Option<IpAddr>,
 }
 
 impl Admitted {
-    /// Counts the connection for this address and no other, for as long as it is in.
+    /// Counts the connection for the address of this claim instead of its previous one, until it
+    /// ends.
     pub fn hold(&mut self, claim: AddressClaim) {
         self.claim = claim;
     }
 
-    /// The address that it counts for; `None` if its connections have no limit.
+    /// The address for which the connection counts; `None` if it has no limit.
     pub fn address(&self) -> Option<IpAddr> {
         self.claim.address
     }
 
-    /// The thread that serves it.
+    /// The thread that serves the connection.
     pub fn thread(&self) -> usize {
         self.thread
     }
@@ -292,7 +299,8 @@ impl Addresses {
         }
     }
 
-    /// Forgets the addresses of which nothing need be remembered, and others without connections if they are too many.
+    /// Drops the addresses without connections and with a full bucket. If too many without
+    /// connections remain, drops these too.
     fn sweep(&mut self, now: Tenths) {
         let is_full = |(rate, bucket): &mut (Rate, Bucket)| bucket.is_full(*rate, now);
         self.table.retain(|_, entry| entry.connections > 0 || !entry.handshakes.as_mut().is_none_or(is_full));
@@ -304,7 +312,8 @@ impl Addresses {
     }
 }
 
-/// How many descriptors are kept for Redis, files and the answers to the refused: 64, or a twentieth where there are few.
+/// The descriptors reserved for Redis, files and the responses to refused clients: a twentieth of
+/// all, at least 8 and at most 64.
 fn reserve(descriptors: u64) -> u64 {
     (descriptors / 20).clamp(8, 64).min(descriptors)
 }

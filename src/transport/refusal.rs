@@ -1,24 +1,24 @@
-//! Why a client is refused at a limit of connections or of its address, and the answer to it.
+//! Refusals: why a limit refuses a client, and the response to it.
 
-/// Why somebody does not get in.
+/// Why a client is refused.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Refusal {
-    /// There are as many connections as there may be.
+    /// The maximum number of connections is reached.
     Connections,
-    /// There are no descriptors to spare.
+    /// No descriptors are left for clients.
     Descriptors,
-    /// The address has as many connections as it may have.
+    /// The address has its maximum number of connections.
     AddressConnections,
     /// The address opens connections too fast.
     AddressHandshakes,
-    /// The address publishes too fast; in how many seconds it may again.
+    /// The address publishes too fast. Holds the seconds after which to retry.
     AddressPublished(u16),
-    /// The address subscribes to too many new channels; in how many seconds it may again.
+    /// The address subscribes to too many new channels. Holds the seconds after which to retry.
     AddressNewChannels(u16),
 }
 
 impl Refusal {
-    /// The reason in `livebridge_refused_total`.
+    /// The label in `livebridge_refused_total`.
     pub fn reason(self) -> &'static str {
         match self {
             Self::Connections => "connections",
@@ -30,7 +30,7 @@ impl Refusal {
         }
     }
 
-    /// The status, the machine-readable code, and the sentence for people.
+    /// The status, the machine-readable code, and the explanation for people.
     pub fn answer(self) -> (u16, &'static str, &'static str) {
         match self {
             Self::Connections | Self::Descriptors => {
@@ -52,7 +52,7 @@ impl Refusal {
         }
     }
 
-    /// After how many seconds trying again makes sense.
+    /// The seconds after which to retry.
     pub fn retry_after(self) -> u16 {
         match self {
             Self::AddressHandshakes => 1,
@@ -61,7 +61,7 @@ impl Refusal {
         }
     }
 
-    /// What the operator may do about it.
+    /// A fix, addressed to the operator.
     pub(super) fn fix(self) -> &'static str {
         match self {
             Self::Connections => "raise --max-connections, or start another instance",

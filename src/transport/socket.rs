@@ -1,5 +1,5 @@
-//! A client's socket: the one type that HTTP and sessions read and write. A TLS stream, or a stream of an HTTP/2
-//! connection, becomes a variant of its own.
+//! A client's socket: the one type that HTTP and sessions read and write. TLS, or a stream of an
+//! HTTP/2 connection, would become a new variant.
 
 use std::io::{self, Read};
 use std::net::{Shutdown, TcpStream as StdStream};
@@ -21,56 +21,58 @@ impl Socket {
     /// Registers an accepted, non-blocking connection with the current thread's poll.
     ///
     /// # Errors
-    /// Those of the system.
+    /// Errors of the operating system.
     pub fn from_std(stream: StdStream) -> io::Result<Self> {
         TcpStream::from_std(stream).map(Self::Tcp)
     }
 
-    /// Takes the connection out of the current thread's poll, for another thread's.
+    /// Removes the connection from the current thread's poll, so that another thread can register
+    /// it.
     ///
     /// # Errors
-    /// Those of the system.
+    /// Errors of the operating system.
     pub fn into_std(self) -> io::Result<StdStream> {
         match self {
             Self::Tcp(stream) => stream.into_std(),
         }
     }
 
-    /// Writes to a connection that was accepted just now, whose readiness is not known yet, and discards what it has sent
-    /// already. Never waits.
+    /// Writes to a connection that was just accepted, whose readiness is not known yet, and
+    /// discards the bytes that it has already sent. Never waits.
     pub fn answer_and_discard(&self, answer: &[u8]) {
         let Self::Tcp(stream) = self;
         let socket = SockRef::from(stream);
-        // An error means that the connection is gone already.
+        // An error means that the connection is already closed.
         let _ = socket.send(answer);
         let _ = (&*socket).read(&mut [0; 4096]);
     }
 
-    /// Waits until reading may succeed.
+    /// Waits until a read may succeed.
     pub fn poll_read_ready(&self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
             Self::Tcp(stream) => stream.poll_read_ready(context),
         }
     }
 
-    /// Waits until writing may succeed.
+    /// Waits until a write may succeed.
     pub fn poll_write_ready(&self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
             Self::Tcp(stream) => stream.poll_write_ready(context),
         }
     }
 
-    /// Reads what there is, without waiting. 0 means that the client sends no more.
+    /// Reads available bytes without waiting. 0 means that the client sends no more.
     ///
     /// # Errors
-    /// `WouldBlock` if there is nothing; others of the system.
+    /// `WouldBlock` if no bytes are available; other errors of the operating system.
     pub fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         match self {
             Self::Tcp(stream) => {
                 let length = stream.try_read(buffer)?;
                 if 0 < length && length < buffer.len() {
-                    // A short read has emptied the socket (epoll(7)): the next one waits for an event, without a system
-                    // call that finds nothing. The end of the stream stays known.
+                    // A short read has emptied the socket (epoll(7)). Clear the readiness, so that
+                    // the next read waits for an event instead of making a system call that finds
+                    // nothing. The end of the stream is still reported.
                     let nothing = || Err::<(), _>(io::ErrorKind::WouldBlock.into());
                     let _ = stream.try_io(Interest::READABLE, nothing);
                 }
@@ -79,10 +81,10 @@ impl Socket {
         }
     }
 
-    /// Writes what fits, without waiting.
+    /// Writes as many bytes as fit, without waiting.
     ///
     /// # Errors
-    /// `WouldBlock` if nothing fits; others of the system.
+    /// `WouldBlock` if none fit; other errors of the operating system.
     pub fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
         match self {
             Self::Tcp(stream) => match stream.try_write(bytes) {
@@ -92,14 +94,15 @@ impl Socket {
         }
     }
 
-    /// Ends the sending half.
+    /// Shuts down the sending half.
     pub fn shutdown_write(&self) {
         let Self::Tcp(stream) = self;
-        // An error means that the connection is gone already.
+        // An error means that the connection is already closed.
         let _ = SockRef::from(stream).shutdown(Shutdown::Write);
     }
 
-    /// Makes closing it discard what was not sent: else the kernel would keep that for a client that takes nothing.
+    /// Makes a close discard unsent bytes. Otherwise the kernel would keep them for a client that
+    /// does not read.
     pub fn discard_on_close(&self) {
         let Self::Tcp(stream) = self;
         let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));

@@ -1,41 +1,41 @@
-//! The token bucket: a rate and a burst. Pure arithmetic; the caller decides what is limited, by which clock, and what
-//! happens above the limit.
+//! A token bucket: a rate and a burst. Pure arithmetic: the caller decides which action costs
+//! tokens, supplies the clock, and acts when tokens run out.
 
 use std::time::Duration;
 
-/// An average rate, and the burst above it.
+/// An average rate and a maximum burst.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Rate {
     /// Tokens per second, on average.
     pub per_second: u32,
-    /// The most tokens at once, after a pause.
+    /// Maximum number of tokens, available after a pause.
     pub burst: u32,
 }
 
 impl Rate {
-    /// A rate whose burst is `seconds` times the rate; `None`, no limit, for zero per second.
+    /// A rate whose burst is `seconds` times the rate; `None` (no limit) if `per_second` is 0.
     pub fn new(per_second: u32, seconds: u32) -> Option<Self> {
         (per_second > 0).then(|| Self { per_second, burst: per_second.saturating_mul(seconds) })
     }
 }
 
-/// Tenths of a second since a start that the owner of a bucket chooses. 13 years fit.
+/// Tenths of a second since a start that the owner of a bucket chooses. The range is 13 years.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Tenths(pub u32);
 
 impl Tenths {
-    /// From seconds since the start.
+    /// Converts seconds since the start.
     pub fn from_seconds(seconds: u32) -> Self {
         Self(seconds.saturating_mul(10))
     }
 
-    /// From the time since the start.
+    /// Converts the time since the start.
     pub fn from_elapsed(elapsed: Duration) -> Self {
         Self(u32::try_from(elapsed.as_millis() / 100).unwrap_or(u32::MAX))
     }
 }
 
-/// The tokens left of a [`Rate`] for one client. 8 bytes, because each connection has two.
+/// The remaining tokens of one client. 8 bytes, because each connection has two.
 #[derive(Clone, Copy, Debug)]
 pub struct Bucket {
     tokens: f32,
@@ -43,12 +43,12 @@ pub struct Bucket {
 }
 
 impl Bucket {
-    /// A full bucket.
+    /// A bucket with the full burst.
     pub fn full(rate: Rate, now: Tenths) -> Self {
         Self { tokens: rate.burst as f32, at: now }
     }
 
-    /// Takes a token, if there is one.
+    /// Takes one token; false if there is none.
     pub fn try_take(&mut self, rate: Rate, now: Tenths) -> bool {
         self.refill(rate, now);
         let taken = self.tokens >= 1.0;
@@ -58,7 +58,7 @@ impl Bucket {
         taken
     }
 
-    /// Takes an amount that was used already; more than there are tokens leaves a debt.
+    /// Takes the tokens for an amount that was already used; the excess becomes a debt.
     pub fn charge(&mut self, rate: Rate, now: Tenths, amount: usize) {
         self.refill(rate, now);
         self.tokens -= amount as f32;
@@ -70,7 +70,7 @@ impl Bucket {
         (-self.tokens).max(0.0) / rate.per_second as f32
     }
 
-    /// Whether it is as full as a new one, and so can be dropped.
+    /// Whether it is as full as a new bucket, and so can be dropped.
     pub fn is_full(&mut self, rate: Rate, now: Tenths) -> bool {
         self.refill(rate, now);
         self.tokens >= rate.burst as f32

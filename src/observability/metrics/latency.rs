@@ -1,5 +1,6 @@
-//! How long things take: a clock that fits into an atomic, and a histogram of atomics. (The library's own takes a lock for each
-//! observation, and shards observe.) What is measured from where to where is said where it is observed.
+//! Durations: a clock value that fits into an atomic, and a histogram of atomics. (The histogram of
+//! the library takes a lock for each observation, and shards observe often.) [`Latencies`] says
+//! what is measured.
 
 use std::fmt;
 use std::num::NonZeroU64;
@@ -11,34 +12,35 @@ use prometheus_client::encoding::{EncodeMetric, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry, Unit};
 
-/// The buckets' upper bounds, in microseconds: from a delivery on an idle machine to a Redis that stands still.
+/// The upper bounds of the buckets, in microseconds: from a delivery on an idle machine to a Redis
+/// that does not respond.
 const BOUNDS: [u64; 15] = [
     100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000, 2_500_000,
     5_000_000,
 ];
 
-/// A point in time, in microseconds since the process first asked.
+/// A point in time, in microseconds since the first use of the clock in this process.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Moment(NonZeroU64);
 
 impl Moment {
-    /// Now.
+    /// The current time.
     pub fn now() -> Self {
         static BEGAN: LazyLock<Instant> = LazyLock::new(Instant::now);
         Self(NonZeroU64::MIN.saturating_add(micros(BEGAN.elapsed())))
     }
 
-    /// How long it has been since.
+    /// The time since then.
     pub fn elapsed(self) -> Duration {
         Duration::from_micros(Self::now().0.get().saturating_sub(self.0.get()))
     }
 
-    /// As a number that is never 0.
+    /// A representation that is never 0.
     pub fn to_bits(self) -> u64 {
         self.0.get()
     }
 
-    /// From such a number; `None` for 0.
+    /// The inverse of [`Moment::to_bits`]; `None` for 0.
     pub fn from_bits(bits: u64) -> Option<Self> {
         NonZeroU64::new(bits).map(Self)
     }
@@ -54,13 +56,13 @@ pub struct Latency(Arc<Counts>);
 
 #[derive(Debug, Default)]
 struct Counts {
-    /// One for each bound, and one for what is beyond.
+    /// One count for each bound, and one for larger values.
     buckets: [AtomicU64; BOUNDS.len() + 1],
     micros: AtomicU64,
 }
 
 impl Latency {
-    /// Counts what took since then.
+    /// Adds the time since `since`.
     pub fn observe(&self, since: Moment) {
         let took = micros(since.elapsed());
         self.0.buckets[BOUNDS.partition_point(|&bound| bound < took)].fetch_add(1, Ordering::Relaxed);
@@ -70,7 +72,7 @@ impl Latency {
 
 impl EncodeMetric for Latency {
     fn encode(&self, mut encoder: MetricEncoder<'_>) -> Result<(), fmt::Error> {
-        // The last bound is infinity, in the library's words.
+        // The library expects infinity as the last bound.
         let bounds = BOUNDS.iter().map(|&bound| bound as f64 / 1e6).chain([f64::MAX]);
         let counts = self.0.buckets.iter().map(|count| count.load(Ordering::Relaxed));
         let buckets: Vec<_> = bounds.zip(counts).collect();
@@ -84,20 +86,21 @@ impl EncodeMetric for Latency {
     }
 }
 
-/// What is measured.
+/// The measured durations.
 #[derive(Debug, Default)]
 pub struct Latencies {
-    /// From a publication that is whole to the broker's answer, once for a request or for what one read of a WebSocket brought.
+    /// From a complete publication to the broker's answer, once for each request or for each read
+    /// from a WebSocket.
     pub publish: Latency,
-    /// From a message's arrival from the broker to when a shard has offered it to all of its subscribers, once for each batch and
-    /// shard, counted for the oldest message in it.
+    /// From the arrival of a message from the broker until a shard has offered it to all of its
+    /// subscribers, once for each batch and shard, for the oldest message of the batch.
     pub delivery: Latency,
-    /// From a command to Redis to its answer.
+    /// From a command to Redis to its reply.
     pub redis_round_trip: Latency,
 }
 
 impl Latencies {
-    /// Adds all of them to a registry.
+    /// Registers all of them.
     pub(super) fn register(registry: &mut Registry) -> Self {
         let this = Self::default();
         for (name, help, latency) in [

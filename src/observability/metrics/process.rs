@@ -1,4 +1,4 @@
-//! What every process is asked for, under the names that all of them use.
+//! The conventional `process_*` metrics of Prometheus.
 
 use std::fmt;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -7,16 +7,16 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::gauge::ConstGauge;
 
-/// Since when the process runs, and what it holds.
+/// The start time and the resources of the process.
 #[derive(Debug)]
 pub(super) struct Process {
     began: f64,
 }
 
 impl Process {
-    /// One that begins now.
+    /// Starts now.
     pub(super) fn new() -> Self {
-        // A clock before 1970 is as good as none.
+        // A clock before 1970 is as useless as no clock.
         Self { began: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64()) }
     }
 }
@@ -38,7 +38,7 @@ impl Collector for Process {
     }
 }
 
-/// As Linux tells it, in whole KiB; `None` elsewhere.
+/// The resident memory in whole KiB, from Linux; `None` on other systems.
 fn resident_bytes() -> Option<f64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;

@@ -1,5 +1,6 @@
-//! What is not counted as it happens but looked at: each shard says once a second what it has, and the sum of what they said last
-//! is served; what the hub and the broker have is asked when it is served.
+//! Metrics that are sampled instead of counted. Each shard stores a sample once a second, and
+//! `/metrics` reports the sum of the last samples. The values of the hub and the broker are read
+//! when `/metrics` is requested.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -8,37 +9,37 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
-/// What a shard has now.
+/// The current values of a shard.
 #[derive(Clone, Copy, Default, Debug)]
 pub struct Sample {
-    /// Subscribers by WebSocket.
+    /// Subscribers over WebSocket.
     pub websockets: usize,
-    /// Subscribers by Server-Sent Events.
+    /// Subscribers over Server-Sent Events.
     pub event_streams: usize,
-    /// The channels of all subscribers together.
+    /// The subscriptions of all subscribers.
     pub subscriptions: usize,
     /// Subscribers whose sockets are full.
     pub behind: usize,
-    /// How many messages the one of them that is furthest behind has yet to take.
+    /// How many messages the slowest subscriber has yet to receive.
     pub backlog: u64,
 }
 
-/// What is asked when the metrics are served.
+/// The values that are read when `/metrics` is requested.
 #[derive(Clone, Copy, Debug)]
 pub struct Now {
     /// Channels with subscribers.
     pub channels: usize,
     /// Bytes in the logs of all channels.
     pub log_bytes: usize,
-    /// Bytes of bodies and unfinished messages on their way in.
+    /// Bytes of incomplete bodies and messages from clients.
     pub incoming_bytes: usize,
-    /// Bytes of pages and cut frames on their way out.
+    /// Bytes of pages of history and partly written frames.
     pub outgoing_bytes: usize,
-    /// Whether the broker answers.
+    /// Whether the broker is reachable.
     pub broker_up: bool,
 }
 
-/// What all shards have.
+/// The last sample of each shard.
 pub(super) struct Samples {
     by_shard: Mutex<Box<[Sample]>>,
     connections: Family<TransportLabels, Gauge>,
@@ -87,7 +88,7 @@ impl Samples {
         self.by_shard()[shard] = sample;
     }
 
-    /// Brings the gauges up to date.
+    /// Updates the gauges.
     pub(super) fn refresh(&self, now: Now) {
         self.channels.set(now.channels as i64);
         self.log_bytes.set(now.log_bytes as i64);
@@ -107,7 +108,7 @@ impl Samples {
     }
 
     fn by_shard(&self) -> MutexGuard<'_, Box<[Sample]>> {
-        // Whole after every line that holds it: a panic elsewhere does not spoil it.
+        // A panic while the lock is held cannot leave the table inconsistent.
         self.by_shard.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

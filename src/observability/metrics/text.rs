@@ -1,5 +1,5 @@
-//! The two texts that Prometheus and its kin read: OpenMetrics, as the library writes it, and the older format, for all who do
-//! not ask for the newer one.
+//! The two text formats that Prometheus-compatible systems read: OpenMetrics, as the library writes
+//! it, and the older Prometheus format, for clients that do not ask for OpenMetrics.
 
 use std::fmt::Write;
 
@@ -13,13 +13,13 @@ pub enum Format {
 }
 
 impl Format {
-    /// The one that an `Accept` line asks for.
+    /// The format that an `Accept` header asks for.
     pub fn accepted(accept: Option<&str>) -> Self {
         let wants_newer = accept.is_some_and(|accept| accept.contains("application/openmetrics-text"));
         if wants_newer { Self::OpenMetrics } else { Self::Prometheus }
     }
 
-    /// Its content type.
+    /// The content type of the format.
     pub fn content_type(self) -> &'static str {
         match self {
             Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
@@ -28,8 +28,8 @@ impl Format {
     }
 }
 
-/// The older format of an OpenMetrics text: there a counter is called in full where it is described, units are part of the name
-/// alone, and nothing marks the end.
+/// Converts OpenMetrics text to the older format. There, `HELP` and `TYPE` lines name a counter in
+/// full, units are only part of the name, and there is no end marker.
 pub(super) fn to_prometheus(openmetrics: &str) -> String {
     let mut out = String::with_capacity(openmetrics.len() + 1024);
     let mut help = "";
