@@ -34,10 +34,10 @@ const DEFAULT_RULES: &str = "livebridge.toml";
 #[derive(Parser, Debug)]
 #[command(version, args_conflicts_with_subcommands = true, after_help = EXAMPLES)]
 pub struct Cli {
-    /// What to do; `serve` where it is left out.
+    /// The command; `serve` if there is none.
     #[command(subcommand)]
     pub command: Option<Command>,
-    /// How to serve.
+    /// The arguments of `serve`.
     #[command(flatten)]
     pub serve: ServeArgs,
 }
@@ -64,7 +64,7 @@ const EXAMPLES: &str = "Examples:
 Every flag --some-thing can be set as LIVEBRIDGE_SOME_THING in the environment or in .env (LISTEN and REDIS_URL have
 their usual names). A flag is stronger than the environment, the environment stronger than .env.";
 
-/// What the program can do.
+/// The commands.
 #[derive(Subcommand, Debug)]
 pub enum Command {
     /// Serve (the default).
@@ -94,14 +94,14 @@ pub enum Command {
     Check(Box<CheckArgs>),
 }
 
-/// How to serve.
+/// The arguments of `serve`.
 #[derive(Args, Debug, Clone)]
 pub struct ServeArgs {
     /// Address and port to listen on. A host name is resolved once, at start.
     #[arg(long, env = "LISTEN", default_value = "127.0.0.1:8000", value_name = "ADDRESS:PORT",
           value_parser = address_to_listen_on)]
     pub listen: SocketAddr,
-    /// Where Redis is.
+    /// How to connect to Redis.
     #[command(flatten)]
     pub redis: RedisArgs,
     /// Rules file with the settings for channels [default: livebridge.toml if it exists].
@@ -137,7 +137,7 @@ pub struct ServeArgs {
     /// Number of threads that serve connections [default: one for each core].
     #[arg(long, env = "LIVEBRIDGE_THREADS", value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..=64))]
     pub threads: Option<u64>,
-    /// Who may do what.
+    /// Access control.
     #[command(flatten)]
     pub access: AccessArgs,
     /// Limits and the drain.
@@ -145,7 +145,7 @@ pub struct ServeArgs {
     pub limits: LimitArgs,
 }
 
-/// What to publish, and where.
+/// The arguments of `publish`.
 #[derive(Args, Debug)]
 pub struct PublishArgs {
     /// The channel.
@@ -166,7 +166,7 @@ pub struct PublishArgs {
     pub url: String,
 }
 
-/// What a token is to say.
+/// The arguments of `token`.
 #[derive(Args, Debug)]
 pub struct TokenArgs {
     /// Pattern of the channels that the token may subscribe to. May repeat.
@@ -199,7 +199,7 @@ pub struct TokenArgs {
     pub token_secret: Vec<Secret>,
 }
 
-/// What to print.
+/// The arguments of `tail`.
 #[derive(Args, Debug)]
 pub struct TailArgs {
     /// The channels.
@@ -229,7 +229,7 @@ impl TokenArgs {
     }
 }
 
-/// What to check.
+/// The arguments of `check`.
 #[derive(Args, Debug)]
 pub struct CheckArgs {
     /// Ask a running instance instead whether it is ready.

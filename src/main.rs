@@ -69,12 +69,12 @@ async fn serve(args: ServeArgs) -> ExitCode {
     );
     let stop = async move {
         let _ = signals.wait_for(|&count| count >= 1).await;
-        tracing::info!("stopping: clients are told to reconnect; a second signal stops the process at once");
+        tracing::info!("stopping: closing all clients, which may reconnect; a second signal stops the process at once");
     };
     tokio::select! {
         () = server.run_until(stop) => ExitCode::SUCCESS,
         _ = hurry.wait_for(|&count| count >= 2) => {
-            tracing::warn!("stopped at once: some clients were not told");
+            tracing::warn!("stopped at once: some clients got no close");
             ExitCode::FAILURE
         }
     }

@@ -1,5 +1,5 @@
-//! Servers that are not started by this program itself: those of scripts/alternatives, and those that run already. What differs
-//! between them is where to subscribe, where to publish, and in which dialect.
+//! Servers that this program does not start itself: those of scripts/alternatives, and servers that
+//! are already running. They differ in where to subscribe, where to publish, and in the dialect.
 
 use std::process::{Command, Stdio};
 
@@ -47,13 +47,14 @@ impl Server {
         Ok(())
     }
 
-    /// How a message is posted.
+    /// The path to post a message to.
     pub(crate) fn post_path(&self) -> Path {
         if self.dialect == Dialect::Pusher { Path::Pusher } else { Path::Post(self.publish_path.clone()) }
     }
 }
 
-/// The port and the rest of `ws://127.0.0.1:PORT/PATH`; nothing but this machine is ever loaded.
+/// The port and the rest of `ws://127.0.0.1:PORT/PATH`. Other hosts are refused, so that only this
+/// machine is ever loaded.
 fn split_url(url: &str) -> Outcome<(u16, String)> {
     let rest = url.split_once("://").map(|(_, rest)| rest).ok_or_else(|| format!("{url} is not a URL"))?;
     let (host, path) = rest.split_once('/').unwrap_or((rest, ""));

@@ -1,12 +1,14 @@
-//! The bare-kernel limit: what the kernel alone charges for handing ready frames to the same sockets and readers.
+//! The bare-kernel limit: the cost, in the kernel alone, of writing ready-made frames to the same
+//! sockets and readers.
 //!
-//! What makes it fair, both ways: there is no HTTP, Redis, parsing, locking or bookkeeping per subscriber, and the frame is
-//! made once per message. But the publisher drives it like any server: it is a separate process that
-//! hears of every publish through a TCP connection (an order of 24 bytes: channel, how many messages, when they were due)
-//! and so pays one wake-up per order, as a server must; the orders follow the same window, fed by the same readers.
-//! With FRAMES = 1 it makes one write() per delivery. With more, one write() hands each socket that many frames, and the
-//! publisher orders as many at a time, where the window allows. Blocking writes, on as many threads as there are cores unless told
-//! otherwise: no epoll at all on the way out.
+//! The comparison is fair in both directions. There is no HTTP, Redis, parsing, locking or state
+//! per subscriber, and a frame is made once per message. But the publisher drives this program like
+//! any server. It is a separate process that receives each publish over a TCP connection, as an
+//! order of 24 bytes (channel, number of messages, time at which they were due). So it pays one
+//! wake-up per order, as a server must. The orders follow the same window, which the same readers
+//! control. With FRAMES = 1 it makes one write() per delivery. With more, one write() sends that
+//! many frames to each socket, and the publisher orders as many at a time if the window allows.
+//! Writes block, on one thread per core by default, so sending needs no epoll.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -18,16 +20,17 @@ use crate::Outcome;
 use crate::frames::{find, write_text};
 use crate::message::{CHANNEL_PREFIX, Message};
 
-/// Bytes of an order on the wire.
+/// The size of an order on the wire, in bytes.
 pub(crate) const ORDER: usize = 24;
 
-/// The path by which a publisher connects; it connects once per writer.
+/// The path to which a publisher connects; it connects once per writer.
 pub(crate) const ORDERS_PATH: &str = "/orders";
 
-/// Connections that may wait to be accepted; the standard library's 128 costs a second where 200 come at once.
+/// Maximum number of connections that wait to be accepted. With the 128 of the standard library,
+/// 200 simultaneous connects take a second longer.
 const BACKLOG: i32 = 4096;
 
-/// Messages to send: `count` of them in one channel, from `sequence` on.
+/// An order to send `count` messages in one channel, starting with `sequence`.
 pub(crate) struct Order {
     pub(crate) channel: u32,
     pub(crate) sequence: u32,
@@ -56,7 +59,7 @@ impl Order {
     }
 }
 
-/// Runs the process: accepts subscribers in the calling thread, writes in `writers` others.
+/// Runs the process: accepts subscribers on the calling thread, writes on `writers` other threads.
 pub(crate) fn serve(port: u16, frames: usize, writers: usize) -> Outcome<()> {
     let listener = Socket::new(Domain::IPV4, Type::STREAM, None)?;
     listener.bind(&SocketAddr::from(([127, 0, 0, 1], port)).into())?;
@@ -109,7 +112,7 @@ fn request(stream: &mut TcpStream) -> io::Result<String> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// One writer: carries out orders, each on all its subscribers of the channel.
+/// A writer: carries out each order for all its subscribers of the channel.
 fn write_orders(mut orders: TcpStream, subscribers: &Receiver<(TcpStream, u32)>, frames: usize) {
     let mut channels: Vec<Vec<TcpStream>> = Vec::new();
     let mut buffer = [0; ORDER * 512];

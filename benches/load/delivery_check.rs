@@ -1,5 +1,6 @@
-//! Every delivery is checked here: lost, doubled, out of order or changed; and counted towards the publisher's window.
-//! A message with a changed byte counts as changed and, since the right one never came, as lost.
+//! Checks each delivery (lost, duplicated, out of order or changed) and counts it towards the
+//! publisher's window. A message with a changed byte counts as changed and, since the correct
+//! message never arrived, as lost.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -8,32 +9,34 @@ use serde_json::{Value, json};
 use crate::histogram::Histogram;
 use crate::message::Message;
 
-/// Messages whose bytes are kept to compare later deliveries with; more than any window.
+/// The number of messages whose bytes are kept to compare later deliveries with; more than any
+/// window.
 const REFERENCE: usize = 1024;
 
-/// The most holes remembered, in case a server loses nearly everything.
+/// Maximum number of remembered gaps, in case a server loses nearly everything.
 const HOLES: usize = 1_000_000;
 
-/// The state of all subscribers of one reader process.
+/// The state of all subscribers of a reader process.
 pub(crate) struct DeliveryCheck {
     streams: usize,
-    /// Per subscriber and stream, the sequence expected next; 0 before the first.
+    /// Per subscriber and stream, the next expected sequence; 0 before the first message.
     next: Vec<u32>,
-    /// Per stream, the first sequence that counts: what came before it was warm-up.
+    /// Per stream, the first sequence that counts. Earlier messages belong to the warm-up.
     base: Vec<u32>,
-    /// Channel → how many subscribers it has here.
+    /// Channel → number of its subscribers in this process.
     subscribers: HashMap<u32, u32>,
-    /// (channel, sequence) → how many of them have it, until all do.
+    /// (channel, sequence) → number of subscribers that have received it, until all have.
     partly: HashMap<(u32, u32), u32>,
-    /// With one channel and one stream: `partly` as a ring, and the bytes of recent messages.
+    /// For one channel and one stream: `partly` as a ring buffer, with the bytes of recent
+    /// messages.
     ring: Vec<Slot>,
     holes: HashMap<usize, BTreeSet<u32>>,
     hole_count: usize,
     latencies: Histogram,
-    /// Messages that all their subscribers here have.
+    /// Messages that all their subscribers in this process have received.
     pub(crate) completed: u64,
     pub(crate) delivered: u64,
-    /// Subscribers that have received anything at all.
+    /// Subscribers that have received at least one message.
     pub(crate) seen: u64,
     doubled: u64,
     reordered: u64,
@@ -50,7 +53,7 @@ struct Slot {
 }
 
 impl DeliveryCheck {
-    /// For subscribers whose channels are `channels`, in order; `None` for one that never reads.
+    /// For subscribers of these channels, in order; `None` for a subscriber that never reads.
     pub(crate) fn new(channels: &[Option<u32>], streams: usize) -> Self {
         let mut subscribers = HashMap::new();
         for channel in channels.iter().flatten() {
@@ -77,10 +80,11 @@ impl DeliveryCheck {
         }
     }
 
-    /// Takes one payload that `subscriber`, of `channel`, has received.
+    /// Checks a payload that `subscriber`, of `channel`, has received.
     pub(crate) fn deliver(&mut self, subscriber: usize, channel: u32, payload: &[u8], now: u64) {
         if !self.ring.is_empty() {
-            // The same message was most likely parsed and kept for another subscriber: compare its bytes instead.
+            // Usually the same message was already parsed for another subscriber, and only its
+            // bytes are compared.
             let expected = self.next[subscriber];
             let slot = &self.ring[expected as usize % REFERENCE];
             if expected != 0 && slot.sequence == expected && slot.payload == payload {
@@ -128,7 +132,7 @@ impl DeliveryCheck {
         self.complete(channel, sequence);
     }
 
-    /// A sequence that was not expected: true where it still counts as a delivery.
+    /// Handles an unexpected sequence; true if it still counts as a delivery.
     fn out_of_line(&mut self, index: usize, stream: usize, sequence: u32) -> bool {
         let next = self.next[index];
         if sequence > next {
@@ -175,7 +179,8 @@ impl DeliveryCheck {
         }
     }
 
-    /// Forgets all counts; from here on each stream must bring everything from its sequence in `base`.
+    /// Resets all counts. From here on, each stream must deliver everything from its sequence in
+    /// `base`.
     pub(crate) fn restart(&mut self, base: &[u32]) {
         self.base = base.to_vec();
         for (index, next) in self.next.iter_mut().enumerate() {
@@ -190,7 +195,8 @@ impl DeliveryCheck {
         (self.doubled, self.reordered, self.changed, self.lost) = (0, 0, 0, 0);
     }
 
-    /// The counts of lost and changed messages, where `last` is the last sequence of each stream; `reads` says which subscribers count.
+    /// The counts of lost and changed messages, given the last sequence of each stream. `reads`
+    /// says which subscribers count.
     pub(crate) fn summary(&self, last: &[u32], reads: impl Fn(usize) -> bool) -> Value {
         let mut lost = self.lost + self.hole_count as u64;
         for (index, next) in self.next.iter().enumerate() {

@@ -1,11 +1,12 @@
-//! How each kind of server is joined and read: raw WebSocket, Server-Sent Events, Socket.IO and Pusher.
+//! How readers join and read each kind of server: raw WebSocket, Server-Sent Events, Socket.IO and
+//! Pusher.
 
 use crate::Outcome;
 use crate::frames::{self, Frame, find};
 use crate::message::MARK;
 use crate::pusher;
 
-/// What a reader speaks.
+/// The protocol of a reader.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Dialect {
     WebSocket,
@@ -14,7 +15,7 @@ pub(crate) enum Dialect {
     Pusher,
 }
 
-/// What one step through received bytes came to; the number says how many bytes it used.
+/// The result of one parsing step. The number is how many bytes it consumed.
 pub(crate) enum Step {
     Incomplete,
     Used(usize),
@@ -22,13 +23,13 @@ pub(crate) enum Step {
     Joined(usize),
 }
 
-/// What a stream remembers between reads.
+/// The parser state of a stream between reads.
 #[derive(Default)]
 pub(crate) struct Stream {
-    /// The HTTP answer has been read.
+    /// Whether the HTTP response has been read.
     answered: bool,
     chunked: bool,
-    /// An unfinished line of Server-Sent Events.
+    /// An incomplete line of Server-Sent Events.
     line: Vec<u8>,
 }
 
@@ -63,7 +64,7 @@ impl Dialect {
         }
     }
 
-    /// Reads on until the server has taken the subscriber of `channel` in.
+    /// Parses until the server has confirmed the subscriber of `channel`.
     pub(crate) fn join(self, bytes: &[u8], channel: u32, stream: &mut Stream) -> Outcome<Step> {
         if !stream.answered {
             return self.answer(bytes, stream);
@@ -76,7 +77,8 @@ impl Dialect {
         };
         let mut reply = Vec::new();
         match self {
-            // Engine.IO: `0{…}` opens, `40` asks for the default namespace, `40{…}` grants it.
+            // Engine.IO: `0{…}` opens the connection, `40` asks for the default namespace, and
+            // `40{…}` confirms it.
             Self::SocketIo if text.starts_with(b"0") => frames::write_masked(1, b"40", &mut reply),
             Self::SocketIo if text.starts_with(b"40") => return Ok(Step::Joined(used)),
             Self::Pusher => match pusher::join(text, channel)? {
@@ -104,7 +106,7 @@ impl Dialect {
         Ok(if matches!(self, Self::WebSocket | Self::Events) { Step::Joined(end + 4) } else { Step::Used(end + 4) })
     }
 
-    /// Reads one frame, or one piece of an event stream, handing on each payload.
+    /// Parses one frame, or one chunk of an event stream, and passes each payload to `deliver`.
     pub(crate) fn read(self, bytes: &[u8], stream: &mut Stream, mut deliver: impl FnMut(&[u8])) -> Outcome<Step> {
         if self == Self::Events {
             return read_events(bytes, stream, deliver);
@@ -130,7 +132,8 @@ impl Dialect {
 
 /// Finds the message inside a JSON envelope: from its mark to the next quote or backslash.
 fn wrapped(text: &[u8], mut deliver: impl FnMut(&[u8])) {
-    // An event's or channel's name may contain the mark's letters too; only a message goes on with digits.
+    // The name of an event or a channel may contain the letters of the mark too, but only in a
+    // message do digits follow.
     let mut from = 0;
     while let Some(found) = find(&text[from..], MARK) {
         let start = from + found;
@@ -172,7 +175,7 @@ fn event_line(line: &[u8], deliver: &mut impl FnMut(&[u8])) {
         return;
     };
     let data = data.strip_prefix(b" ").unwrap_or(data);
-    // The welcome and other notices are JSON; only messages carry the mark.
+    // The welcome and other notices are JSON; only messages start with the mark.
     if data.starts_with(MARK) {
         deliver(data.strip_suffix(b"\r").unwrap_or(data));
     }

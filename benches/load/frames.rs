@@ -1,20 +1,21 @@
-//! The client's side of WebSocket and Server-Sent Events, by hand and in place: the reader must cost as little as it can,
-//! because it shares the machine with what it measures.
+//! The client side of WebSocket and Server-Sent Events, parsed in place without a library: readers
+//! must cost as little as possible, because they share the machine with the server that is
+//! measured.
 
 use crate::Outcome;
 
-/// What a server may send once the connection is open.
+/// A frame from the server on an open connection.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Frame<'a> {
-    /// Text or binary.
+    /// A text or binary frame.
     Data(&'a [u8]),
     Ping(&'a [u8]),
     Pong,
-    /// Close, with its code (1005 where none was sent).
+    /// A close frame with its code (1005 if it has none).
     Close(u16),
 }
 
-/// The first frame of `bytes` and how many bytes it takes; `None` while it is incomplete.
+/// The first frame of `bytes` and its length; `None` while it is incomplete.
 pub(crate) fn next(bytes: &[u8]) -> Outcome<Option<(Frame<'_>, usize)>> {
     let [first, second, rest @ ..] = bytes else {
         return Ok(None);
@@ -50,7 +51,8 @@ pub(crate) fn next(bytes: &[u8]) -> Outcome<Option<(Frame<'_>, usize)>> {
     Ok(Some((frame, end)))
 }
 
-/// Appends a masked frame, as a client must send it. The mask is zero: allowed on the wire, and free.
+/// Appends a masked frame, as a client must send it. The mask is zero, which the protocol allows
+/// and which costs nothing.
 pub(crate) fn write_masked(opcode: u8, payload: &[u8], out: &mut Vec<u8>) {
     out.push(0x80 | opcode);
     match u16::try_from(payload.len()) {
@@ -85,7 +87,7 @@ pub(crate) fn write_text(payload: &[u8], out: &mut Vec<u8>) {
     out.extend_from_slice(payload);
 }
 
-/// The first chunk of a chunked HTTP body and how many bytes it takes; `None` while it is incomplete.
+/// The first chunk of a chunked HTTP body and its length; `None` while it is incomplete.
 pub(crate) fn chunk(bytes: &[u8]) -> Outcome<Option<(&[u8], usize)>> {
     let Some(line) = bytes.windows(2).take(32).position(|pair| pair == b"\r\n") else {
         return if bytes.len() > 32 { Err("a chunk without a size".into()) } else { Ok(None) };
@@ -95,7 +97,7 @@ pub(crate) fn chunk(bytes: &[u8]) -> Outcome<Option<(&[u8], usize)>> {
     Ok((bytes.len() >= end).then(|| (&bytes[line + 2..line + 2 + size], end)))
 }
 
-/// Where `needle` first stands in `bytes`.
+/// The position of the first `needle` in `bytes`.
 pub(crate) fn find(bytes: &[u8], needle: &[u8]) -> Option<usize> {
     bytes.windows(needle.len()).position(|window| window == needle)
 }

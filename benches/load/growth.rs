@@ -1,20 +1,21 @@
-//! What happens to the cost of a delivery as connections and channels become many.
+//! The cost per delivery as the number of connections and channels grows.
 
 use crate::Outcome;
 use crate::report::Row;
 use crate::scenario::{Parameters, Runner};
 use crate::servers::{Kind, Setting};
 
-/// Messages outstanding altogether where many channels would multiply the window.
+/// Maximum number of outstanding messages in total, if many channels would multiply the window.
 const MANY_OUTSTANDING: u64 = 4096;
 
-/// Connections of one instance: it keeps some of its descriptors, of which a process may have 20,000 on many machines.
+/// Maximum number of connections per instance. On many machines a process may have 20,000
+/// descriptors, and the instance reserves some of them.
 const PER_INSTANCE: usize = 17_000;
 
-/// The most connections that the points about channels have.
+/// Maximum number of connections in the measurements of channels.
 const MOST_WITH_CHANNELS: usize = 10_000;
 
-/// A changed setting for a runner.
+/// A modified setting for a runner.
 pub(crate) struct Changed {
     setting: Setting,
 }
@@ -26,7 +27,7 @@ impl Changed {
 }
 
 impl Runner<'_> {
-    /// As many instances as so many connections take.
+    /// Adds as many instances as this number of connections needs.
     pub(crate) fn spread(&self, connections: usize) -> Outcome<Changed> {
         let mut setting = self.setting.clone();
         if matches!(self.kind, Kind::Livebridge | Kind::Naive) {
@@ -39,8 +40,9 @@ impl Runner<'_> {
         Ok(Changed { setting })
     }
 
-    /// Beside the many channels, one channel with as many subscribers, one message at a time: as many writes to as many
-    /// sockets, so what differs is what a channel costs.
+    /// Compares many channels with one channel that has as many subscribers, with one message at a
+    /// time. Both need the same number of writes to the same number of sockets, so the difference
+    /// is the cost of a channel.
     pub(crate) fn channels(&self) -> Outcome<Vec<Row>> {
         let channels = self.parameters.channels.unwrap_or(10_000);
         let messages = self.parameters.messages.unwrap_or(100_000);
@@ -84,7 +86,8 @@ impl Runner<'_> {
             let row = changed.as_runner(self).burst("growth", case, *connections, 1, 16)?;
             rows.push(row.at(&[("connections", *connections as f64), ("channels", 1.0), ("history", kept)]));
         }
-        // As many as one reader process holds, so that the curve of channels has one reader throughout.
+        // Limited to one reader process, so that all points of the curve have the same number of
+        // readers.
         let connections = steps.iter().copied().max().unwrap_or(1000).min(MOST_WITH_CHANNELS);
         for channels in [10, 100, 1000, 10_000].into_iter().filter(|channels| connections.is_multiple_of(*channels)) {
             let case = format!("{connections} connections, {channels} channels{said}");

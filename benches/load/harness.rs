@@ -1,4 +1,5 @@
-//! One server, its subscribers and its publishers, run from one thread: every scenario runs on a harness.
+//! A server, its subscribers and its publishers, driven from one thread. Each scenario uses a
+//! harness.
 
 use std::io::Write;
 use std::time::{Duration, Instant};
@@ -14,33 +15,33 @@ use crate::publishers::{Path, Publishers};
 use crate::readers::{ReaderSet, Readers};
 use crate::servers::{Kind, Server};
 
-/// Readers have the tokens below, publishers from here on.
+/// Readers use the tokens below, publishers those from here on.
 const FIRST_PUBLISHER: usize = 1000;
 
-/// How long nothing may be delivered nor answered before a run is given up. What was answered and not delivered is lost then; where
-/// answers are missing there is no row.
+/// If no message is delivered and no request answered for this long, the run ends. Messages that
+/// were answered and not delivered count as lost then; if answers are missing, there is no row.
 const STALL: Duration = Duration::from_secs(3);
 
-/// The longest that connecting may take.
+/// Time limit for connecting.
 const CONNECT_LIMIT: Duration = Duration::from_secs(60);
 
 /// How messages are published.
 pub(crate) struct PublisherOptions {
     pub(crate) links: usize,
     pub(crate) batch: bool,
-    /// A Redis to `PUBLISH` on, instead of asking the server.
+    /// The Redis for `PUBLISH`; `None` to publish through the server.
     pub(crate) redis: Option<String>,
     pub(crate) size: usize,
 }
 
-/// How connecting went.
+/// The result of connecting.
 pub(crate) struct Joined {
     pub(crate) seconds: f64,
     pub(crate) failed: u64,
     pub(crate) handshakes: Histogram,
 }
 
-/// What a measured part came to.
+/// The result of a measurement.
 pub(crate) struct Measured {
     pub(crate) seconds: f64,
     pub(crate) delivered: u64,
@@ -63,7 +64,7 @@ pub(crate) struct Harness<'a> {
     server: &'a Server,
     reader_set: ReaderSet,
     size: usize,
-    /// The last sequence of each channel, or of each stream where several are told apart.
+    /// The last sequence of each channel or, with several streams, of each stream.
     sequences: Vec<u32>,
     published: u64,
     next_channel: u32,
@@ -101,7 +102,8 @@ impl<'a> Harness<'a> {
         Ok((harness, joined))
     }
 
-    /// Connects the publishers and probes until every subscriber hears: not all servers subscribe before they answer.
+    /// Connects the publishers and sends probes until each subscriber receives messages, because
+    /// some servers answer before they have subscribed.
     pub(crate) fn start_publishers(&mut self, publisher_options: &PublisherOptions) -> Outcome<()> {
         let (path, addresses) = match &publisher_options.redis {
             Some(url) if !matches!(self.server.kind, Kind::Bare(..)) => (Path::Redis, vec![redis_address(url)]),
@@ -113,12 +115,13 @@ impl<'a> Harness<'a> {
         let readers = self.listening();
         let deadline = Instant::now() + CONNECT_LIMIT;
         let mut timeout = Instant::now();
-        // Nothing is left on its way: what is measured would queue behind it.
+        // No message may be under way, because it would delay the messages that are measured.
         while self.readers.seen() < readers || self.unanswered()? > 0 {
             if Instant::now() > deadline {
                 let (seen, unanswered) = (self.readers.seen(), self.unanswered()?);
-                let error =
-                    format!("{seen} of {readers} subscribers ever heard anything, {unanswered} publishes unanswered");
+                let error = format!(
+                    "{seen} of {readers} subscribers ever received a message, {unanswered} publishes unanswered"
+                );
                 return Err(error.into());
             }
             if Instant::now() >= timeout && self.unanswered()? == 0 {
@@ -130,7 +133,7 @@ impl<'a> Harness<'a> {
         self.idle_for(Duration::from_millis(100))
     }
 
-    /// Subscribers that read.
+    /// The number of subscribers that read.
     fn listening(&self) -> u64 {
         let stuck = if self.reader_set.stuck_every > 0 {
             self.reader_set.subscribers.div_ceil(self.reader_set.stuck_every)
@@ -144,17 +147,17 @@ impl<'a> Harness<'a> {
         self.publishers.as_mut().ok_or_else(|| "no publishers yet".into())
     }
 
-    /// Publishes that wait for an answer.
+    /// The number of requests to publish that wait for an answer.
     fn unanswered(&mut self) -> Outcome<usize> {
         Ok(self.publishers()?.all_unanswered())
     }
 
-    /// What grows for as long as anything moves.
+    /// A sum of counters that grows while messages or answers arrive.
     fn moved(&mut self) -> Outcome<u64> {
         Ok(self.readers.delivered() + self.publishers()?.answered())
     }
 
-    /// Hears readers and publishers once; waits for at most `patience`.
+    /// Processes events of readers and publishers once; waits for at most `timeout`.
     pub(crate) fn poll_once(&mut self, timeout: Duration) -> Outcome<()> {
         if let Err(error) = self.poll.poll(&mut self.events, Some(timeout)) {
             return if error.kind() == std::io::ErrorKind::Interrupted { Ok(()) } else { Err(error.into()) };
@@ -162,7 +165,7 @@ impl<'a> Harness<'a> {
         for event in &self.events {
             let token = event.token().0;
             if token < FIRST_PUBLISHER {
-                self.readers.hear(token)?;
+                self.readers.read_output(token)?;
             } else if let Some(publishers) = &mut self.publishers {
                 publishers.handle(token)?;
             }
@@ -170,7 +173,7 @@ impl<'a> Harness<'a> {
         Ok(())
     }
 
-    /// Lets what is on its way arrive.
+    /// Processes events for this long, so that messages under way arrive.
     pub(crate) fn idle_for(&mut self, time: Duration) -> Outcome<()> {
         let end = Instant::now() + time;
         while let Some(left) = end.checked_duration_since(Instant::now()) {
@@ -207,7 +210,7 @@ impl<'a> Harness<'a> {
         Ok(())
     }
 
-    /// One message in every channel, a thousand at a time.
+    /// Publishes one message in each channel, a thousand at a time.
     fn publish_round(&mut self) -> Outcome<()> {
         for index in 0..self.reader_set.channels {
             self.publish(1, now())?;
@@ -223,7 +226,7 @@ impl<'a> Harness<'a> {
         self.publishers()?.flush()
     }
 
-    /// From here on everything counts.
+    /// Restarts all counts: the measurement starts here.
     pub(crate) fn restart(&mut self) -> Outcome<()> {
         let streams = self.reader_set.streams;
         let base: Vec<u32> = self.sequences[..streams].iter().map(|last| last + 1).collect();
@@ -236,13 +239,13 @@ impl<'a> Harness<'a> {
         Ok(())
     }
 
-    /// Waits for what is outstanding and takes stock.
+    /// Waits for outstanding messages and returns the result.
     pub(crate) fn finish(&mut self) -> Outcome<Measured> {
-        let (last_arrival, unheard) = self.settle()?;
+        let (last_arrival, missing) = self.settle()?;
         let seconds = (last_arrival - self.since).as_secs_f64();
         let server_cpu = self.server.cpu_seconds() - self.cpu_before.0;
         let reader_cpu = self.readers.cpu_seconds() - self.cpu_before.1;
-        if unheard > 0 && self.unanswered()? > 0 {
+        if missing > 0 && self.unanswered()? > 0 {
             return Err(format!("given up: {} publishes were never answered", self.unanswered()?).into());
         }
         let last = &self.sequences[..self.reader_set.streams];
@@ -266,7 +269,8 @@ impl<'a> Harness<'a> {
         })
     }
 
-    /// Until everything has arrived, or nothing has moved for a while: when the last arrived, and how much did not.
+    /// Waits until everything has arrived or nothing has moved for a while. Returns the time of the
+    /// last arrival and the number of missing messages.
     fn settle(&mut self) -> Outcome<(Instant, u64)> {
         let expected = self.published * self.listening() / self.reader_set.channels as u64;
         let (mut delivered, mut last_arrival) = (self.readers.delivered(), Instant::now());
@@ -283,14 +287,15 @@ impl<'a> Harness<'a> {
         Ok((last_arrival, expected.saturating_sub(delivered)))
     }
 
-    /// As fast as `window` messages outstanding allow, until `messages` are published or the time is up.
+    /// Publishes as fast as `window` outstanding messages allow, until `messages` are published or
+    /// `time` has passed.
     pub(crate) fn burst(&mut self, window: u64, messages: u64, time: Duration) -> Outcome<()> {
         let each = (window / self.reader_set.channels as u64).max(1);
         let step = if let Kind::Bare(frames, _) = self.server.kind { each.min(frames as u64) } else { 1 };
         let end = Instant::now() + time;
         let (mut moved, mut since) = (self.moved()?, Instant::now());
         loop {
-            // Whole rounds only: every channel is to end at the same sequence.
+            // Only whole rounds: all channels must end at the same sequence.
             let in_round = self.next_channel != 0;
             if !in_round && (self.published >= messages || Instant::now() > end) {
                 return Ok(());
@@ -310,7 +315,8 @@ impl<'a> Harness<'a> {
         }
     }
 
-    /// Says so, and ends the round all the same: a channel that was not published to has lost nothing.
+    /// Prints a message and completes the round, so that channels that got no message yet do not
+    /// count as lost.
     fn give_up(&mut self, step: usize) -> Outcome<()> {
         let (published, completed, unanswered) = (self.published, self.readers.completed(), self.unanswered()?);
         let message = format!(
@@ -323,7 +329,8 @@ impl<'a> Harness<'a> {
         self.flush()
     }
 
-    /// `rate` messages a second, each with the time when it was due, whatever the server does meanwhile.
+    /// Publishes `rate` messages per second, each with the time at which it was due, whether or not
+    /// the server keeps up.
     pub(crate) fn steady(&mut self, rate: f64, time: Duration) -> Outcome<()> {
         let interval = 1e9 / rate;
         let start = now() + 1_000_000;
@@ -332,7 +339,7 @@ impl<'a> Harness<'a> {
         for index in 0..count {
             let due = start + (index as f64 * interval) as u64;
             while let Some(left) = due.checked_sub(now()).filter(|left| *left > 0) {
-                // poll()'s milliseconds are too coarse to keep a rate by.
+                // The milliseconds of poll() are too coarse for this rate.
                 std::thread::park_timeout(Duration::from_nanos(left));
             }
             self.publish(1, due)?;
@@ -342,7 +349,8 @@ impl<'a> Harness<'a> {
         Ok(())
     }
 
-    /// Every link publishes `batch` messages a request, each waiting for its answer before the next.
+    /// On each connection, publishes `batch` messages per request and waits for the answer before
+    /// the next request.
     pub(crate) fn ask(&mut self, batch: usize, time: Duration) -> Outcome<()> {
         let end = Instant::now() + time;
         let size = self.size;
@@ -376,7 +384,7 @@ impl<'a> Harness<'a> {
         self.published
     }
 
-    /// How long answers to publishing took since the last restart.
+    /// The times from request to answer since the last restart.
     pub(crate) fn answer_times(&mut self) -> Outcome<Histogram> {
         Ok(self.publishers()?.answer_times.clone())
     }

@@ -1,12 +1,13 @@
-//! Latencies in buckets of about 1.6% width: constant cost per delivery, and two readers' can be added up.
+//! A histogram of latencies with buckets of about 1.6% width. Recording has a constant cost, and
+//! the histograms of two readers can be added.
 
 use serde_json::{Value, json};
 
-/// Buckets per doubling.
+/// The number of buckets per doubling.
 const STEPS: u32 = 64;
 const STEP_BITS: u32 = STEPS.trailing_zeros();
 
-/// Counts of nanosecond values.
+/// The counts of values in nanoseconds.
 #[derive(Clone)]
 pub(crate) struct Histogram {
     buckets: Vec<u64>,
@@ -31,7 +32,7 @@ impl Histogram {
         self.largest = 0;
     }
 
-    /// The value that `share` (0 to 1) of all are at or below, in milliseconds.
+    /// The value in milliseconds that a `share` (0 to 1) of all values do not exceed.
     pub(crate) fn milliseconds(&self, share: f64) -> f64 {
         let wanted = ((self.count as f64 * share).ceil() as u64).max(1);
         let mut passed = 0;
@@ -48,7 +49,7 @@ impl Histogram {
         self.largest as f64 / 1e6
     }
 
-    /// Only the buckets that hold something, to pass from a reader to its parent.
+    /// The buckets that are not empty, to pass from a reader to its parent.
     pub(crate) fn to_json(&self) -> Value {
         let filled: Vec<_> = self
             .buckets
@@ -60,7 +61,7 @@ impl Histogram {
         json!({ "largest": self.largest, "buckets": filled })
     }
 
-    /// Adds what [`Histogram::to_json`] wrote.
+    /// Adds the buckets of [`Histogram::to_json`].
     pub(crate) fn add_json(&mut self, value: &Value) {
         self.largest = self.largest.max(value["largest"].as_u64().unwrap_or(0));
         for pair in value["buckets"].as_array().into_iter().flatten() {

@@ -1,4 +1,4 @@
-//! Connections to which nothing happens: how fast they are made, what each costs, and whether they stay.
+//! Idle connections: how fast they connect, the cost of each, and whether they stay open.
 
 use std::time::Duration;
 
@@ -8,14 +8,15 @@ use crate::report::Row;
 use crate::scenario::Runner;
 use crate::servers::Kind;
 
-/// How long idle connections are held: three rounds of livebridge's pings, which it sends after 15 quiet seconds, and
-/// longer than the 45 after which it gives up one that does not answer.
+/// How long idle connections are held, in seconds. livebridge pings after 15 quiet seconds and
+/// closes a connection after 45 without an answer, so this covers three rounds of pings and that
+/// limit.
 const HELD: f64 = 50.0;
 
 impl Runner<'_> {
     pub(crate) fn memory(&self) -> Outcome<Vec<Row>> {
         if let Kind::Bare(..) = self.kind {
-            return Ok(Vec::new()); // a descriptor in a list: the limit is nothing
+            return Ok(Vec::new()); // it keeps only a descriptor per connection: nothing to measure
         }
         let steps = if self.parameters.steps.is_empty() {
             vec![self.parameters.subscribers.unwrap_or(10_000); 2]
@@ -26,7 +27,8 @@ impl Runner<'_> {
         let mut rows = Vec::new();
         for subscribers in steps {
             let server = self.start()?;
-            // A first set of readers connects and leaves, so that one-time allocations do not count as connections.
+            // A first set of readers connects and disconnects, so that one-time allocations do not
+            // count as cost of the connections.
             drop(self.harness(&server, self.reader_set(&server, 20, 1))?);
             std::thread::park_timeout(Duration::from_millis(500));
             let before = server.pss_bytes();
@@ -65,10 +67,11 @@ impl Runner<'_> {
         Ok(vec![self.row("connect", format!("{subscribers}, {} at once", self.parameters.at_once), figures)])
     }
 
-    /// All connections at once, over as many instances as it takes, through several rounds of pings; then one message to all.
+    /// Opens all connections at once, on as many instances as needed, and holds them through
+    /// several rounds of pings. Then sends one message to all.
     pub(crate) fn hold(&self) -> Outcome<Vec<Row>> {
         if let Kind::Bare(..) = self.kind {
-            return Ok(Vec::new()); // it pings nobody
+            return Ok(Vec::new()); // it sends no pings
         }
         let subscribers = self.parameters.subscribers.unwrap_or(50_000);
         let runner = self.spread(subscribers)?;

@@ -1,4 +1,5 @@
-//! How fast messages get in: `POST /publish`, NDJSON batches, and Redis `PUBLISH` to one subscriber, or to nobody.
+//! The rate of publishing: `POST /publish`, NDJSON batches, and Redis `PUBLISH`, with one
+//! subscriber or none.
 
 use std::time::{Duration, Instant};
 
@@ -15,10 +16,11 @@ use crate::report::Row;
 use crate::scenario::{Runner, Via};
 use crate::servers::{Kind, Setting};
 
-/// Messages on their way from Redis to the one subscriber: fewer than the naive program's backlog, past which it loses some.
+/// Maximum number of messages under way from Redis to the one subscriber. It is below the backlog
+/// of the naive program, which loses messages beyond its backlog.
 const OUTSTANDING: u64 = 1000;
 
-/// Unanswered commands when Redis itself is measured.
+/// Unanswered commands when only Redis is measured.
 const PIPELINE: usize = 1000;
 
 impl Runner<'_> {
@@ -29,7 +31,7 @@ impl Runner<'_> {
             match (self.kind, via, &self.setting.redis) {
                 (Kind::Bare(..), Via::Redis, Some(url)) => rows.push(self.redis_itself(url)?),
                 (Kind::Bare(..), ..) | (_, Via::Redis, None) => {}
-                // Theirs is another protocol on Redis than a plain PUBLISH.
+                // These servers use Redis with a protocol of their own instead of plain PUBLISH.
                 (Kind::Alternative(name), Via::Redis, _) if name != "ws" => {}
                 (Kind::Livebridge | Kind::Running, Via::Batch, _) => {
                     rows.push(self.posts(self.parameters.batch, 4, true)?)
@@ -99,8 +101,9 @@ impl Runner<'_> {
         Ok(self.row("ingest", "Redis PUBLISH, one subscriber".to_owned(), figures))
     }
 
-    /// Batches that nobody listens to: what taking in costs without handing out. Every message was answered for; with a history
-    /// the server's own count of them is compared as well.
+    /// Publishes batches in channels without subscribers, to measure accepting messages without
+    /// delivering them. Each message gets an answer; with a history, the server's count of messages
+    /// is compared too.
     pub(crate) fn publish(&self) -> Outcome<Vec<Row>> {
         match (self.kind, &self.setting.redis) {
             (Kind::Bare(..), Some(url)) => Ok(vec![Row { scenario: "publish", ..self.redis_itself(url)? }]),
@@ -146,7 +149,8 @@ impl Runner<'_> {
         Ok(self.row("publish", format!("batches of {batch}, {links} links, {said}, {broker}"), figures))
     }
 
-    /// The limit for all of these: pipelined PUBLISH on one connection, with no server listening.
+    /// The upper limit for these measurements: pipelined PUBLISH on one connection, without a
+    /// server that subscribes.
     fn redis_itself(&self, url: &str) -> Outcome<Row> {
         let mut poll = Poll::new()?;
         let mut events = Events::with_capacity(16);

@@ -1,16 +1,19 @@
-//! The load program: measures livebridge beside the naive program, the bare kernel and other servers, on loopback only.
+//! The load program: measures livebridge, a naive program, the bare kernel and other servers, on
+//! loopback only.
 //!
-//! `cargo bench --bench load -- SCENARIO… [OPTIONS]`; without a scenario it explains itself and does nothing, so that
-//! `cargo test --all-targets` may run it. docs/performance.md has the commands behind every figure.
+//! `cargo bench --bench load -- SCENARIO… [OPTIONS]`. Without a scenario it prints its usage and
+//! does nothing, so that `cargo test --all-targets` can run it. docs/performance.md lists the
+//! command for each figure.
 //!
 //! # Layout
 //!
-//! `options` is the command line. The scenarios (`scenario`, `idle`, `growth`, `slow_readers`, `ingest`) run on a
-//! `harness`: a server of `servers` (or `alternatives`, `naive`, `bare`), the reader processes behind `readers`, and
-//! `publishers`, each one or several `publish_connection`s. Inside a reader process, `subscribers` drives the sockets,
-//! `dialect`, `pusher` and `frames` parse the bytes, and `delivery_check` checks each `message`. `soak` has clients of
-//! its own (`soak_client`, `soak_stream`), which connect and disconnect. `process` reads /proc, `report` prints, and
-//! `plot` draws reports with `svg`.
+//! `options` parses the command line. The scenarios (`scenario`, `idle`, `growth`, `slow_readers`,
+//! `ingest`) run on a `harness`: a server (`servers`, `alternatives`, `naive`, `bare`), the reader
+//! processes behind `readers`, and `publishers`, each with one or more `publish_connection`s.
+//! Inside a reader process, `subscribers` drives the sockets, `dialect`, `pusher` and `frames`
+//! parse the bytes, and `delivery_check` checks each `message`. `soak` has its own clients
+//! (`soak_client`, `soak_stream`), which connect and disconnect. `process` reads /proc, `report`
+//! prints, and `plot` draws reports with `svg`.
 
 mod alternatives;
 mod bare;
@@ -53,7 +56,7 @@ use crate::report::Report;
 use crate::scenario::{Runner, Scenario};
 use crate::servers::Kind;
 
-/// A result whose error is only ever shown to a person.
+/// A result whose error is only shown to the user.
 pub(crate) type Outcome<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
 fn main() -> ExitCode {
@@ -70,11 +73,11 @@ fn main() -> ExitCode {
     }
 }
 
-/// Everything; false where a server failed or a delivery was wrong.
+/// Runs all scenarios; false if a server failed or a delivery was wrong.
 fn run() -> Outcome<bool> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    // The program starts itself in these parts; they are no user's business.
+    // The program starts itself in these internal roles; users do not.
     match arguments[..] {
         ["--read"] => return subscribers::run().map(|()| true),
         ["plot", ..] | ["--bench", "plot", ..] => return plot::run().map(|()| true),
@@ -119,7 +122,8 @@ fn run_load(options: &Options, compare: bool) -> Outcome<bool> {
                 let runner = Runner { name, kind, setting: &setting, parameters: &parameters };
                 match runner.run(*scenario) {
                     Ok(rows) => rows.into_iter().try_for_each(|row| report.add(row))?,
-                    // One server's failure is a result too; the others are still measured.
+                    // The failure of one server is a result too; the other servers are still
+                    // measured.
                     Err(error) => {
                         failed = true;
                         writeln!(std::io::stderr(), "load: {scenario:?}, {name}: {error}")?;

@@ -1,34 +1,36 @@
-//! The message that every delivery is checked by: who, which, when, and padding that must arrive unchanged.
+//! The test message: identifies its channel, stream, sequence and due time, and has padding that
+//! must arrive unchanged.
 //!
-//! The layout is fixed-width hexadecimal text without quotes, so that it stays the same bytes inside a raw frame, an
-//! SSE line, a JSON string or a Socket.IO packet:
+//! It consists of fixed-width hexadecimal text without quotes, so its bytes are the same in a raw
+//! frame, an SSE line, a JSON string and a Socket.IO packet:
 //!
 //!     load | channel (8) | stream (4) | sequence (8) | due, ns since 1970 (16) | padding
 
 use std::sync::LazyLock;
 use std::time::SystemTime;
 
-/// Bytes before the padding.
+/// The number of bytes before the padding.
 pub(crate) const HEADER: usize = 40;
 
-/// What each message starts with; dialects that wrap it are searched for it.
+/// The start of each message. Dialects that wrap messages search for it.
 pub(crate) const MARK: &[u8; 4] = b"load";
 
-/// The largest message that can be asked for.
+/// Maximum size of a message, in bytes.
 pub(crate) const LARGEST: usize = 1 << 20;
 
 static PADDING: LazyLock<Vec<u8>> = LazyLock::new(|| (0..LARGEST).map(|index| b'a' + (index % 23) as u8).collect());
 
-/// One message, as it was sent.
+/// The content of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Message {
     /// The index of its channel.
     pub(crate) channel: u32,
-    /// Which publisher connection sent it: order is promised within one.
+    /// The publisher connection that sent it. Servers only guarantee the order within one
+    /// connection.
     pub(crate) stream: u16,
     /// 1, 2, 3 … within the channel and stream.
     pub(crate) sequence: u32,
-    /// When it was due to be published; latency counts from here.
+    /// When it was due to be published, in nanoseconds since 1970. Latency counts from here.
     pub(crate) due: u64,
 }
 
@@ -43,7 +45,7 @@ impl Message {
         out.extend_from_slice(&PADDING[..size - HEADER]);
     }
 
-    /// Reads a message back; `None` where a single byte is not as it was sent.
+    /// Parses a message; `None` if any byte differs from the message that was sent.
     pub(crate) fn parse(payload: &[u8]) -> Option<Message> {
         if payload.len() < HEADER || !payload.starts_with(MARK) {
             return None;
@@ -80,7 +82,7 @@ fn number(digits: &[u8]) -> Option<u64> {
     Some(value)
 }
 
-/// What every channel's name starts with; its index follows.
+/// The prefix of all channel names; the index of the channel follows.
 pub(crate) const CHANNEL_PREFIX: &str = "load:";
 
 /// The name of a channel by its index.
@@ -88,8 +90,9 @@ pub(crate) fn channel_name(index: u32) -> String {
     format!("{CHANNEL_PREFIX}{index}")
 }
 
-/// Nanoseconds since 1970. The wall clock, because publisher and readers are different processes and `Instant` has no
-/// number that two processes could compare; a clock step during a run would show as an absurd percentile.
+/// The time in nanoseconds since 1970. Publisher and readers are different processes, and an
+/// `Instant` cannot be compared between processes, hence the wall clock. A step of the clock during
+/// a run would show as an absurd percentile.
 pub(crate) fn now() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_nanos() as u64)
 }

@@ -1,7 +1,9 @@
-//! The naive alternative: what a person would write in an afternoon with `warp::ws`, tokio's broadcast and redis.
+//! The naive alternative: the program that one writes in an afternoon with `warp::ws`, tokio's
+//! broadcast and redis.
 //!
-//! One broadcast channel per name, one task per subscriber, one send per message. `GET /ws?channel=`, `GET /events?channel=`,
-//! `POST /publish?channel=`; with Redis, publishing goes through it and one pattern subscription brings everything back.
+//! One broadcast channel per name, one task per subscriber, one send per message. It serves `GET
+//! /ws?channel=`, `GET /events?channel=` and `POST /publish?channel=`. With Redis, it publishes
+//! there, and receives all messages through one pattern subscription.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -16,7 +18,7 @@ use warp::ws::{Message, WebSocket};
 
 use crate::Outcome;
 
-/// Messages a subscriber may lag behind before tokio's broadcast skips them.
+/// How many messages a subscriber may lag before tokio's broadcast skips messages.
 const BACKLOG: usize = 1024;
 
 #[derive(Clone, Default)]
@@ -98,7 +100,7 @@ async fn publish(channel: String, body: Bytes, (hub, publisher): State) -> Strin
     "{}".to_owned()
 }
 
-/// The next message; one that lags goes on with the oldest that is left.
+/// The next message. A subscriber that lags continues with the oldest message that is left.
 async fn next(messages: &mut broadcast::Receiver<String>) -> Option<String> {
     loop {
         match messages.recv().await {

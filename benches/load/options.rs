@@ -1,4 +1,4 @@
-//! What can be asked for on the command line, and what it means to the scenarios.
+//! The command line, and its conversion into the parameters of scenarios.
 
 use std::path::PathBuf;
 
@@ -14,7 +14,7 @@ use crate::servers::{Running, Setting};
 #[derive(Parser)]
 #[command(name = "load", version, after_help = EXAMPLES)]
 pub(crate) struct Options {
-    /// What to measure; `compare` first: for several servers in turn
+    /// Scenarios; with `compare` first, for several servers in turn
     pub(crate) scenarios: Vec<Scenario>,
     /// Servers: livebridge, naive, bare[:FRAMES[:WRITERS]], nchan, ws, socketio, sockudo, running
     #[arg(long, value_delimiter = ',')]
@@ -37,7 +37,7 @@ pub(crate) struct Options {
     /// Instances of the server, all on the Redis
     #[arg(long, default_value_t = 1)]
     pub(crate) instances: usize,
-    /// How messages get in (default: post; ingest: all)
+    /// How to publish (default: post; ingest: all)
     #[arg(long)]
     pub(crate) via: Option<Via>,
     /// Server-Sent Events instead of WebSocket
@@ -76,7 +76,8 @@ pub(crate) struct Options {
     /// Numbers of connections (growth, memory)
     #[arg(long, value_delimiter = ',')]
     pub(crate) steps: Vec<usize>,
-    /// Messages of history that livebridge keeps for a channel (default: its own; growth, publish: without and with)
+    /// Messages of history that livebridge keeps for a channel (default: its own; growth, publish:
+    /// without and with)
     #[arg(long)]
     pub(crate) history: Option<usize>,
     /// Minutes of a soak

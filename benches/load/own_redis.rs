@@ -1,11 +1,11 @@
-//! A Redis of our own, for `--redis own`: on a free port, without persistence, gone with the run.
+//! A Redis for `--redis own`: on a free port, without persistence, stopped at the end of the run.
 
 use std::process::{Child, Command, Stdio};
 
 use crate::Outcome;
 use crate::servers::{await_accept, free_port};
 
-/// A Redis of our own, without persistence, for `--redis own`.
+/// A Redis process that is stopped when this is dropped.
 pub(crate) struct Redis {
     child: Child,
     pub(crate) url: String,
@@ -45,7 +45,7 @@ impl Drop for Redis {
     }
 }
 
-/// `HOST:PORT` of a Redis URL.
+/// The `HOST:PORT` of a Redis URL.
 pub(crate) fn redis_address(url: &str) -> String {
     let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
     rest.split('/').next().unwrap_or_default().to_owned()

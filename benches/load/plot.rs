@@ -1,5 +1,5 @@
-//! `load plot FILE… --out FOLDER`: draws the JSON lines that runs have left. What each picture shows is here, how a chart is
-//! drawn in `svg.rs`.
+//! `load plot FILE… --out FOLDER`: draws the JSON lines that runs have written. This file selects
+//! the content of each picture; `svg.rs` draws charts.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -12,7 +12,7 @@ use serde_json::Value;
 use crate::Outcome;
 use crate::svg::{Axis, Chart, Line, page};
 
-/// The order of servers, and so their colours; others follow.
+/// The order of servers, which determines their colours; other servers follow.
 const SERVERS: [&str; 8] = ["livebridge", "naive", "bare", "bare:8", "nchan", "ws", "socketio", "sockudo"];
 
 /// Draws plots from JSON files.
@@ -30,7 +30,7 @@ struct Options {
     bench: bool,
 }
 
-/// Reads the files and writes what there are rows for.
+/// Reads the files and writes each picture for which there are rows.
 pub(crate) fn run() -> Outcome<()> {
     let arguments = std::env::args().filter(|argument| argument != "plot");
     let options = Options::parse_from(arguments);
@@ -40,7 +40,7 @@ pub(crate) fn run() -> Outcome<()> {
             rows.push(serde_json::from_str::<Value>(line)?);
         }
     }
-    // Medians are made here, from all rounds.
+    // Medians are computed here, from the rows of single rounds.
     rows.retain(|row| row["rounds"] == 1);
     fs::create_dir_all(&options.out)?;
     for (name, charts) in
@@ -65,7 +65,7 @@ fn logarithmic(label: &'static str) -> Axis {
     Axis { label, logarithmic: true }
 }
 
-/// Deliveries against subscribers, a chart for each window.
+/// Deliveries by subscribers, with a chart for each window.
 fn fanout(rows: &[Value]) -> Vec<Chart> {
     let bursts: Vec<&Value> = rows.iter().filter(|row| row["scenario"] == "burst").collect();
     let mut windows: Vec<u64> = bursts.iter().filter_map(|row| Some(row["at"]["window"].as_f64()? as u64)).collect();
@@ -85,7 +85,7 @@ fn fanout(rows: &[Value]) -> Vec<Chart> {
     windows.into_iter().map(chart).collect()
 }
 
-/// Latency against the rate.
+/// Latency by rate.
 fn latency(rows: &[Value]) -> Vec<Chart> {
     let steady = || rows.iter().filter(|row| row["scenario"] == "steady");
     if steady().next().is_none() {
@@ -103,7 +103,7 @@ fn latency(rows: &[Value]) -> Vec<Chart> {
     ]
 }
 
-/// What all idle connections together cost.
+/// The memory of all idle connections together.
 fn memory(rows: &[Value]) -> Vec<Chart> {
     let idle = rows.iter().filter(|row| row["scenario"] == "memory" || row["scenario"] == "hold");
     let lines = lines(idle, |row| {
@@ -149,7 +149,7 @@ fn soak(rows: &[Value]) -> Vec<Chart> {
     ]
 }
 
-/// A line for each server, livebridge's first: the median of the rows at each place.
+/// A line for each server, starting with livebridge: the median of the rows at each point.
 fn lines<'v>(rows: impl Iterator<Item = &'v Value>, point: impl Fn(&Value) -> Option<(f64, f64)>) -> Vec<Line> {
     let mut servers: BTreeMap<(usize, &str), BTreeMap<u64, Vec<f64>>> = BTreeMap::new();
     for row in rows {

@@ -1,12 +1,12 @@
-//! What processes use, read from /proc: CPU time and memory of a process and all its descendants.
+//! Resource usage from /proc: CPU time and memory of a process and all its descendants.
 
 use std::collections::HashMap;
 use std::fs;
 
-/// Clock ticks a second in /proc/PID/stat: 100 on every Linux that Rust's standard targets run on.
+/// Clock ticks per second in /proc/PID/stat: 100 on each Linux that Rust's standard targets run on.
 const TICKS: f64 = 100.0;
 
-/// How many cores this machine has for us.
+/// The number of cores that this process may use.
 pub(crate) fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
@@ -16,12 +16,13 @@ pub(crate) fn cpu_seconds(roots: &[u32]) -> f64 {
     family(roots).iter().filter_map(|pid| stat(*pid)).map(|(_, ticks)| ticks as f64 / TICKS).sum()
 }
 
-/// User and system time of this process alone, in seconds: what publishing costs.
+/// User and system time of this process alone, in seconds: the cost of publishing.
 pub(crate) fn own_cpu_seconds() -> f64 {
     stat(std::process::id()).map_or(0.0, |(_, ticks)| ticks as f64 / TICKS)
 }
 
-/// Proportional set size of these processes and their descendants, in bytes: memory shared with others counts in part.
+/// Proportional set size of these processes and their descendants, in bytes: shared memory counts
+/// proportionally.
 pub(crate) fn pss_bytes(roots: &[u32]) -> f64 {
     family(roots)
         .iter()
@@ -40,19 +41,21 @@ pub(crate) fn descriptors(roots: &[u32]) -> usize {
     family(roots).into_iter().map(open).sum()
 }
 
-/// FIN_WAIT1, FIN_WAIT2 and CLOSING, as /proc/net/tcp writes them: this end has closed, the other has not.
+/// FIN_WAIT1, FIN_WAIT2 and CLOSING, as /proc/net/tcp writes them: this side has closed, the other
+/// has not.
 const CLOSED_HERE: [&str; 3] = ["04", "05", "0B"];
 
-/// What the kernel knows about the connections to a server's port.
+/// The connections to a server's port, according to the kernel.
 #[derive(Default)]
 pub(crate) struct Connections {
-    /// The most that it holds for one of them, both ends' queues together, in bytes.
+    /// The largest total of both ends' queues of a single connection, in bytes.
     pub(crate) fullest: u64,
-    /// Those that the server has closed while data or the peer still keeps them: a stuck reader never gets to see the end.
+    /// Connections that the server has closed, and that unsent data or the peer still keeps open: a
+    /// stuck reader never sees the end.
     pub(crate) closed: u64,
 }
 
-/// The connections to `port`, from /proc/net/tcp.
+/// Reads the connections to `port` from /proc/net/tcp.
 pub(crate) fn connections(port: u16) -> Connections {
     let Ok(table) = fs::read_to_string("/proc/net/tcp") else {
         return Connections::default();
@@ -96,10 +99,10 @@ fn family(roots: &[u32]) -> Vec<u32> {
     family
 }
 
-/// A process's parent and its CPU time in ticks.
+/// The parent of a process and its CPU time in ticks.
 fn stat(pid: u32) -> Option<(u32, u64)> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name in brackets may hold anything; what follows the last bracket is fields 3 and on.
+    // The name in brackets may contain anything. Fields 3 and later follow the last bracket.
     let fields: Vec<&str> = text.rsplit_once(')')?.1.split_whitespace().collect();
     let ticks = fields.get(11)?.parse::<u64>().ok()? + fields.get(12)?.parse::<u64>().ok()?;
     Some((fields.get(1)?.parse().ok()?, ticks))

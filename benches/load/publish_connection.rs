@@ -1,5 +1,5 @@
-//! One publishing connection: requests out, answers in, how many are outstanding. What a request looks like is
-//! `publishers.rs`.
+//! A publishing connection: sends requests, receives answers, and counts outstanding ones.
+//! `publishers.rs` writes the requests.
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read, Write};
@@ -15,7 +15,8 @@ use crate::message::now;
 /// A connection that publishes.
 pub(crate) struct PublishConnection {
     socket: TcpStream,
-    /// What is to be written. Requests that the server takes one at a time wait in `waiting`.
+    /// Bytes to write. For a server that takes one request at a time, further requests wait in
+    /// `waiting`.
     pub(crate) outgoing: Vec<u8>,
     written: usize,
     incoming: Vec<u8>,
@@ -24,7 +25,7 @@ pub(crate) struct PublishConnection {
     one_at_a_time: Option<OneAtATime>,
 }
 
-/// For a server that ends the connection after every answer: one request a connection, in order.
+/// For a server that closes the connection after each answer: one request per connection, in order.
 struct OneAtATime {
     waiting: VecDeque<Vec<u8>>,
     under_way: bool,
@@ -34,12 +35,12 @@ struct OneAtATime {
     token: Token,
 }
 
-/// How answers are told apart.
+/// The syntax of answers.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Answers {
     Http,
     Redis,
-    /// None are given.
+    /// The server sends no answers.
     None,
 }
 
@@ -57,7 +58,7 @@ impl PublishConnection {
         })
     }
 
-    /// From here on the next request waits for the answer to the one before.
+    /// From here on, each request waits for the answer to the previous one.
     pub(crate) fn take_turns(&mut self, address: SocketAddr, registry: &Registry, token: Token) -> Outcome<()> {
         let registry = registry.try_clone()?;
         let serial = OneAtATime { waiting: VecDeque::new(), under_way: false, closed: false, address, registry, token };
@@ -65,12 +66,12 @@ impl PublishConnection {
         Ok(())
     }
 
-    /// Requests that wait for an answer.
+    /// The number of requests that wait for an answer.
     pub(crate) fn unanswered(&self) -> usize {
         self.asked.len()
     }
 
-    /// A request that `write` appends; what it asks counts from now.
+    /// Adds the request that `write` appends; its time counts from now.
     pub(crate) fn ask(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
         match &mut self.one_at_a_time {
             None => write(&mut self.outgoing),
@@ -83,7 +84,7 @@ impl PublishConnection {
         self.asked.push_back(now());
     }
 
-    /// Hands to the kernel what is waiting.
+    /// Writes the waiting bytes to the socket.
     pub(crate) fn flush(&mut self) -> Outcome<()> {
         self.next_turn()?;
         while self.written < self.outgoing.len() {
@@ -111,7 +112,7 @@ impl PublishConnection {
         Ok(())
     }
 
-    /// Reads what has arrived; calls `record` with the time that each answer took.
+    /// Reads answers; calls `record` with the time that each answer took.
     pub(crate) fn receive(&mut self, buffer: &mut [u8], kind: Answers, mut record: impl FnMut(u64)) -> Outcome<()> {
         self.read(buffer)?;
         let mut used = 0;
@@ -152,7 +153,7 @@ impl PublishConnection {
                 Ok(count) => {
                     self.incoming.extend_from_slice(&buffer[..count]);
                     if count < buffer.len() {
-                        return Ok(()); // the socket is empty (epoll(7)), the next arrival a new edge
+                        return Ok(()); // the socket is empty; the next arrival is a new edge (epoll(7))
                     }
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
@@ -170,10 +171,10 @@ fn register(socket: std::net::TcpStream, registry: &Registry, token: Token) -> O
     Ok(socket)
 }
 
-/// A whole answer.
+/// A complete answer.
 struct Answer {
     length: usize,
-    /// The server ends the connection after it.
+    /// Whether the server closes the connection after it.
     closes: bool,
 }
 
@@ -188,7 +189,7 @@ fn redis_answer(bytes: &[u8]) -> Outcome<Option<Answer>> {
     Ok(Some(Answer { length: end + 1, closes: false }))
 }
 
-/// The first HTTP answer; any status but 2xx is an error.
+/// The first HTTP response; a status other than 2xx is an error.
 fn http_answer(bytes: &[u8]) -> Outcome<Option<Answer>> {
     let Some(end) = find(bytes, b"\r\n\r\n") else { return Ok(None) };
     if bytes.get(9) != Some(&b'2') {

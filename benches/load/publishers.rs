@@ -1,5 +1,6 @@
-//! The publishing side: one thread, any number of keep-alive connections, written without waiting for answers unless the
-//! scenario wants to. `POST /publish`, NDJSON batches, Redis `PUBLISH`, Pusher events, and the bare server's orders.
+//! Publishes on any number of keep-alive connections from one thread, without waiting for answers
+//! unless the scenario requires it: `POST /publish`, NDJSON batches, Redis `PUBLISH`, Pusher
+//! events, and the orders of the bare server.
 
 use std::io::{Read, Write};
 use std::net::ToSocketAddrs;
@@ -13,12 +14,12 @@ use crate::message::{CHANNEL_PREFIX, Message, channel_name};
 use crate::publish_connection::{Answers, PublishConnection};
 use crate::pusher;
 
-/// How messages get in.
+/// How to publish.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Path {
-    /// `POST` to this path, `{channel}` replaced.
+    /// `POST` to this path; `{channel}` is replaced.
     Post(String),
-    /// The same with `application/x-ndjson`, several messages a request.
+    /// `POST` of `application/x-ndjson` to this path, with several messages per request.
     Batch(String),
     /// `PUBLISH` on a Redis connection.
     Redis,
@@ -28,19 +29,19 @@ pub(crate) enum Path {
     Orders,
 }
 
-/// Connections that publish.
+/// The connections that publish.
 pub(crate) struct Publishers {
     connections: Vec<PublishConnection>,
     path: Path,
     first_token: usize,
-    /// What one read() may bring.
+    /// The buffer for one read().
     buffer: Vec<u8>,
-    /// From handing a request over to its answer.
+    /// The times from queuing a request to its answer.
     pub(crate) answer_times: Histogram,
 }
 
 impl Publishers {
-    /// Connects `count` connections, shared out over `addresses`, with tokens from `first_token`.
+    /// Opens `count` connections, distributed over `addresses`, with tokens from `first_token`.
     pub(crate) fn connect(
         addresses: &[String],
         count: usize,
@@ -76,7 +77,7 @@ impl Publishers {
         self.connections.len()
     }
 
-    /// Requests that connection `index` waits for an answer to.
+    /// The number of requests on connection `index` that wait for an answer.
     pub(crate) fn unanswered(&self, index: usize) -> usize {
         self.connections[index].unanswered()
     }
@@ -85,12 +86,13 @@ impl Publishers {
         self.connections.iter().map(PublishConnection::unanswered).sum()
     }
 
-    /// Answers so far.
+    /// The number of answers so far.
     pub(crate) fn answered(&self) -> u64 {
         self.connections.iter().map(|connection| connection.answered).sum()
     }
 
-    /// Publishes messages of one channel and stream through connection `index`: one request each, or one for all in a batch.
+    /// Publishes messages of one channel and stream on connection `index`: one request per message,
+    /// or one for all in a batch.
     pub(crate) fn publish(&mut self, index: usize, messages: &[Message], size: usize) {
         let count = self.connections.len();
         let connection = &mut self.connections[index % count];
@@ -104,7 +106,7 @@ impl Publishers {
                     size: size as u32,
                     due: first.due,
                 };
-                // Every writer hears of every message: each has its share of the subscribers.
+                // Each writer gets each order, because each has a part of the subscribers.
                 self.connections.iter_mut().for_each(|connection| order.write(&mut connection.outgoing));
             }
             Path::Batch(path) => {
@@ -127,12 +129,12 @@ impl Publishers {
         }
     }
 
-    /// Hands to the kernel what is waiting.
+    /// Writes the waiting bytes to the sockets.
     pub(crate) fn flush(&mut self) -> Outcome<()> {
         self.connections.iter_mut().try_for_each(PublishConnection::flush)
     }
 
-    /// Something happened on the connection with this token.
+    /// Handles an event on the connection with this token.
     pub(crate) fn handle(&mut self, token: usize) -> Outcome<()> {
         let Self { connections, path, first_token, buffer, answer_times } = self;
         let kind = match path {
@@ -146,7 +148,7 @@ impl Publishers {
     }
 }
 
-/// Writes each message's bytes, and hands them on.
+/// Writes each message and passes its bytes to `hand_on`.
 fn each(messages: &[Message], size: usize, mut hand_on: impl FnMut(&Message, &[u8])) {
     let mut payload = Vec::with_capacity(size);
     for message in messages {
@@ -156,7 +158,7 @@ fn each(messages: &[Message], size: usize, mut hand_on: impl FnMut(&Message, &[u
     }
 }
 
-/// The messages as lines of a batch.
+/// The messages as the lines of a batch.
 pub(crate) fn lines(messages: &[Message], size: usize) -> Vec<u8> {
     let mut body = Vec::with_capacity(messages.len() * (size + 40));
     for message in messages {
@@ -167,7 +169,7 @@ pub(crate) fn lines(messages: &[Message], size: usize) -> Vec<u8> {
     body
 }
 
-/// Appends a request with this body; the path's `{channel}` is replaced.
+/// Appends a `POST` with this body; `{channel}` in the path is replaced.
 pub(crate) fn post(path: &str, channel: u32, kind: &str, body: &[u8], out: &mut Vec<u8>) {
     let (before, after) = path.split_once("{channel}").unwrap_or((path, ""));
     write!(out, "POST {before}").ok();

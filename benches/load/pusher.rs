@@ -1,5 +1,6 @@
-//! The Pusher protocol as sockudo serves it: how a channel is subscribed to, and a publish with the signature that its HTTP API
-//! asks for. Reading frames is `dialect.rs`, starting the server `alternatives.rs`.
+//! The Pusher protocol as sockudo serves it: subscribes to a channel, and publishes with the
+//! signature that the HTTP API requires. `dialect.rs` reads the frames, `alternatives.rs` describes
+//! the server.
 
 use std::fmt::Write;
 
@@ -10,21 +11,21 @@ use sha2::{Digest, Sha256};
 use crate::Outcome;
 use crate::message::now;
 
-/// The one application; scripts/alternatives configures the same.
+/// The only application; scripts/alternatives configures the same.
 const KEY: &str = "load-key";
 const SECRET: &[u8] = b"load-secret";
 
-/// Where clients connect; the channel is named later.
+/// The path to which clients connect; they name the channel later.
 pub(crate) const SUBSCRIBE_PATH: &str = "/app/load-key?protocol=7&client=load&version=1.0";
-/// Where events are posted to.
+/// The path to which events are posted.
 pub(crate) const EVENTS_PATH: &str = "/apps/load/events";
 
-/// A channel's name: the protocol knows no colon in it.
+/// The name of a channel. The protocol does not allow a colon in it.
 fn channel_name(channel: u32) -> String {
     format!("load.{channel}")
 }
 
-/// What a client says to the server's text, while it joins `channel`; `None` once it has.
+/// The answer to a text from the server while a client joins `channel`; `None` once it has joined.
 pub(crate) fn join(text: &[u8], channel: u32) -> Outcome<Option<String>> {
     let text = String::from_utf8_lossy(text);
     if text.contains("pusher:connection_established") {
@@ -38,15 +39,15 @@ pub(crate) fn join(text: &[u8], channel: u32) -> Outcome<Option<String>> {
     }
 }
 
-/// The answer to the protocol's own ping.
+/// The answer to a ping of the protocol.
 pub(crate) const PONG: &[u8] = br#"{"event":"pusher:pong","data":{}}"#;
 
-/// Whether this is the protocol's own ping, which comes in a message.
+/// Whether the message is a ping of the protocol.
 pub(crate) fn is_ping(text: &[u8]) -> bool {
     text.len() < 80 && text.starts_with(br#"{"event":"pusher:ping""#)
 }
 
-/// A whole request that publishes `payload`, which holds no character that JSON would escape.
+/// A request that publishes `payload`, which must not have characters that JSON escapes.
 pub(crate) fn request(channel: u32, payload: &[u8]) -> Vec<u8> {
     let name = channel_name(channel);
     let body = format!(r#"{{"name":"m","channel":"{name}","data":"{}"}}"#, String::from_utf8_lossy(payload));
@@ -63,7 +64,7 @@ pub(crate) fn request(channel: u32, payload: &[u8]) -> Vec<u8> {
 }
 
 fn sign(text: &str) -> String {
-    // A key of any length is taken.
+    // HMAC accepts a key of any length.
     let Ok(mut signature) = Hmac::<Sha256>::new_from_slice(SECRET) else { return String::new() };
     signature.update(text.as_bytes());
     hexadecimal(&signature.finalize().into_bytes())

@@ -1,4 +1,5 @@
-//! The parent's end of the reader processes: starts them, tells them what to do, hears how far they are.
+//! The parent's side of the reader processes: starts them, sends them commands, and reads their
+//! progress.
 
 use std::io::{ErrorKind, Read, Write};
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -12,13 +13,13 @@ use crate::Outcome;
 use crate::dialect::Dialect;
 use crate::process;
 
-/// Sockets of one reader process: a process may open 20,000 files here.
+/// Maximum number of sockets of a reader process; a process may open 20,000 files here.
 const PER_READER: usize = 15_000;
 
-/// A different part of 127.0.0.0/8 for every run in this process, starting somewhere that depends on the process.
+/// A different part of 127.0.0.0/8 for each run in this process. The start depends on the process.
 static BLOCK: AtomicU16 = AtomicU16::new(0);
 
-/// What the subscribers are to be.
+/// The subscribers to create.
 #[derive(Clone)]
 pub(crate) struct ReaderSet {
     pub(crate) ports: Vec<u16>,
@@ -26,17 +27,19 @@ pub(crate) struct ReaderSet {
     pub(crate) dialect: Dialect,
     pub(crate) subscribers: usize,
     pub(crate) channels: usize,
-    /// Publisher connections whose order is told apart.
+    /// The number of publisher connections for which the order is checked.
     pub(crate) streams: usize,
     pub(crate) at_once: usize,
-    /// One in so many never reads; 0 for none.
+    /// Every this many subscribers, one never reads; 0 for none.
     pub(crate) stuck_every: usize,
 }
 
-/// All reader processes of one run. They end with it: their standard input closes.
+/// All reader processes of a run. They end when this is dropped, because their standard input
+/// closes.
 pub(crate) struct Readers {
     readers: Vec<Reader>,
-    /// Whether every channel has its subscribers in one reader (then their counts add up, else the slowest counts).
+    /// Whether the subscribers of each channel are in one reader. Then the counts of readers add
+    /// up; otherwise the slowest reader counts.
     partitioned: bool,
 }
 
@@ -52,13 +55,15 @@ struct Reader {
 }
 
 impl Readers {
-    /// Starts as many readers as the subscribers need, with tokens from 0, and tells them to connect.
+    /// Starts as many readers as the subscribers need, with tokens from 0, and sends them
+    /// `connect`.
     pub(crate) fn start(reader_set: &ReaderSet, registry: &Registry) -> Outcome<Self> {
         let needed = reader_set.subscribers.div_ceil(PER_READER).max(1);
-        // One for each core: a server with several threads would wait for a single one, and that would be measured.
+        // At least one reader per core: with a single one, a server with several threads would wait
+        // for the reader.
         let wanted = needed.max(process::cores().min(reader_set.subscribers));
         let partitioned = reader_set.channels > 1;
-        // A channel's subscribers are all in one reader.
+        // Keep the subscribers of a channel in one reader.
         let suits = |count: &usize| !partitioned || reader_set.channels.is_multiple_of(*count);
         let count = std::iter::once(wanted).chain(needed..=2 * needed).find(suits);
         let Some(count) = count.filter(|_| !partitioned || reader_set.subscribers.is_multiple_of(reader_set.channels))
@@ -98,17 +103,17 @@ impl Readers {
         self.readers.len()
     }
 
-    /// Sends the same command to all.
+    /// Sends the same command to all readers.
     pub(crate) fn command(&mut self, command: &Value) -> Outcome<()> {
         self.readers.iter_mut().try_for_each(|reader| reader.command(command))
     }
 
-    /// Reads what reader `index` has written.
-    pub(crate) fn hear(&mut self, index: usize) -> Outcome<()> {
-        self.readers[index].hear()
+    /// Reads the output of reader `index`.
+    pub(crate) fn read_output(&mut self, index: usize) -> Outcome<()> {
+        self.readers[index].read_output()
     }
 
-    /// One reply of each reader, once all have replied.
+    /// One reply from each reader; `None` until all have replied.
     pub(crate) fn replies(&mut self) -> Option<Vec<Value>> {
         if self.readers.iter().any(|reader| reader.replies.is_empty()) {
             return None;
@@ -116,7 +121,7 @@ impl Readers {
         Some(self.readers.iter_mut().map(|reader| reader.replies.remove(0)).collect())
     }
 
-    /// Messages that all their subscribers have.
+    /// Messages that all their subscribers have received.
     pub(crate) fn completed(&self) -> u64 {
         let counts = self.readers.iter().map(|reader| reader.completed);
         if self.partitioned { counts.sum() } else { counts.min().unwrap_or(0) }
@@ -126,7 +131,7 @@ impl Readers {
         self.readers.iter().map(|reader| reader.delivered).sum()
     }
 
-    /// Subscribers that have received anything yet.
+    /// Subscribers that have received at least one message.
     pub(crate) fn seen(&self) -> u64 {
         self.readers.iter().map(|reader| reader.seen).sum()
     }
@@ -179,7 +184,7 @@ impl Reader {
         Ok(())
     }
 
-    fn hear(&mut self) -> Outcome<()> {
+    fn read_output(&mut self) -> Outcome<()> {
         let mut buffer = [0; 4096];
         loop {
             match self.output.read(&mut buffer) {

@@ -1,4 +1,5 @@
-//! Results: a table on the terminal, a JSON line each in a file, medians and ratios over several rounds.
+//! Results: a table on the terminal, JSON lines in a file, and medians and ratios over several
+//! rounds.
 
 use std::fs::OpenOptions;
 use std::io::{self, Write};
@@ -8,23 +9,23 @@ use serde_json::{Map, Value, json};
 
 use crate::Outcome;
 
-/// One measured case of one server.
+/// The result of one case for one server.
 #[derive(Clone)]
 pub(crate) struct Row {
     pub(crate) scenario: &'static str,
     pub(crate) case: String,
     pub(crate) server: String,
     pub(crate) figures: Vec<(&'static str, f64)>,
-    /// The numbers of the case, for plots: what was varied.
+    /// The parameters of the case, for plots.
     pub(crate) at: Vec<(&'static str, f64)>,
-    /// What was sampled over time: the names of the columns, and a line per sample.
+    /// Samples over time: the names of the columns, and a line per sample.
     pub(crate) series: (Vec<&'static str>, Vec<Vec<f64>>),
 }
 
 /// Names of figures that must be 0.
 pub(crate) const FAULTS: [&str; 4] = ["lost", "doubled", "reordered", "changed"];
 
-/// Prints rows as they come and keeps them.
+/// Prints rows as they arrive, and keeps them.
 pub(crate) struct Report {
     rows: Vec<Row>,
     json: Option<PathBuf>,
@@ -36,7 +37,7 @@ impl Report {
         Self { rows: Vec::new(), json, head: Vec::new() }
     }
 
-    /// Prints a line under the table's head, which is printed again where it changes.
+    /// Prints a row. Prints the head of the table again if the columns change.
     pub(crate) fn add(&mut self, row: Row) -> Outcome<()> {
         let names: Vec<_> = row.figures.iter().map(|(name, _)| *name).collect();
         if names != self.head {
@@ -51,12 +52,13 @@ impl Report {
         Ok(())
     }
 
-    /// Whether any run lost, doubled, reordered or changed anything.
+    /// Whether any run lost, duplicated, reordered or changed a message.
     pub(crate) fn faults(&self) -> bool {
         self.rows.iter().flat_map(|row| &row.figures).any(|(name, value)| FAULTS.contains(name) && *value > 0.0)
     }
 
-    /// Prints the medians of all rounds, with each figure's ratio to the bare kernel's and the naive program's.
+    /// Prints the medians of all rounds, and the ratio of each figure to those of the bare kernel
+    /// and the naive program.
     pub(crate) fn compare(&self) -> Outcome<()> {
         let medians = self.medians();
         let mut cases: Vec<(&str, &str)> = Vec::new();
@@ -83,7 +85,7 @@ impl Report {
         Ok(())
     }
 
-    /// One row for each case and server, and how many rounds it is the median of.
+    /// The median of each case and server, with its number of rounds.
     fn medians(&self) -> Vec<(Row, usize)> {
         let mut medians: Vec<(Row, usize)> = Vec::new();
         for row in &self.rows {
@@ -100,7 +102,7 @@ impl Report {
         Ok(())
     }
 
-    /// Writes a line of JSON where that was asked for.
+    /// Writes a line of JSON, if the user asked for it.
     fn keep(&self, value: &Value) -> Outcome<()> {
         let Some(path) = &self.json else {
             return Ok(());
@@ -114,7 +116,7 @@ impl Report {
 }
 
 impl Row {
-    /// The same with the numbers that its case stands for.
+    /// Adds the parameters of the case.
     pub(crate) fn at(mut self, numbers: &[(&'static str, f64)]) -> Row {
         self.at.extend_from_slice(numbers);
         self
@@ -140,7 +142,7 @@ impl Row {
         self.server.starts_with("bare") || self.server == "naive"
     }
 
-    /// Whether this is another round of the same.
+    /// Whether this is another round of the same case.
     fn is_of(&self, other: &Row) -> bool {
         (self.scenario, &self.case, &self.server) == (other.scenario, &other.case, &other.server)
     }
@@ -152,7 +154,7 @@ fn median(rounds: &[&Row]) -> Row {
     for (name, value) in &mut result.figures {
         let mut values: Vec<f64> = rounds.iter().filter_map(|row| row.figure(name)).collect();
         values.sort_by(f64::total_cmp);
-        // A fault in any round is a fault.
+        // A fault in any round counts, so take the largest value.
         *value = if FAULTS.contains(name) { values[values.len() - 1] } else { middle(&values) };
     }
     result
@@ -181,7 +183,7 @@ fn line(case: &str, server: &str, values: &[String], names: &[&str]) -> String {
     text
 }
 
-/// A number with three or four digits that mean something.
+/// Formats a number with three or four significant digits.
 fn short(value: f64) -> String {
     match value.abs() {
         size if size >= 1e6 => format!("{:.2} M", value / 1e6),

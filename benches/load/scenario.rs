@@ -1,5 +1,6 @@
-//! What can be measured, and the fan-out: burst and steady. Each scenario starts its server anew, warms up, measures, and
-//! returns a row per case. The others are in files of their own: `idle`, `growth`, `slow_readers`, `ingest`, `soak`.
+//! The list of scenarios, and the fan-out scenarios: burst and steady. Each scenario starts its
+//! server anew, warms up, measures, and returns a row per case. Other scenarios are in `idle`,
+//! `growth`, `slow_readers`, `ingest` and `soak`.
 
 use std::time::Duration;
 
@@ -11,7 +12,8 @@ use crate::readers::ReaderSet;
 use crate::report::Row;
 use crate::servers::{Kind, Server, Setting};
 
-/// The most that may be outstanding in one channel: fewer than a reader remembers.
+/// Maximum number of outstanding messages in one channel; less than the number that a reader
+/// remembers.
 const LARGEST_WINDOW: u64 = 512;
 
 /// The scenarios by name.
@@ -27,9 +29,10 @@ pub(crate) enum Scenario {
     Steady,
     /// Many channels with one subscriber each
     Channels,
-    /// How fast messages get in: POST, NDJSON batches, Redis PUBLISH
+    /// The rate of publishing: POST, NDJSON batches, Redis PUBLISH
     Ingest,
-    /// Batches that nobody listens to, history off and on; bare: pipelined PUBLISH on the same Redis
+    /// Batches without subscribers, history off and on; bare: pipelined PUBLISH on the same
+    /// Redis
     Publish,
     /// Handshakes, 200 at once
     Connect,
@@ -39,13 +42,13 @@ pub(crate) enum Scenario {
     Return,
     /// Cost per delivery as connections and channels grow, with and without history
     Growth,
-    /// Minutes of coming and going, with everything checked and sampled
+    /// Minutes of connecting and disconnecting, with everything checked and sampled
     Soak,
     /// Runs the scenarios named after it for several servers in turn
     Compare,
 }
 
-/// How messages get in.
+/// How to publish.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Via {
     /// POST /publish
@@ -56,7 +59,7 @@ pub(crate) enum Via {
     Batch,
 }
 
-/// What was asked for; `None` takes the scenario's own default.
+/// The parameters from the command line; `None` selects the default of the scenario.
 #[derive(Clone)]
 pub(crate) struct Parameters {
     pub(crate) subscribers: Option<usize>,
@@ -75,7 +78,7 @@ pub(crate) struct Parameters {
     pub(crate) minutes: f64,
 }
 
-/// One scenario for one server.
+/// Runs a scenario for a server.
 pub(crate) struct Runner<'a> {
     pub(crate) name: &'a str,
     pub(crate) kind: &'a Kind,
@@ -207,7 +210,7 @@ impl Runner<'_> {
 }
 
 impl Measured {
-    /// The columns of a fan-out row; the rate only where it was not given.
+    /// The columns of a fan-out row, with the rate unless it was a parameter.
     pub(crate) fn figures(&self, rate: bool) -> Vec<(&'static str, f64)> {
         let delivered = (self.delivered as f64).max(1.0);
         let mut figures = Vec::new();

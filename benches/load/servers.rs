@@ -1,4 +1,5 @@
-//! Starts and stops what is measured. Whatever is started here is ended here, also when the load program is killed.
+//! Starts and stops the servers. Each server that was started is stopped again, even if the load
+//! program is killed.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -13,38 +14,38 @@ use crate::dialect::Dialect;
 use crate::process;
 use crate::publishers::Path;
 
-/// The longest that a server may take to answer.
+/// Time limit for the first answer of a server.
 const START_LIMIT: Duration = Duration::from_secs(20);
 
-/// The servers that scripts/alternatives knows.
+/// The servers of scripts/alternatives.
 const ALTERNATIVES: [&str; 4] = ["nchan", "ws", "socketio", "sockudo"];
 
-/// A server by the name it has on the command line.
+/// A server, by its name on the command line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     Livebridge,
     Naive,
-    /// Frames a write, writer threads.
+    /// Frames per write, and the number of writer threads.
     Bare(usize, usize),
     /// Started by scripts/alternatives.
     Alternative(String),
-    /// Already running.
+    /// A server that is already running.
     Running,
 }
 
-/// How servers are started; the same for all of them.
+/// The settings with which all servers start.
 #[derive(Clone, Default)]
 pub(crate) struct Setting {
     pub(crate) livebridge: Option<PathBuf>,
     pub(crate) environment: Vec<(String, String)>,
     pub(crate) redis: Option<String>,
     pub(crate) instances: usize,
-    /// How many messages of history livebridge keeps for a channel; `None` for its defaults.
+    /// How many messages of history livebridge keeps for a channel; `None` for the default.
     pub(crate) history: Option<usize>,
     pub(crate) running: Running,
 }
 
-/// Where a server that was started by someone else is.
+/// The address of a server that is already running.
 #[derive(Clone, Default)]
 pub(crate) struct Running {
     pub(crate) url: String,
@@ -53,18 +54,18 @@ pub(crate) struct Running {
     pub(crate) dialect: Option<Dialect>,
 }
 
-/// A server that answers.
+/// A server that answers requests.
 pub(crate) struct Server {
     pub(crate) kind: Kind,
     pub(crate) ports: Vec<u16>,
-    /// Where to subscribe; `{channel}` is replaced.
+    /// The path for subscribing; `{channel}` is replaced.
     pub(crate) path: String,
     pub(crate) dialect: Dialect,
     pub(crate) publish_path: String,
     pub(crate) publish_port: u16,
     children: Vec<Child>,
     pub(crate) pids: Vec<u32>,
-    /// The rules of a server whose history is not the default.
+    /// The rules file of a server whose history is not the default.
     rules: Option<NamedTempFile>,
 }
 
@@ -92,7 +93,7 @@ impl Kind {
 }
 
 impl Setting {
-    /// A rules file that says for all channels what history they keep.
+    /// Writes a rules file with the configured history for all channels.
     fn rules(&self) -> Outcome<Option<NamedTempFile>> {
         let Some(history) = self.history else { return Ok(None) };
         let mut file = NamedTempFile::new()?;
@@ -106,7 +107,8 @@ impl Setting {
 }
 
 impl Server {
-    /// Starts the server, or finds the running one, and waits until it answers. `events` asks for SSE.
+    /// Starts the server, or finds the running one, and waits until it answers. `events` selects
+    /// SSE.
     pub(crate) fn start(kind: &Kind, setting: &Setting, events: bool) -> Outcome<Server> {
         let mut server = Server {
             kind: kind.clone(),
@@ -142,7 +144,8 @@ impl Server {
         let port = free_port()?;
         let myself = std::env::current_exe()?;
         let redis = setting.redis.clone().unwrap_or_default();
-        // The kernel ends the server when we end, whatever way: nothing is left over from a run that was killed.
+        // The kernel kills the server when this process ends for any reason, so a killed run leaves
+        // no server behind.
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", "--"]);
         match self.kind {
@@ -168,7 +171,7 @@ impl Server {
                 command.envs(setting.environment.iter().cloned())
             }
         };
-        // Another directory, so that no .env or livebridge.toml of the place we were started in counts.
+        // Another directory, so that a .env or livebridge.toml in the current one has no effect.
         command.current_dir(std::env::temp_dir()).stdin(Stdio::null()).stdout(Stdio::null());
         let child = command.spawn()?;
         self.pids.push(child.id());
@@ -177,7 +180,7 @@ impl Server {
         await_accept(port)
     }
 
-    /// Where publishers connect, and how many connections the server wants at least.
+    /// The path and the addresses for publishers. The server needs a connection to each address.
     pub(crate) fn publish_path(&self, batch: bool) -> (Path, Vec<String>) {
         let path = match self.kind {
             Kind::Bare(..) => Path::Orders,
@@ -188,7 +191,7 @@ impl Server {
         (path, ports.iter().map(|port| format!("127.0.0.1:{port}")).collect())
     }
 
-    /// The newest offset of the first channel, as livebridge's history tells it.
+    /// The newest offset of the first channel, from livebridge's history.
     pub(crate) fn newest_offset(&self) -> Outcome<f64> {
         let answer = get(self.ports[0], "/channels/load:0/messages?limit=1")?;
         let (_, body) = answer.split_once("\r\n\r\n").ok_or("no answer about the history")?;
@@ -196,9 +199,9 @@ impl Server {
         body["offset"].as_f64().ok_or_else(|| format!("no offset in {body}").into())
     }
 
-    /// A number of livebridge's /metrics, all instances together.
+    /// The value of a metric of livebridge, summed over all instances.
     pub(crate) fn metric(&self, name: &str) -> f64 {
-        // With labels there is a line for each of their values.
+        // A metric with labels has a line for each combination.
         let value = |line: &str| {
             let rest = line.strip_prefix(name).filter(|rest| rest.starts_with([' ', '{']))?;
             rest.rsplit(' ').next()?.parse::<f64>().ok()
@@ -228,7 +231,7 @@ impl Drop for Server {
     }
 }
 
-/// livebridge beside this program: benches are built into target/release/deps.
+/// The livebridge beside this program; cargo builds benches in target/release/deps.
 fn sibling() -> Option<PathBuf> {
     let myself = std::env::current_exe().ok()?;
     myself.ancestors().skip(1).take(2).map(|folder| folder.join("livebridge")).find(|path| path.is_file())
@@ -263,7 +266,7 @@ fn await_answer(port: u16, path: &str) -> Outcome<()> {
     }
 }
 
-/// The whole answer to a `GET`, head and body.
+/// The whole response to a `GET`, with head and body.
 pub(crate) fn get(port: u16, path: &str) -> Outcome<String> {
     let mut stream = TcpStream::connect(("127.0.0.1", port))?;
     stream.set_read_timeout(Some(Duration::from_secs(2)))?;

@@ -1,5 +1,5 @@
-//! Readers that do not read, and large messages: what they cost the other readers and in memory, and whether the
-//! server gives that memory back.
+//! Readers that do not read, and large messages: their cost for other readers and in memory, and
+//! whether the server returns that memory.
 
 use std::time::Duration;
 
@@ -11,16 +11,17 @@ use crate::report::Row;
 use crate::scenario::Runner;
 use crate::servers::{Kind, Server, Setting};
 
-/// The size of the messages that flood stuck subscribers.
+/// The size of the messages sent to stuck subscribers, in bytes.
 const FLOOD_SIZE: usize = 16 * 1024;
 
-/// Large messages: as large as livebridge takes them.
+/// The size of large messages, in bytes: the default maximum of livebridge.
 const LARGE_SIZE: usize = 1 << 20;
 
-/// How long a server has after its subscribers have left: livebridge forgets a channel 5 seconds after its last one.
+/// How long the server has after its subscribers have left. livebridge forgets a channel 5 seconds
+/// after its last subscriber.
 const AFTER: Duration = Duration::from_secs(14);
 
-/// The memory of the server at its peak under load and afterwards, in bytes; and what was measured.
+/// The memory of the server at its peak under load and afterwards, in bytes, and the measurement.
 struct MemoryUse {
     peak: f64,
     after: f64,
@@ -29,10 +30,10 @@ struct MemoryUse {
 }
 
 impl Runner<'_> {
-    /// The same run twice: everybody reads, then a tenth never does.
+    /// Two runs: first all subscribers read, then a tenth of them never does.
     pub(crate) fn slow(&self) -> Outcome<Vec<Row>> {
         if let Kind::Bare(..) = self.kind {
-            return Ok(Vec::new()); // its blocking writes would wait for the stuck ones
+            return Ok(Vec::new()); // its blocking writes would wait for stuck subscribers
         }
         let subscribers = self.parameters.subscribers.unwrap_or(500);
         let rate = self.parameters.rate.first().copied().unwrap_or(25_000.0);
@@ -65,11 +66,11 @@ impl Runner<'_> {
         Ok(rows)
     }
 
-    /// Memory before a load, at its peak, and after its subscribers have left. livebridge keeps no history here, since that
-    /// is meant to stay.
+    /// The memory before a load, at its peak, and after the subscribers have left. livebridge keeps
+    /// no history here, because history stays in memory by design.
     pub(crate) fn give_back(&self) -> Outcome<Vec<Row>> {
         if let Kind::Bare(..) = self.kind {
-            return Ok(Vec::new()); // it holds nothing
+            return Ok(Vec::new()); // it keeps no data
         }
         let setting = Setting { history: Some(0), ..self.setting.clone() };
         let runner = Runner { setting: &setting, ..*self };
@@ -103,15 +104,17 @@ impl Runner<'_> {
         messages: u64,
     ) -> Outcome<Row> {
         let server = self.start()?;
-        // A first set of readers connects and leaves, so that one-time allocations do not count as load.
+        // A first set of readers connects and disconnects, so that one-time allocations do not
+        // count as load.
         drop(self.harness(&server, self.reader_set(&server, subscribers, 1))?);
         std::thread::park_timeout(AFTER);
         let before = server.pss_bytes();
         let mut figures = vec![("before MB", before / 1e6)];
-        let once = self.bear(&server, subscribers, stuck_every, size, messages)?;
+        let once = self.load_and_leave(&server, subscribers, stuck_every, size, messages)?;
         figures.extend([("peak MB", once.peak / 1e6), ("after MB", once.after / 1e6)]);
-        // What an allocator keeps is used again, what leaks is not: only that would grow from one load to the next.
-        let again = self.bear(&server, subscribers, stuck_every, size, messages)?;
+        // The allocator reuses memory that it keeps, but leaked memory is lost: only a leak grows
+        // from one load to the next.
+        let again = self.load_and_leave(&server, subscribers, stuck_every, size, messages)?;
         figures.extend([("again MB", again.after / 1e6), ("kept MB", (again.after - before) / 1e6)]);
         figures.push(("stuck closed", once.closed as f64));
         figures.extend(once.measured.faults());
@@ -121,7 +124,7 @@ impl Runner<'_> {
         Ok(self.row("return", case, figures))
     }
 
-    fn bear(
+    fn load_and_leave(
         &self,
         server: &Server,
         subscribers: usize,

@@ -1,6 +1,7 @@
-//! Minutes of coming and going: clients connect, leave in every way, read too slowly, resume at any instance, while many channels
-//! with history are published to through a real Redis at a bounded rate. Every message is checked; memory, connections, log
-//! bytes and descriptors are sampled. `soak_client.rs` is one client.
+//! A soak test of several minutes. Clients connect, disconnect in different ways, read too slowly,
+//! and resume on any instance, while messages are published at a limited rate, through a real
+//! Redis, in many channels with history. Each message is checked; memory, connections, log bytes
+//! and descriptors are sampled. `soak_client.rs` is one client.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -17,19 +18,22 @@ use crate::scenario::Runner;
 use crate::servers::{Kind, Server, Setting};
 use crate::soak_client::{BUSY_CHANNELS, SoakClient, SoakState};
 
-/// How many messages of history a channel keeps: enough for a slow reader, closed a whole log behind, to resume from.
+/// The history of a channel, in messages: a slow reader that is closed because it fell behind by
+/// the whole log can still resume.
 const HISTORY: usize = 2000;
 
-/// How often a batch is published.
+/// The interval of batches.
 const TICK: Duration = Duration::from_millis(50);
 
-/// Messages of each busy channel in a tick, and their size: a reader that stops is a log behind in about 15 seconds.
+/// The messages of each busy channel per tick, and their size in bytes: a reader that stops falls
+/// behind by a whole log in about 15 seconds.
 const BUSY_COUNT: u32 = 2;
 const BUSY_SIZE: usize = 16 << 10;
 
 const SAMPLE_EVERY: Duration = Duration::from_secs(5);
 
-/// How long clients have to receive the last messages, and the server to forget who has left.
+/// How long clients have to receive the last messages, and the server to forget clients that have
+/// left.
 const END: Duration = Duration::from_secs(20);
 const AFTER: Duration = Duration::from_secs(8);
 
@@ -38,7 +42,7 @@ const COLUMNS: [&str; 6] = ["seconds", "PSS MB", "connections", "log MB", "descr
 impl Runner<'_> {
     pub(crate) fn soak(&self) -> Outcome<Vec<Row>> {
         if *self.kind != Kind::Livebridge {
-            return Ok(Vec::new()); // the checks read its positions
+            return Ok(Vec::new()); // the checks need the positions of livebridge
         }
         if self.setting.redis.is_none() {
             return Err("a soak goes through a real Redis: --redis own".into());
@@ -64,7 +68,8 @@ impl Runner<'_> {
     }
 }
 
-/// Runs clients and publisher for the time, sampling; then lets everybody receive the last messages.
+/// Runs clients and publisher for the configured time and samples. Then lets all clients receive
+/// the last messages.
 fn run_load(
     server: &Server,
     state: &Arc<SoakState>,
@@ -119,13 +124,14 @@ fn sample(server: &Server, seconds: f64, rate: f64) -> Vec<f64> {
     ]
 }
 
-/// Memory early on, late, and at most: the first and last fifth, so that a slow growth shows.
+/// Memory at the start, at the end, and at its peak. The first two are averages over a fifth of the
+/// samples, so that slow growth shows.
 fn summary(samples: &[Vec<f64>]) -> [(&'static str, f64); 4] {
     let fifth = (samples.len() / 5).max(1).min(samples.len());
     let mean = |part: &[Vec<f64>], column: usize| {
         part.iter().map(|sample| sample[column]).sum::<f64>() / part.len().max(1) as f64
     };
-    // The very first fifth still fills logs and caches: the second counts as early.
+    // Logs and caches still fill up during the first fifth, so the second one counts as the start.
     let early = samples.get(fifth..2 * fifth).unwrap_or(samples);
     let late = &samples[samples.len() - fifth..];
     [
@@ -136,7 +142,7 @@ fn summary(samples: &[Vec<f64>]) -> [(&'static str, f64); 4] {
     ]
 }
 
-/// Publishes in batches, each answered before the next, to the instances in turn.
+/// Publishes batches to the instances in turn, and waits for each answer before the next batch.
 fn publish(state: &SoakState, rate: f64, stop: &AtomicBool) -> Outcome<()> {
     let mut links =
         state.ports.iter().map(|port| TcpStream::connect(("127.0.0.1", *port))).collect::<Result<Vec<_>, _>>()?;
@@ -175,7 +181,7 @@ fn publish(state: &SoakState, rate: f64, stop: &AtomicBool) -> Outcome<()> {
     Ok(())
 }
 
-/// Sends a request and reads its whole answer, which must be a 200.
+/// Sends a request and reads the whole response, which must have status 200.
 fn exchange(link: &mut TcpStream, request: &[u8]) -> Outcome<()> {
     link.write_all(request)?;
     let mut answer = Vec::new();

@@ -1,6 +1,7 @@
-//! One client of a soak: it connects with a WebSocket or an event stream, reads for a while, and leaves by a close, by a
-//! reset, or by not reading any more. Then it connects again, mostly from its position, and checks what it receives
-//! against that. `soak_stream.rs` reads the bytes.
+//! A client of the soak test. It connects with a WebSocket or an event stream, reads for a while,
+//! and leaves with a close, with a reset, or by not reading any more. Then it connects again,
+//! usually from its position, and checks that what it receives follows that position.
+//! `soak_stream.rs` parses the bytes.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering};
@@ -15,36 +16,39 @@ use crate::Outcome;
 use crate::message::Message;
 use crate::soak_stream::{Event, EventStream, Position};
 
-/// The first channels carry much more than the others: that is where slow readers fall behind.
+/// The first channels carry many more messages than the others, so that slow readers fall behind
+/// there.
 pub(crate) const BUSY_CHANNELS: usize = 2;
 
-/// One client in so many is an event stream; in so many stops reading now and then.
+/// One in this many clients uses an event stream, and one in the other number stops reading now and
+/// then.
 const EVENTS_EVERY: usize = 4;
 const SLOW_EVERY: usize = 40;
 
-/// How long a slow reader reads nothing.
+/// How long a slow reader does not read.
 const STUCK: Duration = Duration::from_secs(30);
 
-/// How long the last messages may take.
+/// Time limit for receiving the last messages.
 const LAST: Duration = Duration::from_secs(15);
 
-/// The close code of a reader that fell behind.
+/// The close code for a client that fell behind.
 const FELL_BEHIND: u16 = 4001;
-/// An end without a close frame: one who does not read is not waited for until it has room for that.
+/// Stands for an end without a close frame: the server does not wait until a client that does not
+/// read has room for one.
 const CUT_OFF: u16 = 1006;
 
-/// What all clients share.
+/// The state that all clients share.
 pub(crate) struct SoakState {
     pub(crate) ports: Vec<u16>,
-    /// Per channel, the last sequence that was published and answered for.
+    /// Per channel, the last sequence that was published and confirmed.
     published: Vec<AtomicU32>,
-    /// Per channel, offset minus sequence: the same for all its messages.
+    /// Per channel, offset minus sequence, which is the same for all its messages.
     shifts: Vec<AtomicI64>,
     over: watch::Sender<bool>,
     pub(crate) tally: Tally,
 }
 
-/// What was counted.
+/// The counts of all clients.
 #[derive(Default)]
 pub(crate) struct Tally {
     pub(crate) published: AtomicU64,
@@ -53,12 +57,12 @@ pub(crate) struct Tally {
     resumed: AtomicU64,
     reset: AtomicU64,
     fell_behind: AtomicU64,
-    told: AtomicU64,
+    gaps: AtomicU64,
     failed: AtomicU64,
     lost: AtomicU64,
     doubled: AtomicU64,
     changed: AtomicU64,
-    /// Clients that did not end.
+    /// Clients that did not end in time.
     pub(crate) late: AtomicU64,
 }
 
@@ -77,12 +81,12 @@ impl SoakState {
         self.published.len()
     }
 
-    /// The publisher had an answer for everything up to these sequences.
+    /// Records that the server has confirmed all messages up to these sequences.
     pub(crate) fn advance(&self, sequences: &[u32]) {
         self.published.iter().zip(sequences).for_each(|(last, sequence)| last.store(*sequence, Ordering::Relaxed));
     }
 
-    /// Nothing more is published: who is connected receives the rest and goes.
+    /// Reports the end of publishing: connected clients receive the remaining messages and leave.
     pub(crate) fn end(&self) {
         self.over.send_replace(true);
     }
@@ -98,7 +102,7 @@ impl Tally {
             ("resumes", number(&self.resumed)),
             ("resets", number(&self.reset)),
             ("fell behind", number(&self.fell_behind)),
-            ("gaps told", number(&self.told)),
+            ("gaps reported", number(&self.gaps)),
             ("failed", number(&self.failed) + number(&self.late)),
             ("lost", number(&self.lost)),
             ("doubled", number(&self.doubled)),
@@ -116,7 +120,7 @@ async fn ended(over: &mut watch::Receiver<bool>) {
     over.wait_for(|over| *over).await.ok();
 }
 
-/// One client.
+/// The state of a client.
 pub(crate) struct SoakClient {
     state: Arc<SoakState>,
     random: StdRng,
@@ -191,7 +195,7 @@ impl SoakClient {
         self.read_to_end(&mut stream).await
     }
 
-    /// Reads what is still on its way until the server closes; all of it counts.
+    /// Reads until the server closes; all messages count.
     async fn read_to_end(&mut self, stream: &mut EventStream) -> Outcome<()> {
         let all = async {
             while !self.take(stream.next().await?)? {}
@@ -200,11 +204,12 @@ impl SoakClient {
         timeout(LAST, all).await.map_err(|_| "the server did not close")?
     }
 
-    /// The soak has ended: receives everything that was published.
+    /// Receives all messages that were published, after the end of publishing.
     async fn receive_the_rest(&mut self, stream: &mut EventStream) -> Outcome<()> {
         let last = self.state.published[self.channel].load(Ordering::Relaxed);
         let all = async {
-            // Who came after the last message, and without a position, has nothing to receive.
+            // A client that connected after the last message, without a position, has nothing to
+            // receive.
             while self.missing(last) > 0 && !self.take(stream.next().await?)? {}
             Ok(())
         };
@@ -213,29 +218,30 @@ impl SoakClient {
         outcome
     }
 
-    /// How many messages are still to come, if the channel's last sequence is `last`.
+    /// The number of messages that have yet to arrive, if `last` is the channel's last sequence.
     fn missing(&self, last: u32) -> u64 {
         let shift = self.state.shifts[self.channel].load(Ordering::Relaxed);
         match &self.position {
-            None => 1, // not even welcomed
+            None => 1, // the welcome is also missing
             Some(_) if shift == i64::MIN => 0,
             Some(position) => u64::try_from(i64::from(last) + shift - position.offset as i64).unwrap_or(0),
         }
     }
 
-    /// DeliveryCheck an event; true where it was the last.
+    /// Checks an event; true if it was the last one.
     fn take(&mut self, event: Event) -> Outcome<bool> {
         let tally = &self.state.tally;
         match event {
             Event::Welcome(position) => {
-                // Who resumes starts where it was; who does not, where the channel is.
+                // A client that resumes starts at its position; other clients start at the newest
+                // position.
                 if self.position.as_ref().is_some_and(|held| *held != position) {
                     count(&tally.changed);
                 }
                 self.position = Some(position);
             }
             Event::Gap(position) => {
-                count(&tally.told);
+                count(&tally.gaps);
                 self.position = Some(position);
             }
             Event::Message(position, payload) => self.check(position, &payload),

@@ -1,5 +1,5 @@
-//! A soak client's connection: opens a WebSocket with envelopes, or an event stream, and makes events of what arrives.
-//! What they mean for the client is `soak_client.rs`.
+//! The connection of a soak client: opens a WebSocket with envelopes, or an event stream, and
+//! parses the received bytes into events. `soak_client.rs` interprets them.
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -14,27 +14,28 @@ use crate::dialect::Dialect;
 use crate::frames::{self, Frame, find};
 use crate::message::channel_name;
 
-/// A slow reader's receive buffer: small, so that the server and not the kernel has to cope with it.
+/// The receive buffer of a slow reader in bytes: small, so that the data accumulates in the server
+/// and not in the kernel.
 const SLOW_BUFFER: u32 = 4096;
 
-/// How long a connection may take to be answered.
+/// Time limit for connecting and for the response.
 const OPEN_LIMIT: Duration = Duration::from_secs(10);
 
-/// A place in a channel, as the server writes it.
+/// A position in a channel, in the server's notation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Position {
     pub(crate) epoch: String,
     pub(crate) offset: u64,
 }
 
-/// What arrived.
+/// A parsed event.
 pub(crate) enum Event {
-    /// The position that the connection starts after.
+    /// The position after which the connection starts.
     Welcome(Position),
     Message(Position, Vec<u8>),
-    /// Something is gone; the stream continues after this position.
+    /// Messages are missing; the stream continues after this position.
     Gap(Position),
-    /// The end, with the code of a WebSocket; 1000 for an event stream.
+    /// The end, with the close code of a WebSocket; 1000 for an event stream.
     Closed(u16),
     Nothing,
 }
@@ -48,7 +49,7 @@ pub(crate) struct EventStream {
 }
 
 impl EventStream {
-    /// Connects and reads the head of the answer.
+    /// Connects and reads the head of the response.
     pub(crate) async fn open(
         port: u16,
         channel: usize,
@@ -94,7 +95,7 @@ impl EventStream {
         Ok(())
     }
 
-    /// The next event. May be dropped at any time without losing anything.
+    /// The next event. Cancel safe: dropping the future loses no data.
     pub(crate) async fn next(&mut self) -> Outcome<Event> {
         loop {
             let found = if self.events { self.next_event()? } else { self.next_frame().await? };
@@ -129,7 +130,7 @@ impl EventStream {
             Frame::Pong => Event::Nothing,
         };
         self.read += used;
-        // Small enough for the socket's buffer, so this does not wait, unless the peer is gone.
+        // Small enough for the buffer of the socket, so this waits only if the peer is gone.
         self.socket.write_all(&reply).await.ok();
         Ok(Some(event))
     }
@@ -152,12 +153,12 @@ impl EventStream {
         Ok(Some(event))
     }
 
-    /// Leaves without a word: the server gets a reset.
+    /// Closes the connection with a reset.
     pub(crate) fn reset(self) {
         SockRef::from(&self.socket).set_linger(Some(Duration::ZERO)).ok();
     }
 
-    /// Asks the server to close.
+    /// Sends a close to the server.
     pub(crate) async fn close(&mut self) -> Outcome<()> {
         if self.events {
             self.socket.shutdown().await?;
@@ -169,7 +170,7 @@ impl EventStream {
     }
 }
 
-/// A JSON object of livebridge's: a message, the welcome or a gap.
+/// Parses a JSON object from livebridge: a message, the welcome or a gap.
 fn envelope(value: &Value) -> Outcome<Event> {
     let position = |value: &Value| -> Outcome<Position> {
         let epoch = value["epoch"].as_str().ok_or_else(|| format!("no epoch in {value}"))?.to_owned();

@@ -1,8 +1,10 @@
-//! A reader process: many subscribers on one thread and one epoll, told what to do by lines on its standard input.
+//! A reader process: many subscribers on one thread and one epoll, controlled by lines on its
+//! standard input.
 //!
-//! Commands are JSON objects, `connect`, `restart`, `finish`; answers are lines `r {…}`. Between them, lines
-//! `p COMPLETED DELIVERED SEEN` keep the publisher informed of how far the slowest subscriber is. The process ends
-//! when its input does, so it cannot outlive the program that started it.
+//! Commands are the JSON objects `connect`, `restart` and `finish`; replies are lines `r {…}`.
+//! Between them, lines `p COMPLETED DELIVERED SEEN` report the progress of the slowest subscriber
+//! to the publisher. The process ends when its standard input closes, so it cannot outlive the
+//! program that started it.
 
 use std::io::{self, BufRead, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -21,27 +23,28 @@ use crate::dialect::{Dialect, Step, Stream};
 use crate::histogram::Histogram;
 use crate::message::{channel_name, now};
 
-/// Connections from one source address; the kernel has 28,000 ports for each.
+/// Maximum number of connections from one source address; the kernel has 28,000 ports for each.
 const PER_ADDRESS: usize = 20_000;
 
-/// What one read() may bring.
+/// The size of the buffer for one read(), in bytes.
 const READ_BUFFER: usize = 256 * 1024;
 
-/// A stuck subscriber's receive buffer: small, so that the server and not the kernel has to cope with it.
+/// The receive buffer of a stuck subscriber in bytes: small, so that the data accumulates in the
+/// server and not in the kernel.
 const STUCK_BUFFER: usize = 4096;
 
-/// How long deliveries may go untold.
-const TELL_WITHIN: Duration = Duration::from_millis(10);
+/// Maximum delay before deliveries are reported.
+const REPORT_WITHIN: Duration = Duration::from_millis(10);
 
 const WAKE: Token = Token(usize::MAX);
 
-/// One connection.
+/// The connection of a subscriber.
 struct Subscriber {
     socket: Option<TcpStream>,
     channel: u32,
     started: Instant,
     state: State,
-    /// Bytes of an unfinished frame or answer.
+    /// Bytes of an incomplete frame or response.
     rest: Vec<u8>,
     stream: Stream,
 }
@@ -52,26 +55,27 @@ enum State {
     Connecting,
     Joining,
     Open,
-    /// Joined, and reads nothing from then on.
+    /// Has joined, and reads nothing from then on.
     Stuck,
     Closed,
 }
 
-/// What `connect` asks for.
+/// The parameters of `connect`.
 struct Plan {
     ports: Vec<u16>,
     path: String,
     dialect: Dialect,
-    /// This reader's first subscriber among all of them.
+    /// The index of this reader's first subscriber among all subscribers.
     first: usize,
     count: usize,
     total: usize,
     channels: usize,
     at_once: usize,
-    /// One in so many never reads; 0 for none.
+    /// Every this many subscribers, one never reads; 0 for none.
     stuck_every: usize,
     streams: usize,
-    /// Which part of 127.0.0.0/8 to connect from: another one each time, because closed ports stay taken for a minute.
+    /// The part of 127.0.0.0/8 to connect from. It changes with each run, because closed ports stay
+    /// reserved for a minute.
     block: u16,
 }
 
@@ -99,7 +103,7 @@ struct Reader {
     subscribers: Vec<Subscriber>,
     check: DeliveryCheck,
     buffer: Vec<u8>,
-    /// The next subscriber to connect, and how many are at it.
+    /// The next subscriber to connect, and the number of handshakes under way.
     upcoming: usize,
     in_flight: usize,
     joined: usize,
@@ -109,7 +113,7 @@ struct Reader {
     connect_answered: bool,
     connecting_since: Instant,
     handshakes: Histogram,
-    told: (u64, u64, u64),
+    reported: (u64, u64, u64),
 }
 
 impl Reader {
@@ -129,14 +133,14 @@ impl Reader {
             connect_answered: false,
             connecting_since: Instant::now(),
             handshakes: Histogram::new(),
-            told: (0, 0, 0),
+            reported: (0, 0, 0),
         }
     }
 
     fn serve(&mut self, commands: &Receiver<String>) -> Outcome<()> {
         let mut events = Events::with_capacity(1024);
         loop {
-            let timeout = self.untold().then_some(TELL_WITHIN);
+            let timeout = self.has_unreported().then_some(REPORT_WITHIN);
             if let Err(error) = self.poll.poll(&mut events, timeout)
                 && error.kind() != io::ErrorKind::Interrupted
             {
@@ -153,7 +157,7 @@ impl Reader {
             }
             self.connect_more();
             if events.is_empty() || self.urgent() {
-                self.tell_progress()?;
+                self.report_progress()?;
             }
             loop {
                 match commands.try_recv() {
@@ -170,7 +174,7 @@ impl Reader {
             Some("connect") => self.begin(Plan::parse(command)?),
             Some("restart") => {
                 self.check.restart(&numbers(&command["base"]));
-                self.told = (0, 0, self.check.seen);
+                self.reported = (0, 0, self.check.seen);
                 answer(&json!({}))
             }
             Some("finish") => {
@@ -189,7 +193,8 @@ impl Reader {
     fn begin(&mut self, plan: Plan) -> Outcome<()> {
         let mut channels = Vec::with_capacity(plan.count);
         for index in plan.first..plan.first + plan.count {
-            // Neighbours share a channel, so that a channel's subscribers are not spread over reader processes.
+            // Neighbours share a channel, so that the subscribers of a channel are not spread over
+            // reader processes.
             let channel = (index * plan.channels / plan.total) as u32;
             let stuck = plan.stuck(index);
             channels.push((!stuck).then_some(channel));
@@ -209,7 +214,8 @@ impl Reader {
         Ok(())
     }
 
-    /// Keeps as many handshakes going as the plan allows, and answers `connect` after the last.
+    /// Keeps as many handshakes under way as the plan allows, and replies to `connect` after the
+    /// last one.
     fn connect_more(&mut self) {
         let Some(plan) = &self.plan else { return };
         let at_once = plan.at_once;
@@ -256,7 +262,7 @@ impl Reader {
         Ok(())
     }
 
-    /// Something happened on a subscriber's socket.
+    /// Handles an event on a subscriber's socket.
     fn handle(&mut self, index: usize) {
         let outcome = match self.subscribers[index].state {
             State::Waiting | State::Stuck | State::Closed => Ok(()),
@@ -312,13 +318,15 @@ impl Reader {
             subscriber.rest.clear();
             subscriber.rest.extend_from_slice(&self.buffer[used..carried + received]);
             if subscriber.state == State::Stuck || received < space {
-                // A short read emptied the socket (epoll(7)): the next arrival is a new edge, no second read() needed.
+                // A short read has emptied the socket (epoll(7)): the next arrival is a new edge,
+                // so no second read() is needed.
                 return Ok(());
             }
         }
     }
 
-    /// Makes what it can of the first `end` bytes of the buffer; returns how many it used.
+    /// Parses as many of the first `end` bytes of the buffer as possible; returns the number of
+    /// consumed bytes.
     fn take(&mut self, index: usize, end: usize) -> Outcome<usize> {
         let Some(plan) = &self.plan else {
             return Ok(end);
@@ -372,28 +380,30 @@ impl Reader {
         (self.check.completed, self.check.delivered, self.check.seen)
     }
 
-    fn untold(&self) -> bool {
-        self.progress() != self.told
+    fn has_unreported(&self) -> bool {
+        self.progress() != self.reported
     }
 
-    /// Whether the publisher may be waiting for this; mere deliveries are told in bulk, to keep the reader cheap.
+    /// Whether the publisher may be waiting for this progress. Other deliveries are reported in
+    /// bulk, which keeps the reader cheap.
     fn urgent(&self) -> bool {
-        let (completed, delivered, seen) = self.told;
+        let (completed, delivered, seen) = self.reported;
         completed != self.check.completed || seen != self.check.seen || self.check.delivered > delivered + 1000
     }
 
-    fn tell_progress(&mut self) -> Outcome<()> {
-        if self.untold() {
-            self.told = self.progress();
+    fn report_progress(&mut self) -> Outcome<()> {
+        if self.has_unreported() {
+            self.reported = self.progress();
             let mut output = io::stdout().lock();
-            writeln!(output, "p {} {} {}", self.told.0, self.told.1, self.told.2)?;
+            writeln!(output, "p {} {} {}", self.reported.0, self.reported.1, self.reported.2)?;
             output.flush()?;
         }
         Ok(())
     }
 }
 
-/// Linux's number for "the connection is on its way"; `io::ErrorKind` has no stable name for it.
+/// The error number of Linux for a connection in progress; `io::ErrorKind` has no stable name for
+/// it.
 const EINPROGRESS: i32 = 115;
 
 impl Plan {

@@ -1,11 +1,12 @@
-//! Line charts as SVG text: axes with units, linear or logarithmic, and a legend. Nothing but what `plot.rs` draws. The colours
-//! are of middle lightness and the ground is clear, so that a chart can be read on a light page and on a dark one.
+//! Line charts as SVG: axes with units, linear or logarithmic, and a legend. It supports only what
+//! `plot.rs` needs. The colours have a medium lightness and the background is transparent, so that
+//! a chart is readable on light and dark pages.
 
 use std::fmt::Write;
 
 const WIDTH: f64 = 760.0;
 const HEIGHT: f64 = 330.0;
-/// The plotting area within a chart; the legend stands to its right.
+/// The plotting area within a chart, in pixels; the legend is to its right.
 const LEFT: f64 = 74.0;
 const RIGHT: f64 = 590.0;
 const TOP: f64 = 38.0;
@@ -15,9 +16,9 @@ const INK: &str = "#808080";
 const COLOURS: [&str; 9] =
     ["#3b8bd8", "#e0821e", "#2a9d6e", "#d1495b", "#9b6bd1", "#a8763e", "#23a4b5", "#c45fa0", "#8a8f2c"];
 
-/// One of the two directions.
+/// An axis of a chart.
 pub(crate) struct Axis {
-    /// What it shows, with its unit.
+    /// The label, with the unit.
     pub(crate) label: &'static str,
     pub(crate) logarithmic: bool,
 }
@@ -25,7 +26,8 @@ pub(crate) struct Axis {
 /// A named line through points.
 pub(crate) struct Line {
     pub(crate) name: String,
-    /// Which of the colours: the same name has the same in every chart. The first is what the charts are about.
+    /// The index of the colour: a name has the same colour in all charts. The first colour is for
+    /// the main subject of the charts.
     pub(crate) colour: usize,
     pub(crate) points: Vec<(f64, f64)>,
 }
@@ -38,7 +40,7 @@ pub(crate) struct Chart {
     pub(crate) lines: Vec<Line>,
 }
 
-/// Charts one below the other.
+/// An SVG page with the charts below each other.
 pub(crate) fn page(charts: &[Chart]) -> String {
     let height = HEIGHT * charts.len() as f64;
     let mut out = format!(
@@ -54,7 +56,7 @@ pub(crate) fn page(charts: &[Chart]) -> String {
     out
 }
 
-/// An axis with its ends, and where it lies in the picture.
+/// An axis with its range, and its place in the picture.
 struct Scale {
     low: f64,
     high: f64,
@@ -100,7 +102,7 @@ impl Line {
         let path: Vec<String> = places.iter().map(|(a, b)| format!("{a:.1},{b:.1}")).collect();
         let path = path.join(" ");
         writeln!(out, "<polyline points=\"{path}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"{width}\"/>").ok();
-        // Where samples are dense, the line says it.
+        // Where points are dense, draw the line without markers.
         for (a, b) in places.iter().filter(|_| places.len() <= 24) {
             writeln!(out, "<circle cx=\"{a:.1}\" cy=\"{b:.1}\" r=\"{}\" fill=\"{colour}\"/>", width + 0.7).ok();
         }
@@ -128,7 +130,7 @@ impl Scale {
         let (low, high) = if logarithmic {
             (low / 1.15, high * 1.15)
         } else {
-            // A linear axis begins at nothing: differences are then as large as they look.
+            // A linear axis starts at zero, so that differences appear in proportion.
             (low.min(0.0), if high > 0.0 { high * 1.08 } else { 1.0 })
         };
         Self { low, high, logarithmic, from, to }
@@ -143,7 +145,8 @@ impl Scale {
         self.from + part * (self.to - self.from)
     }
 
-    /// Round numbers within the axis: about six where it is linear, one to three for each power of ten else.
+    /// Round numbers within the range: about six on a linear axis, one to three per power of ten on
+    /// a logarithmic one.
     fn ticks(&self) -> Vec<f64> {
         if !self.logarithmic {
             let rough = (self.high - self.low) / 6.0;
@@ -173,7 +176,7 @@ fn text(out: &mut String, x: f64, y: f64, anchor: &str, size: f64, words: &str) 
     writeln!(out, "<text x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"{anchor}\" font-size=\"{size}\">{words}</text>").ok();
 }
 
-/// A tick's number: 500, 20 k, 1.5 M.
+/// Formats the number of a tick: 500, 20 k, 1.5 M.
 fn short(value: f64) -> String {
     let (value, unit) = match value.abs() {
         size if size >= 1e6 => (value / 1e6, " M"),

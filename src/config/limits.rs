@@ -24,7 +24,7 @@ const NEW_CHANNELS_BURST: u32 = 4;
 /// The burst of a WebSocket client, in seconds of the rate: a paste, or a reconnect.
 const CLIENT_BURST: u32 = 5;
 
-/// Bounds on what clients may do, beside those on messages and channels.
+/// Limits on clients, other than those on messages and channels, and the times of a drain.
 #[derive(Args, Debug, Clone)]
 pub struct LimitArgs {
     /// Maximum number of connections. Further ones are answered 503 [default: as many as

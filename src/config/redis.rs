@@ -7,7 +7,7 @@ use clap::Args;
 use crate::access::secret::Secret;
 use crate::broker::redis::{RedisOptions, TlsOptions};
 
-/// Where Redis is, and who we are to it.
+/// How to connect and authenticate to Redis.
 #[derive(Args, Debug, Clone)]
 pub struct RedisArgs {
     /// The Redis that instances share, such as redis://user:password@host:6379/0, rediss:// with

@@ -79,12 +79,12 @@ impl RequestLog {
 
     /// Logs the response, and adds the request id to it.
     pub(super) fn answered(&self, app: &App, mut response: Response) -> Response {
-        self.tell(app, &response);
+        self.log(app, &response);
         response.headers_mut().insert(REQUEST_ID, self.id.clone());
         response
     }
 
-    fn tell(&self, app: &App, response: &Response) {
+    fn log(&self, app: &App, response: &Response) {
         // Some control characters of terminals are not ASCII, so a path may contain them unescaped.
         let path = utf8_percent_encode(self.uri.path(), CONTROLS);
         let (status, request) = (response.status().as_u16(), self.id());

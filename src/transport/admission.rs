@@ -81,7 +81,7 @@ pub struct Admission {
     published_bytes: AddressRates,
     new_channels: AddressRates,
     /// Rate-limits the log lines about refusals.
-    told: LogThrottle,
+    log_throttle: LogThrottle,
     began: Instant,
 }
 
@@ -109,7 +109,7 @@ impl Admission {
             published_messages: AddressRates::default(),
             published_bytes: AddressRates::default(),
             new_channels: AddressRates::default(),
-            told: LogThrottle::default(),
+            log_throttle: LogThrottle::default(),
             began: Instant::now(),
         })
     }
@@ -209,7 +209,7 @@ impl Admission {
     fn refuse(&self, refusal: Refusal, address: IpAddr) -> Refusal {
         let reason = refusal.reason();
         self.metrics.count_refused(reason);
-        if let Some(refused) = self.told.happened(reason) {
+        if let Some(refused) = self.log_throttle.happened(reason) {
             tracing::warn!(reason, client = %address, refused, "clients are refused; {}", refusal.fix());
         }
         refusal
