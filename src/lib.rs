@@ -1,7 +1,7 @@
 //! livebridge relays messages from backends to WebSocket and Server-Sent Events clients. Messages
 //! arrive over HTTP or through Redis, on any number of instances.
 //!
-//! # Layout, in the order of a message's way
+//! # Layout, along the path of a message
 //!
 //! * [`transport`]: connections to clients, below HTTP: how they are admitted, limited and closed.
 //! * [`http`]: requests. `routes` lists them, `publish` accepts messages, and `subscribe` and
@@ -19,7 +19,7 @@
 //!
 //! The process: [`config`], [`app`] (the shared state), [`server`], [`drain`], [`allocator`],
 //! [`observability`] and the [`commands`] other than `serve`, whose results are [`finding`]s. The
-//! commands and the fetch of token keys use [`http_client`]. Pure functions: [`backoff`],
+//! commands and the fetch of token keys use [`http_client`]. Small algorithms: [`backoff`],
 //! [`fair_share`].
 
 pub mod access;
