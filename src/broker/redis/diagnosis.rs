@@ -1,4 +1,5 @@
-//! What the facts about a Redis mean for livebridge: pure judgements, each with the mend. Asking is `probe.rs`.
+//! Interprets the facts about a Redis server: each finding has a level and a suggested fix. Pure
+//! functions; `probe.rs` queries the server.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -7,23 +8,24 @@ use super::error::ClientError;
 use super::library::LibraryState;
 use crate::finding::Finding;
 
-/// A clock that is further off makes ages and logs hard to compare.
+/// A larger clock difference makes message ages and logs hard to compare, in seconds.
 const CLOCKS_APART: f64 = 2.0;
-/// Each publish waits for this.
+/// A longer round trip delays each publish noticeably.
 const SLOW: Duration = Duration::from_millis(50);
-/// Redis' own defaults for those who subscribe, in bytes: hard, and soft.
+/// The defaults of `client-output-buffer-limit pubsub` in Redis, in bytes: hard limit and soft
+/// limit.
 const PUBSUB_HARD: u64 = 32 << 20;
 const PUBSUB_SOFT: u64 = 8 << 20;
 
-/// What a server says of itself.
+/// What a server reports about itself.
 pub(super) struct Facts {
     info: HashMap<String, String>,
-    /// `None` where it may not be asked.
+    /// The settings by name; `None` if the user may not read them.
     config: Option<HashMap<String, String>>,
 }
 
 impl Facts {
-    /// From the answers to INFO and CONFIG GET.
+    /// Creates the facts from the replies to `INFO` and `CONFIG GET`.
     pub(super) fn new(info: impl AsRef<str>, config: Option<Vec<(String, String)>>) -> Self {
         let lines = info.as_ref().lines().filter_map(|line| line.split_once(':'));
         let info = lines.map(|(name, value)| (name.to_owned(), value.trim().to_owned())).collect();
@@ -35,7 +37,7 @@ impl Facts {
     }
 }
 
-/// Redis could not be reached, or did not let us in.
+/// Redis cannot be reached, or refused the login.
 pub(super) fn unreachable(place: &str, error: &ClientError) -> Finding {
     if let ClientError::Tls(problem) = error {
         return Finding::error(format!("Redis at {place} can't be reached: {}", problem.what), problem.mend);
@@ -53,7 +55,7 @@ pub(super) fn unreachable(place: &str, error: &ClientError) -> Finding {
     Finding::error(format!("Redis at {place} {what}: {why}"), mend)
 }
 
-/// Where the server is a Sentinel, nothing else about it matters.
+/// The server is a Sentinel. No other finding matters then.
 pub(super) fn sentinel(facts: &Facts) -> Option<Finding> {
     (facts.info("redis_mode") == "sentinel").then(|| {
         Finding::error(
@@ -63,7 +65,7 @@ pub(super) fn sentinel(facts: &Facts) -> Option<Finding> {
     })
 }
 
-/// What a server says of itself, judged.
+/// Findings from `INFO` and `CONFIG GET`.
 pub(super) fn server(facts: &Facts) -> Vec<Finding> {
     let mut findings = vec![version(facts.info("redis_version")), role(facts.info("role"))];
     findings.extend(mode(facts.info("redis_mode")));
@@ -139,7 +141,7 @@ fn persistence(aof: bool, save: &str) -> Finding {
     }
 }
 
-/// `normal 0 0 0 slave 268435456 67108864 60 pubsub 33554432 8388608 60`
+/// Parses a setting such as `normal 0 0 0 slave 268435456 67108864 60 pubsub 33554432 8388608 60`.
 fn output_buffer(limits: &str) -> Finding {
     let mut words = limits.split_whitespace().skip_while(|&word| word != "pubsub").skip(1);
     let mut bytes = || words.next().and_then(|word| word.parse::<u64>().ok()).unwrap_or(0);
@@ -156,12 +158,12 @@ fn output_buffer(limits: &str) -> Finding {
     Finding::ok("the output buffer for subscribers is as large as by default, or larger")
 }
 
-/// A command was refused for a reason that has nothing to do with permissions.
+/// Redis refused a command for a reason other than permissions.
 pub(super) fn refused(command: &str, why: &str) -> Finding {
     Finding::error(format!("Redis refuses {command}: {why}"), "mend what it says")
 }
 
-/// The commands that this user may not use.
+/// The commands that this user may not call.
 pub(super) fn permissions(lacking: &[String]) -> Finding {
     if lacking.is_empty() {
         return Finding::ok("this user may use all commands that are needed");
@@ -172,7 +174,7 @@ pub(super) fn permissions(lacking: &[String]) -> Finding {
     )
 }
 
-/// Whether the server-side code is in Redis (and whether it is this program's), or could be.
+/// Whether the function library is in Redis and belongs to this version, or can be loaded.
 pub(super) fn functions(held: LibraryState, functions: bool, scripts: bool) -> Finding {
     match (held, functions, scripts) {
         (LibraryState::Same, true, _) => {
@@ -198,7 +200,7 @@ pub(super) fn functions(held: LibraryState, functions: bool, scripts: bool) -> F
     }
 }
 
-/// Whether what is published was heard.
+/// Whether published messages arrive.
 pub(super) fn hearing(heard: Result<(), String>) -> Finding {
     match heard {
         Ok(()) => Finding::ok("what is published is heard"),
@@ -209,7 +211,7 @@ pub(super) fn hearing(heard: Result<(), String>) -> Finding {
     }
 }
 
-/// The rules' patterns whose channels the user's ACL does not cover.
+/// The patterns of the rules whose channels the ACL of this user does not cover.
 pub(super) fn coverage(lacking: &[String]) -> Finding {
     if lacking.is_empty() {
         return Finding::ok("this user has access to the channels of the rules");
@@ -221,7 +223,7 @@ pub(super) fn coverage(lacking: &[String]) -> Finding {
     )
 }
 
-/// How long an answer takes.
+/// How long a round trip takes.
 pub(super) fn round_trip(took: Duration) -> Finding {
     let what = format!("an answer of Redis takes {:.1} ms", took.as_secs_f64() * 1000.0);
     if took < SLOW {

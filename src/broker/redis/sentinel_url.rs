@@ -1,31 +1,32 @@
-//! URLs that name Sentinels: `redis+sentinel://user:password@host:26379,host:26379/MASTER/0`. User,
-//! password and database are for the master; `sentinel_user` and `sentinel_password` for the Sentinels.
+//! URLs of Sentinels: `redis+sentinel://user:password@host:26379,host:26379/MASTER/0`. User,
+//! password and database are for the master, `sentinel_user` and `sentinel_password` for the
+//! Sentinels.
 
 use super::url::{Address, Login, Url, UrlError};
 
 const FORM: &str = "redis+sentinel://user:password@host:26379,host:26379/MASTER/0\
                     ?sentinel_user=USER&sentinel_password=PASSWORD";
-/// Where Sentinels listen if a URL names no port.
+/// The port of a Sentinel, if the URL has none.
 const DEFAULT_PORT: u16 = 26379;
 
-/// What such a URL says.
+/// A parsed URL.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct SentinelUrl {
-    /// Where the Sentinels are.
+    /// The addresses of the Sentinels.
     pub(super) sentinels: Vec<(String, u16)>,
-    /// Who we are to the Sentinels.
+    /// The login for the Sentinels.
     pub(super) login: Login,
-    /// The URL of the master, with the first Sentinel's host in the place of its own.
+    /// The URL of the master, with the first Sentinel's host in place of its own.
     pub(super) master: String,
-    /// The name under which the Sentinels know the master.
+    /// The name of the master.
     pub(super) name: String,
 }
 
 impl SentinelUrl {
-    /// Reads a URL; `None` if it names no Sentinels.
+    /// Parses a URL; `None` if it has another scheme.
     ///
     /// # Errors
-    /// Which part of it is wrong.
+    /// The part of the URL that is not valid.
     pub(super) fn parse(text: &str) -> Option<Result<Self, UrlError>> {
         let (scheme, rest) = text.trim().split_once("://")?;
         let scheme = match scheme.to_ascii_lowercase().as_str() {
@@ -51,7 +52,7 @@ fn parse(scheme: &str, rest: &str) -> Result<SentinelUrl, UrlError> {
     let at = if user.is_empty() { String::new() } else { format!("{user}@") };
     let first = hosts.split(',').next().unwrap_or_default();
     let master = format!("{scheme}://{at}{first}/{database}");
-    // What is wrong with user, password or database is said for the whole URL.
+    // An error in the user, password or database shows the form of the Sentinel URL.
     Url::parse(&master).map_err(|UrlError { what, .. }| UrlError { what, form: FORM })?;
     Ok(SentinelUrl { sentinels, login: login(query)?, master, name })
 }

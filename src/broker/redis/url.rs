@@ -1,5 +1,5 @@
-//! Redis URLs: what they say, and which part of a wrong one is wrong. No error repeats any of a URL, for
-//! each part may be a piece of a password that was not encoded.
+//! Parses Redis URLs. An error names the wrong part, but never repeats any text of the URL, because
+//! each part may be a piece of an unencoded password.
 
 use std::path::PathBuf;
 
@@ -9,33 +9,33 @@ const TCP_FORM: &str = "redis://user:password@host:6379/0, with TLS rediss://use
 const UNIX_FORM: &str = "unix:///run/redis.sock?db=0&user=USER&pass=PASSWORD";
 const ENCODING: &str = "in a user or password, write `/` as %2F, `?` as %3F, `#` as %23, `@` as %40 and `%` as %25";
 
-/// A Redis URL that can't be understood.
+/// A Redis URL that is not valid.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("cannot use the Redis URL: {what}; it looks like {form}")]
 pub struct UrlError {
-    /// Which part is wrong.
+    /// The part that is wrong.
     pub(super) what: String,
-    /// The right form.
+    /// An example of the right form.
     pub(super) form: &'static str,
 }
 
-/// What a URL says.
+/// A parsed URL.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Url {
     pub(super) address: Address,
-    /// Whether TLS is to be spoken.
+    /// Whether the scheme asks for TLS.
     pub(super) tls: bool,
     pub(super) login: Login,
 }
 
-/// Where a server listens.
+/// The address of a server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Address {
     Tcp { host: String, port: u16 },
     Unix(PathBuf),
 }
 
-/// Who we are to a server, and which database we use.
+/// User, password and database.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Login {
     pub(super) user: Option<String>,
@@ -44,10 +44,10 @@ pub(super) struct Login {
 }
 
 impl Url {
-    /// Reads a URL.
+    /// Parses a URL.
     ///
     /// # Errors
-    /// The part that is wrong.
+    /// The part of the URL that is wrong.
     pub(super) fn parse(text: &str) -> Result<Self, UrlError> {
         let Some((scheme, rest)) = text.trim().split_once("://") else {
             return Err(tcp_error("it does not begin with a scheme and `://`"));
@@ -65,7 +65,7 @@ impl Url {
 }
 
 fn parse_tcp(rest: &str, tls: bool) -> Result<Url, UrlError> {
-    // The crate is built without TLS, and would refuse the scheme.
+    // The redis crate is built without TLS, and would refuse the scheme `rediss`.
     let url = redis::parse_redis_url(&format!("redis://{rest}")).ok_or_else(|| authority_error(rest))?;
     if url.host_str().is_none_or(str::is_empty) || url.port() == Some(0) {
         return Err(authority_error(rest));
@@ -126,7 +126,7 @@ fn database(text: &str, form: &'static str) -> Result<u32, UrlError> {
     if text.is_empty() { Ok(0) } else { text.parse().map_err(wrong) }
 }
 
-/// Which part of `user:password@host:port` is wrong.
+/// Finds the wrong part of `user:password@host:port`.
 fn authority_error(rest: &str) -> UrlError {
     let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
     let place = authority.rsplit('@').next().unwrap_or_default();
