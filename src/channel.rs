@@ -1,5 +1,5 @@
-//! Channel names: which are allowed, and why; and patterns over them. The rules for a channel are in
-//! `rules.rs`.
+//! Channel names, the reasons for their restrictions, and patterns of names. `rules.rs` has the
+//! rules for channels.
 
 use std::borrow::Borrow;
 use std::fmt;
@@ -8,11 +8,13 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
-/// The longest channel name, in bytes. Long enough for a path or two UUIDs, short enough for a header line.
+/// The maximum length of a channel name, in bytes: enough for a path or two UUIDs, and short enough
+/// for a header line.
 pub const MAX_LENGTH: usize = 255;
 
-/// Names that start so belong to livebridge itself (position notes, stored history, canaries), or to Redis, which tells there of
-/// keys and servers that are no client's business.
+/// Prefixes of reserved names. livebridge uses its own for position markers, stored history and
+/// canaries. Redis publishes events about its keys and servers on the others, which clients must
+/// not receive.
 pub const RESERVED_PREFIXES: [&str; 5] = ["livebridge:", "__keyspace@", "__keyevent@", "__sentinel__:", "__redis__:"];
 
 /// A valid channel name. Cheap to clone: all clones share one text.
@@ -44,21 +46,22 @@ impl fmt::Debug for ChannelName {
     }
 }
 
-/// Why a text is not a channel name.
+/// Why a text is not a valid channel name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ChannelError {
-    /// No characters at all.
+    /// The name is empty.
     #[error("a channel name must not be empty; leave the parameter out for the default channel")]
     Empty,
-    /// More than [`MAX_LENGTH`] bytes.
+    /// The name is longer than [`MAX_LENGTH`] bytes.
     #[error("a channel name has at most {MAX_LENGTH} bytes, this one has {0}")]
     TooLong(usize),
-    /// A character that Redis patterns, cluster hash tags, header lines or URLs would trip over.
+    /// The name has a character with a special meaning in Redis patterns, cluster hash tags, header
+    /// lines or URLs.
     #[error(
         "a channel name must not contain {0:?}: no white space, control characters or any of * ? [ ] {{ }} \\ \" < >"
     )]
     Character(char),
-    /// A name of livebridge's own, or of Redis'.
+    /// The name is reserved for livebridge or Redis.
     #[error("channel names that start with {0:?} are reserved; choose another name")]
     Reserved(&'static str),
 }
@@ -83,23 +86,24 @@ impl FromStr for ChannelName {
     }
 }
 
-/// U+FFFD is what bytes that are no UTF-8 were read as: with it, names that differ would become one.
+/// U+FFFD replaces bytes that are not UTF-8; if it were allowed, different names could become
+/// equal.
 fn forbidden(character: char) -> bool {
     character.is_whitespace() || character.is_control() || "*?[]{}\\\"<>\u{FFFD}".contains(character)
 }
 
-/// A pattern over channel names in which `*` stands for any text.
+/// A pattern of channel names, in which `*` matches any text.
 #[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
 #[serde(transparent)]
 pub struct ChannelPattern(String);
 
 impl ChannelPattern {
-    /// A pattern as it is written.
+    /// Creates a pattern from its text.
     pub fn new(text: impl Into<String>) -> Self {
         Self(text.into())
     }
 
-    /// Whether the channel matches.
+    /// Whether the pattern matches the channel.
     pub fn matches(&self, channel: &ChannelName) -> bool {
         let mut pieces = self.0.split('*');
         let name = channel.as_str();
@@ -118,7 +122,7 @@ impl ChannelPattern {
         true
     }
 
-    /// The pattern as written.
+    /// The text of the pattern.
     pub fn as_str(&self) -> &str {
         &self.0
     }

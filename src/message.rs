@@ -1,4 +1,4 @@
-//! What is relayed: messages, their positions, and the notice that some are gone. No encoding here (see `dialect`).
+//! Messages, their positions, and gaps. This module knows no encoding (see `dialect`).
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,23 +6,23 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-/// Where a message stands in its channel. Offsets count 1, 2, 3 … without holes within an epoch; offset 0 is
-/// 'before the first'.
+/// The position of a message in its channel. Within an epoch, offsets count 1, 2, 3 … without
+/// holes; offset 0 is before the first message.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Position {
-    /// Which life of the channel's history: the microsecond at which it began. Opaque to clients.
+    /// The microsecond since 1970 at which this history of the channel started. Opaque to clients.
     pub epoch: u64,
-    /// The message's number within the epoch.
+    /// The number of the message within the epoch.
     pub offset: u64,
 }
 
 impl Position {
-    /// A position in the given life of a channel.
+    /// Creates a position.
     pub fn new(epoch: u64, offset: u64) -> Self {
         Self { epoch, offset }
     }
 
-    /// The position of the message right after this one.
+    /// The position of the next message.
     pub fn next(self) -> Self {
         Self::new(self.epoch, self.offset + 1)
     }
@@ -34,7 +34,7 @@ impl fmt::Display for Position {
     }
 }
 
-/// A text that is not `EPOCH:OFFSET`.
+/// The text does not have the form `EPOCH:OFFSET`.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not a position; a position looks like EPOCH:OFFSET, as in an envelope or an event's id")]
 pub struct PositionError(pub String);
@@ -43,7 +43,7 @@ impl FromStr for Position {
     type Err = PositionError;
 
     fn from_str(text: &str) -> Result<Self, PositionError> {
-        // `u64::from_str` takes a leading '+', which in a query string is a space that went wrong.
+        // `u64::from_str` accepts a leading '+', which in a query string stands for a space.
         let digits = |part: &str| part.bytes().all(|byte| byte.is_ascii_digit()).then(|| part.parse().ok()).flatten();
         text.split_once(':')
             .and_then(|(epoch, offset)| Some(Self::new(digits(epoch)?, digits(offset)?)))
@@ -51,44 +51,47 @@ impl FromStr for Position {
     }
 }
 
-/// One message of a channel, as the broker handed it over. Shared by all who deliver it.
+/// A message of a channel, as the broker delivered it. All its receivers share it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Message {
-    /// `None` for what a Redis client published without asking for a position.
+    /// `None` if a Redis client published the message directly, without a position.
     pub position: Option<Position>,
-    /// When the broker took it, in milliseconds since 1970; with the position, its identity. 0 where unknown.
+    /// When the broker stored the message, in milliseconds since 1970; 0 if unknown. Together with
+    /// the position, it identifies the message.
     pub stamp: u64,
-    /// On a keyed channel: what this message is the new value of.
+    /// On a keyed channel: the key whose new value this message is.
     pub key: Option<Arc<str>>,
-    /// On a keyed channel: the key is gone.
+    /// On a keyed channel: whether the message removes the key.
     pub removed: bool,
-    /// What was published, never changed.
+    /// The published bytes, unchanged.
     pub payload: Bytes,
 }
 
 impl Message {
-    /// A message without a position or key.
+    /// Creates a message without a position or key.
     pub fn plain(payload: impl Into<Bytes>) -> Self {
         Self { position: None, stamp: 0, key: None, removed: false, payload: payload.into() }
     }
 
-    /// The payload as text, where it is UTF-8: this, not the way it came in, decides between text and binary frames.
+    /// The payload as text, if it is UTF-8. This alone decides between text and binary frames,
+    /// regardless of how the message was published.
     pub fn text(&self) -> Option<&str> {
         std::str::from_utf8(&self.payload).ok()
     }
 }
 
-/// Why messages may be missing at some place of a channel.
+/// Why messages may be missing at this place.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum GapReason {
-    /// The channel's history began anew: Redis came back empty, or lacks what had been delivered.
+    /// The history of the channel has restarted: Redis lost its data, or lacks messages that were
+    /// delivered.
     EpochChanged,
-    /// What was asked for is older than the history that is kept.
+    /// The requested position is older than the stored history.
     HistoryTrimmed,
 }
 
 impl GapReason {
-    /// The machine-readable name in envelopes and events.
+    /// The machine-readable reason in envelopes and events.
     pub fn code(self) -> &'static str {
         match self {
             Self::EpochChanged => "epoch_changed",
@@ -96,7 +99,7 @@ impl GapReason {
         }
     }
 
-    /// The sentence for people.
+    /// An explanation for people.
     pub fn explanation(self) -> &'static str {
         match self {
             Self::EpochChanged => "the channel's history has restarted; messages may be missing, so reload your state",
@@ -105,16 +108,16 @@ impl GapReason {
     }
 }
 
-/// The notice that messages may be missing here; what follows continues after `resumes_after`.
+/// A notice that messages may be missing at this place.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Gap {
-    /// The position after which the stream goes on.
+    /// The position after which the stream continues.
     pub resumes_after: Position,
-    /// Why messages are missing.
+    /// Why messages may be missing.
     pub reason: GapReason,
 }
 
-/// What a channel's log consists of.
+/// An entry in the log of a channel.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Entry {
     /// A message to deliver.
@@ -124,7 +127,7 @@ pub enum Entry {
 }
 
 impl Entry {
-    /// The position that a subscriber holds once it has received this entry.
+    /// The position of a subscriber that has received this entry.
     pub fn position(&self) -> Option<Position> {
         match self {
             Self::Message(message) => message.position,
@@ -132,7 +135,7 @@ impl Entry {
         }
     }
 
-    /// What the entry weighs against the bounds of a log, in bytes.
+    /// The size of the entry, as the limits of a log count it, in bytes.
     pub fn weight(&self) -> usize {
         const FIXED: usize = size_of::<Entry>() + size_of::<Message>();
         match self {

@@ -1,5 +1,6 @@
-//! What differs by channel: the rules file, parsed and validated. First match wins; no match means the defaults. The file may
-//! hold publish keys as well; what they are is `access/keys.rs`.
+//! The rules file, parsed and validated: settings for channels. The first matching rule applies;
+//! without one, the defaults apply. The file may also have publish keys, which `access/keys.rs`
+//! implements.
 
 use std::path::Path;
 use std::time::Duration;
@@ -10,37 +11,37 @@ use crate::access::action::{Action, Anonymous, AnonymousRules};
 use crate::access::keys::WrittenKey;
 use crate::channel::{ChannelName, ChannelPattern};
 
-/// How much of a channel's past is kept.
+/// The limits of a channel's history.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct History {
-    /// The most messages.
+    /// The maximum number of messages.
     pub messages: usize,
-    /// The longest time since a message was published.
+    /// The maximum age of a message.
     pub age: Duration,
 }
 
-/// The bounds of a keyed channel's state.
+/// The limits of a keyed channel's state.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Keyed {
-    /// The most keys.
+    /// The maximum number of keys.
     pub keys: usize,
-    /// The most bytes in keys and values together.
+    /// The maximum number of bytes in keys and values together.
     pub bytes: usize,
 }
 
-/// What applies to one channel.
+/// The rule for a channel.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Rule {
-    /// `None`: messages are relayed and forgotten.
+    /// The limits of the history. `None`: messages are relayed, but not stored.
     pub history: Option<History>,
-    /// Whether the latest value of each key is kept. Needs a history.
+    /// The limits of the values, if the channel is keyed. Needs a history.
     pub keyed: Option<Keyed>,
-    /// What everybody may do where credentials are configured.
+    /// What clients may do without credentials, if access control is configured.
     pub anonymous: Anonymous,
 }
 
 impl Default for Rule {
-    /// 100 messages, 5 minutes: enough for a reload or a lost network, little enough to forget about.
+    /// 100 messages and 5 minutes: enough for a reload or a short network failure, at little cost.
     fn default() -> Self {
         Self {
             history: Some(History { messages: 100, age: Duration::from_secs(300) }),
@@ -63,29 +64,30 @@ pub struct Rules {
     publish_keys: Vec<WrittenKey>,
 }
 
-/// What is wrong with a rules file.
+/// Why a rules file is not valid.
 #[derive(Debug, thiserror::Error)]
 pub enum RulesError {
-    /// It can't be read.
+    /// The file cannot be read.
     #[error("cannot read the rules file {path}: {source}")]
     Unreadable {
         /// The path of the file.
         path: String,
-        /// The error of the system.
+        /// The error of the operating system.
         source: std::io::Error,
     },
-    /// It is not TOML, or has an unknown key or a value of the wrong kind; the text names the line.
+    /// The file is not TOML, or has an unknown key or a value of the wrong type.
     #[error("in the rules file {path}: {detail}")]
     Malformed {
         /// The path of the file.
         path: String,
-        /// Where and what.
+        /// The line and the error.
         detail: String,
     },
 }
 
 impl Default for Rules {
-    /// What applies without a rules file: the demo's sheet is keyed, so that a reload shows it as it stands.
+    /// The rules without a rules file: the sheet of the demo is keyed, so that a reload shows its
+    /// current state.
     fn default() -> Self {
         let sheet = Rule {
             history: Some(History { messages: 1000, age: Duration::from_secs(3600) }),
@@ -121,7 +123,7 @@ impl Rules {
         Ok(Self { channels: rules.collect::<Result<_, _>>()?, publish_keys: file.publish_key })
     }
 
-    /// What applies to the channel.
+    /// The rule for the channel.
     pub fn of(&self, channel: &ChannelName) -> Rule {
         self.channels.iter().find(|(pattern, _)| pattern.matches(channel)).map_or_else(Rule::default, |(_, rule)| *rule)
     }
@@ -131,7 +133,7 @@ impl Rules {
         self.channels.iter()
     }
 
-    /// The publish keys, as they are written.
+    /// The publish keys as written in the file.
     pub fn publish_keys(&self) -> &[WrittenKey] {
         &self.publish_keys
     }
@@ -147,7 +149,8 @@ impl AnonymousRules for Rules {
     }
 }
 
-/// Where and what. Not the line itself, as the parser would show it: there may be a key in it.
+/// The line number and the error. Omits the text of the line, which the parser would show, because
+/// it may contain a key.
 fn place(text: &str, error: &toml::de::Error) -> String {
     let line = error
         .span()
@@ -210,7 +213,8 @@ struct WrittenKeyedBounds {
     bytes: Option<usize>,
 }
 
-/// The bounds that a rule may ask for: Redis keeps a channel's history in one key, and a page must stay answerable.
+/// The limits of what a rule can set: Redis stores the history of a channel in one key, and a page
+/// must stay small enough to read.
 const MOST_MESSAGES: usize = 100_000;
 const LONGEST_AGE: Duration = Duration::from_secs(7 * 24 * 3600);
 const MOST_KEYS: usize = 100_000;

@@ -167,8 +167,8 @@ impl Channels {
         now.max(self.last_epoch + 1)
     }
 
-    /// Whether a channel certainly had no messages between two times, provided that the table has no
-    /// channel from that time.
+    /// Whether a channel certainly had no messages between two times, provided that the table has
+    /// no channel from that time.
     fn had_no_messages(&self, from: u64, to: u64) -> bool {
         from >= self.complete_since && to.checked_sub(from).is_some_and(|time| time < RETAIN)
     }
@@ -206,8 +206,8 @@ impl Channels {
         let share = self.most_bytes / 2;
         if lasting > 0 && history.lasting_bytes() + lasting > share {
             return Err(BrokerError::Refused(format!(
-                "the keys and Idempotency-Keys of this channel take {share} bytes, half of what the embedded \
-                 broker may hold; use fewer, or Redis"
+                "the keys and Idempotency-Keys of this channel use {share} bytes, half of the limit of the \
+                 embedded broker; use fewer, or Redis"
             )));
         }
         Ok(log + lasting)

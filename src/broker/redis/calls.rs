@@ -116,7 +116,7 @@ impl Call {
     /// Splits the reply to the command among its messages, and stores the results in `answers` by
     /// their index in the batch.
     pub(super) fn answer(&self, frame: &Frame<'_>, answers: &mut [Answer]) {
-        let unexpected = || Err("ERR it answered something unexpected".to_owned());
+        let unexpected = || Err("ERR unexpected reply".to_owned());
         let refused = |why: &[u8]| Err(String::from_utf8_lossy(why).into_owned());
         match *frame {
             // `PUBLISH` returns the number of receiving Redis clients, which says nothing about the

@@ -70,7 +70,7 @@ impl Connection {
         }
     }
 
-    /// A connection without a peer, for tests of what is sent.
+    /// A connection without a peer, for tests of outgoing commands.
     #[cfg(test)]
     pub(super) fn unconnected() -> Self {
         Self::over(Box::new(tokio::io::empty()))
@@ -142,11 +142,11 @@ impl Connection {
     /// Passes each complete frame to `receive`, until one returns an error.
     pub(super) fn frames(
         &mut self,
-        mut hear: impl FnMut(Frame<'_>) -> Result<(), ClientError>,
+        mut receive: impl FnMut(Frame<'_>) -> Result<(), ClientError>,
     ) -> Result<(), ClientError> {
         let mut read = 0;
         while let Some((frame, length)) = resp::parse(&self.incoming[read..])? {
-            hear(frame)?;
+            receive(frame)?;
             read += length;
         }
         self.incoming.advance(read);
@@ -169,8 +169,7 @@ impl Connection {
         Ok(())
     }
 
-    /// Frees the memory of a large reply. Callers that expect more large replies should not call
-    /// this.
+    /// Frees the memory of a large reply. Do not call this while more large replies are pending.
     pub(super) fn give_back(&mut self) {
         spare(&mut self.incoming);
     }
@@ -232,7 +231,7 @@ fn expect_master(hello: Items<'_>) -> Result<(), ClientError> {
 }
 
 /// Frees an empty buffer that has become large. `capacity` counts only the part after the consumed
-/// bytes, so this reclaims the whole buffer first to see its size.
+/// bytes; `try_reclaim` considers the whole buffer.
 fn spare(buffer: &mut BytesMut) {
     if buffer.is_empty() && buffer.try_reclaim(KEPT + 1) {
         *buffer = BytesMut::new();
@@ -251,14 +250,14 @@ mod tests {
         let head = format!(">3\r\n$7\r\nmessage\r\n$1\r\na\r\n${}\r\n", payload.len());
         let message = [head.as_bytes(), &payload, b"\r\n"].concat();
         tokio::spawn(async move { theirs.write_all(&message).await });
-        let mut heard = 0;
-        while heard == 0 {
+        let mut received = 0;
+        while received == 0 {
             connection.exchange().await.expect("it is open");
-            let hear = |_: Frame<'_>| {
-                heard += 1;
+            let receive = |_: Frame<'_>| {
+                received += 1;
                 Ok(())
             };
-            connection.frames(hear).expect("it is RESP3");
+            connection.frames(receive).expect("it is RESP3");
         }
         assert!(!connection.incoming.try_reclaim(KEPT + 1), "a large buffer is kept");
     }

@@ -76,7 +76,7 @@ impl SubscriptionDecoder {
                 message
             }
             Some((announced, Announced::Unreadable)) if announced == channel => {
-                tracing::warn!(%channel, "an unreadable position marker: the history is asked instead");
+                tracing::warn!(%channel, "unreadable position marker; reading the history instead");
                 return self.events.push(Event::Missed(channel));
             }
             unmatched => {

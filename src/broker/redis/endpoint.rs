@@ -24,7 +24,7 @@ const PROBE_TIMEOUT: Duration = Duration::from_millis(500);
 /// How to reach a Redis.
 #[derive(Clone)]
 pub struct RedisOptions {
-    /// The URL, as `--redis` takes it.
+    /// The URL, as in `--redis-url`.
     pub url: String,
     /// The password, if the URL has none.
     pub password: Option<String>,
@@ -42,10 +42,10 @@ pub enum RedisOptionsError {
     #[error(transparent)]
     Tls(#[from] TlsSettingsError),
     /// The URL and the options both have a password.
-    #[error("the Redis URL holds a password, and another is set beside it; leave one of them out")]
+    #[error("the Redis URL has a password, and another one is set as well; remove one of them")]
     TwoPasswords,
     /// A TLS setting is used with a URL without TLS.
-    #[error("{0} is set, but the Redis URL asks for no TLS; write rediss:// in it, or leave the setting out")]
+    #[error("{0} is set, but the Redis URL does not ask for TLS; use rediss://, or remove the setting")]
     WithoutTls(&'static str),
 }
 

@@ -24,7 +24,7 @@ pub(super) enum ClientError {
     #[error("Redis refused: {0}")]
     Refused(String),
     /// The server is a node of a Redis Cluster and would serve only some of the channels.
-    #[error("this is a node of a Redis Cluster, which this version does not support; use a Redis that is not one")]
+    #[error("this is a node of a Redis Cluster, which this version does not support; use a standalone Redis")]
     Cluster,
     /// The server is a Sentinel, which holds no data.
     #[error("this is a Redis Sentinel; write redis+sentinel://HOST:PORT/MASTER in the Redis URL to use its master")]
@@ -33,7 +33,7 @@ pub(super) enum ClientError {
     #[error("no Sentinel names the master ({0})")]
     NoSentinel(String),
     /// The Sentinels know no master with this name.
-    #[error("the Sentinels know no master named {0:?}; the Redis URL names it behind the last host")]
+    #[error("the Sentinels know no master named {0:?}; the Redis URL names it after the last host")]
     UnknownMaster(String),
     /// The Sentinels name another master.
     #[error("the Sentinels name another master")]
@@ -48,7 +48,7 @@ pub(super) enum ClientError {
     #[error("the connection was closed")]
     Closed,
     /// The reply has another shape than documented.
-    #[error("{0} answered something unexpected")]
+    #[error("unexpected reply from {0}")]
     Unexpected(&'static str),
 }
 
@@ -114,7 +114,7 @@ impl From<&ClientError> for BrokerError {
 /// Converts an error reply into an error for publishers and readers. It contains only the code; the
 /// full text goes to the log.
 pub(super) fn refusal(said: &str) -> BrokerError {
-    let (code, detail) = said.split_once(' ').unwrap_or((said, "at its bound"));
+    let (code, detail) = said.split_once(' ').unwrap_or((said, "at its limit"));
     let temporary = |what: &str| BrokerError::Unavailable(format!("{what} ({code})"));
     let lasting = |what: &str| BrokerError::Refused(format!("{what} ({code})"));
     match code {
@@ -130,13 +130,13 @@ pub(super) fn refusal(said: &str) -> BrokerError {
         }
         "OOM" => lasting("Redis has no memory left for more messages"),
         "NOPERM" => lasting("Redis denies livebridge a permission; `livebridge check` names it"),
-        "MISCONF" | "NOREPLICAS" => lasting("Redis takes no writes at the moment"),
+        "MISCONF" | "NOREPLICAS" => lasting("Redis accepts no writes at the moment"),
         _ => {
             static REPEATED: LazyLock<LogThrottle> = LazyLock::new(LogThrottle::default);
             if let Some(times) = REPEATED.happened("refusal") {
                 tracing::warn!(error = without_arguments(said), times, "Redis refused a command");
             }
-            lasting("Redis refused for a reason that the log names")
+            lasting("Redis refused the command; the log has the reason")
         }
     }
 }

@@ -172,7 +172,7 @@ impl Reader<'_> {
         }
         let unreadable = |offset| {
             self.node.metrics.unreadable.inc();
-            tracing::warn!(%channel, offset, "a stored message can't be read: it is skipped, and told as a gap");
+            tracing::warn!(%channel, offset, "skipped an unreadable stored message; clients get a gap notice");
         };
         Ok(messages_into(plan.page, &elements, unreadable))
     }
@@ -249,7 +249,7 @@ impl Reader<'_> {
             let mut renew = self.node.function(LIFE, LIFE_KEY);
             renew.arg("renew");
             if let Err(error) = self.ask::<Value>(renew).await {
-                tracing::debug!(%error, "cannot note in Redis that messages were lost");
+                tracing::debug!(%error, "cannot record in Redis that messages were lost");
             }
         }
     }

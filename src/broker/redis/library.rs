@@ -118,13 +118,13 @@ impl Library {
         match self.held(connection).await {
             Ok(held @ (LibraryState::Same | LibraryState::Newer)) => {
                 if held == LibraryState::Newer {
-                    tracing::info!("the functions in Redis are of a later version, and are used as they are");
+                    tracing::info!("using the newer function library in Redis");
                 }
                 self.use_script.store(false, Ordering::Relaxed);
                 return Ok(());
             }
             Ok(LibraryState::Other) => {
-                tracing::info!("the functions in Redis are of another version or other rules: replaced")
+                tracing::info!("replaced the function library in Redis (other version or rules)")
             }
             Ok(LibraryState::Nothing) | Err(ClientError::Refused(_)) => {}
             Err(error) => return Err(error),
@@ -138,7 +138,7 @@ impl Library {
         if !is_refusal(&error) {
             return Err(error);
         }
-        tracing::debug!(%error, "Redis takes no functions, so scripts are used");
+        tracing::debug!(%error, "Redis does not allow functions; using scripts");
         self.use_script.store(true, Ordering::Relaxed);
         connection.call::<Value>(redis::cmd("SCRIPT").arg("LOAD").arg(&self.script_source)).await.map(drop)
     }

@@ -93,9 +93,9 @@ impl Node {
         let mut connection = self.connect().await?;
         self.library.load(&mut connection).await?;
         // Records since when the data in Redis is complete. A full Redis refuses this; then,
-        // clients that subscribed before a channel's first message get a gap.
+        // clients that subscribed before a channel's first message get a gap notice.
         if let Err(error) = connection.call::<Value>(&self.function(LIFE, LIFE_KEY)).await {
-            tracing::debug!(%error, "cannot note in Redis since when its data is whole");
+            tracing::debug!(%error, "cannot write livebridge:life to Redis");
             if error.refusal().is_none() {
                 return Err(error);
             }

@@ -34,12 +34,9 @@ pub async fn check_redis(options: &RedisOptions, rules: &Rules) -> Vec<Finding> 
     let target = match Target::new(options, metrics.clone()) {
         Ok(target) => target,
         Err(RedisOptionsError::Url(UrlError { what, form })) => {
-            return vec![Finding::error(
-                format!("the Redis URL can't be understood: {what}"),
-                format!("it looks like {form}"),
-            )];
+            return vec![Finding::error(format!("invalid Redis URL: {what}"), format!("use a URL such as {form}"))];
         }
-        Err(error) => return vec![Finding::error(error.to_string(), "mend what it says")],
+        Err(error) => return vec![Finding::error(error.to_string(), "fix the reported problem")],
     };
     let place = target.place();
     // Any role, because the checks report it.
@@ -59,14 +56,14 @@ pub async fn check_redis(options: &RedisOptions, rules: &Rules) -> Vec<Finding> 
             findings.extend(diagnosis::server(&facts));
         }
         Err(error) => findings.push(Finding::warning(
-            format!("Redis does not tell about itself: {}", cause(&error)),
+            format!("cannot read INFO: {}", cause(&error)),
             "allow INFO to this user, or check version (7 or newer), eviction and persistence by hand",
         )),
     }
     let channel = format!("livebridge:check:{:016x}", rand::random::<u64>());
     findings.push(permissions(&mut connection, &channel).await);
     findings.push(functions(&mut connection, &node).await);
-    findings.push(hearing(&node, &mut connection, &channel).await);
+    findings.push(receiving(&node, &mut connection, &channel).await);
     findings.extend(coverage(&node, &mut connection, rules).await);
     findings.extend(times(&mut connection).await);
     findings
@@ -161,18 +158,18 @@ async fn functions(connection: &mut Connection, node: &Node) -> Finding {
 }
 
 /// Whether a published message arrives on another connection.
-async fn hearing(node: &Node, connection: &mut Connection, channel: &str) -> Finding {
-    let heard = async {
+async fn receiving(node: &Node, connection: &mut Connection, channel: &str) -> Finding {
+    let received = async {
         let mut subscription = node.connect().await.map_err(|error| error.to_string())?;
         subscription.send(&["SUBSCRIBE", channel]);
-        let (mut subscribed, mut heard) = (false, false);
-        while !heard {
+        let (mut subscribed, mut received) = (false, false);
+        while !received {
             subscription.exchange().await.map_err(|error| error.to_string())?;
             let was_subscribed = subscribed;
             let frames = subscription.frames(|frame| {
                 match frame.accepted()? {
                     Frame::Subscribed(_) => subscribed = true,
-                    Frame::Message { .. } => heard = true,
+                    Frame::Message { .. } => received = true,
                     _ => {}
                 }
                 Ok(())
@@ -184,7 +181,9 @@ async fn hearing(node: &Node, connection: &mut Connection, channel: &str) -> Fin
         }
         Ok(())
     };
-    diagnosis::hearing(tokio::time::timeout(ANSWER_TIMEOUT, heard).await.unwrap_or_else(|_| Err("nothing came".into())))
+    diagnosis::receiving(
+        tokio::time::timeout(ANSWER_TIMEOUT, received).await.unwrap_or_else(|_| Err("none arrived in time".into())),
+    )
 }
 
 /// Whether the ACL of this user covers the channels of the rules. Subscribes to a sample name for

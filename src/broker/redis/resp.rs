@@ -71,7 +71,7 @@ impl ExactSizeIterator for Items<'_> {}
 
 /// Bytes that are not RESP3.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("it sent something that is not RESP3")]
+#[error("the server sent invalid RESP3")]
 pub struct Malformed;
 
 /// The maximum length of a string, which is the default of `proto-max-bulk-len` in Redis, and a

@@ -44,10 +44,10 @@ fn parse(scheme: &str, rest: &str) -> Result<SentinelUrl, UrlError> {
     let (user, hosts) = authority.rsplit_once('@').map_or(("", authority), |(user, hosts)| (user, hosts));
     let (name, database) = path.split_once('/').unwrap_or((path, ""));
     if name.is_empty() {
-        return Err(error("it does not say under which name the Sentinels know the master"));
+        return Err(error("it does not name the master"));
     }
     let name = percent_encoding::percent_decode_str(name).decode_utf8();
-    let name = name.map_err(|_| error("the name of the master is not UTF-8 when it is decoded"))?.into_owned();
+    let name = name.map_err(|_| error("the decoded name of the master is not UTF-8"))?.into_owned();
     let sentinels = hosts.split(',').map(sentinel).collect::<Result<Vec<_>, _>>()?;
     let at = if user.is_empty() { String::new() } else { format!("{user}@") };
     let first = hosts.split(',').next().unwrap_or_default();
@@ -63,7 +63,7 @@ fn sentinel(place: &str) -> Result<(String, u16), UrlError> {
     match Url::parse(&format!("redis://{place}")).map(|url| url.address) {
         Ok(Address::Tcp { host, port }) => Ok((host, if has_port { port } else { DEFAULT_PORT })),
         Ok(Address::Unix(_)) => Err(error("a Sentinel has a host and a port")),
-        Err(UrlError { what, .. }) => Err(error(&format!("of a Sentinel, {what}"))),
+        Err(UrlError { what, .. }) => Err(error(&format!("for a Sentinel: {what}"))),
     }
 }
 
@@ -73,7 +73,7 @@ fn login(query: &str) -> Result<Login, UrlError> {
         match &*name {
             "sentinel_user" => login.user = Some(value.into_owned()),
             "sentinel_password" => login.password = Some(value.into_owned()),
-            _ => return Err(error("there is a parameter after a `?` that is not known")),
+            _ => return Err(error("it has an unknown parameter after a `?`")),
         }
     }
     Ok(login)
@@ -107,7 +107,7 @@ mod tests {
     #[test]
     fn of_a_wrong_url_the_wrong_part_is_named_and_nothing_shown() {
         for (text, part) in [
-            ("redis+sentinel://u:SECRET@a:1,b:2", "under which name"),
+            ("redis+sentinel://u:SECRET@a:1,b:2", "does not name the master"),
             ("redis+sentinel://u:SECRET@a:1,b:x/m", "port"),
             ("redis+sentinel://u:SECRET@/m", "no host"),
             ("redis+sentinel://u:SECRET@a,/m", "no host"),

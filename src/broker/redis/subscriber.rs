@@ -27,7 +27,7 @@ const BEAT: Duration = Duration::from_secs(1);
 /// After this many missing canaries in a row, the connection counts as broken. The number leaves
 /// time for a slow command of another client. It counts canaries instead of time, so that a stall
 /// of this process proves nothing.
-const DEAF_AFTER: u32 = 4;
+const MOST_MISSING: u32 = 4;
 /// A connection that lasted this long resets the backoff.
 const GOOD_AFTER: Duration = Duration::from_secs(4);
 /// The health before the first connection.
@@ -50,10 +50,10 @@ pub(super) struct Subscriber {
 enum Ended {
     #[error(transparent)]
     Connection(ClientError),
-    #[error("a canary could not be sent: {0}")]
+    #[error("cannot send a canary: {0}")]
     Canary(ClientError),
-    #[error("the connection is deaf: messages sent through Redis do not come back")]
-    Deaf,
+    #[error("the subscription receives nothing: the canary did not come back")]
+    NoCanary,
 }
 
 impl Ended {
@@ -130,14 +130,14 @@ impl Subscriber {
         };
         let unanswered = AtomicU32::new(0);
         tokio::select! {
-            ended = self.hear(connection, &unanswered) => Ended::Connection(ended),
+            ended = self.receive(connection, &unanswered) => Ended::Connection(ended),
             ended = self.send_canaries(node, &unanswered) => ended,
             () = node.switched() => Ended::Connection(ClientError::Switched),
         }
     }
 
     /// Subscribes to the wanted channels and passes on events, until the connection fails.
-    async fn hear(&self, mut connection: Connection, unanswered: &AtomicU32) -> ClientError {
+    async fn receive(&self, mut connection: Connection, unanswered: &AtomicU32) -> ClientError {
         let mut subscriptions = Subscriptions::default();
         subscriptions.subscribe_canary(&self.canary, &mut connection);
         let all = self.wanted().connected();
@@ -156,7 +156,7 @@ impl Subscriber {
                 () = self.changed.notified() => self.send_pending(&mut subscriptions, &mut connection),
                 exchanged = connection.exchange(), if has_room => {
                     let mut refused = Vec::new();
-                    let heard = exchanged.and_then(|()| {
+                    let received = exchanged.and_then(|()| {
                         let mut wanted = self.wanted();
                         connection.frames(|frame| {
                             match frame {
@@ -185,7 +185,7 @@ impl Subscriber {
                         let is_wanted = |channel: &ChannelName| self.wanted().contains(channel);
                         subscriptions.retry(channels, is_wanted, &mut connection).into_iter().for_each(|channel| self.refuse(channel));
                     }
-                    if let Err(error) = heard {
+                    if let Err(error) = received {
                         return error;
                     }
                     // The hub runs on the same thread.
@@ -201,8 +201,8 @@ impl Subscriber {
         beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             beats.tick().await;
-            if unanswered.fetch_add(1, Ordering::Relaxed) >= DEAF_AFTER {
-                return Ended::Deaf;
+            if unanswered.fetch_add(1, Ordering::Relaxed) >= MOST_MISSING {
+                return Ended::NoCanary;
             }
             if let Err(error) = node.publish_plain(&self.canary, "beat").await {
                 return Ended::Canary(error);
@@ -222,7 +222,7 @@ impl Subscriber {
         self.wanted().refuse(&channel);
         static REPEATED: LazyLock<LogThrottle> = LazyLock::new(LogThrottle::default);
         if let Some(times) = REPEATED.happened("channel") {
-            tracing::warn!(%channel, times, "Redis lets this user not subscribe to the channel; `livebridge check` says more");
+            tracing::warn!(%channel, times, "Redis does not allow this user to subscribe to the channel; run `livebridge check`");
         }
         self.sink.push(Event::Refused(channel));
     }
@@ -233,7 +233,7 @@ impl Subscriber {
             if why != NOT_YET {
                 self.metrics.broker_reconnects.inc();
             }
-            tracing::info!(channels, "Redis answers: publishing and receiving work");
+            tracing::info!(channels, "connected to Redis: publishing and receiving work");
         }
     }
 
@@ -246,7 +246,7 @@ impl Subscriber {
         if before == Health::Up || before == Health::Down(NOT_YET.into()) {
             tracing::warn!(
                 error = %ended,
-                "Redis is unavailable: clients stay connected, publishing is refused, trying again"
+                "Redis is unavailable; clients stay connected, publishing is refused; reconnecting"
             );
         }
     }

@@ -51,21 +51,21 @@ pub enum TlsSettingsError {
     #[error("--redis-cert and --redis-key: {0}")]
     Pair(Error),
     /// The system has no trusted certificates.
-    #[error(
-        "no certificate authorities are found on this system; install ca-certificates, or name them with --redis-ca"
-    )]
+    #[error("no certificate authorities found on this system; install ca-certificates, or name them with --redis-ca")]
     NoRoots,
     /// The server name is not valid.
-    #[error("no certificate can be for the host of the Redis URL; set --redis-server-name to a DNS name or an address")]
+    #[error(
+        "the host of the Redis URL is not valid in a certificate; set --redis-server-name to a DNS name or an address"
+    )]
     ServerName,
 }
 
 /// A TLS error with a suggested fix.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{what}; {mend}")]
+#[error("{what}; {fix}")]
 pub(super) struct TlsProblem {
     pub(super) what: String,
-    pub(super) mend: &'static str,
+    pub(super) fix: &'static str,
 }
 
 /// The TLS configuration for one server.
@@ -130,7 +130,7 @@ impl Tls {
 fn certificates(setting: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsSettingsError> {
     let read = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
     match read {
-        Ok(found) if found.is_empty() => Err(file_error(setting, path, &"there is no PEM certificate in it")),
+        Ok(found) if found.is_empty() => Err(file_error(setting, path, &"it has no PEM certificate")),
         found => found.map_err(|why| file_error(setting, path, &why)),
     }
 }
@@ -159,16 +159,16 @@ pub(super) fn explain(error: &io::Error) -> Option<TlsProblem> {
         Expired, ExpiredContext, NotValidForName, NotValidForNameContext, NotValidYet, NotValidYetContext,
         UnknownIssuer,
     };
-    let (what, mend) = match cause(error)? {
+    let (what, fix) = match cause(error)? {
         Error::InvalidCertificate(Expired | ExpiredContext { .. }) => {
-            ("the certificate of Redis has expired".into(), "renew it")
+            ("the certificate of Redis has expired".into(), "renew the certificate")
         }
         Error::InvalidCertificate(NotValidYet | NotValidYetContext { .. }) => {
-            ("the certificate of Redis is not valid yet".into(), "see that the clocks of both machines are right")
+            ("the certificate of Redis is not valid yet".into(), "check the clocks of both machines")
         }
         Error::InvalidCertificate(UnknownIssuer) => (
-            "the certificate of Redis is not trusted here".into(),
-            "name the file of the authority that signed it with --redis-ca",
+            "the certificate of Redis is not trusted".into(),
+            "set --redis-ca to the certificate of the authority that signed it",
         ),
         Error::InvalidCertificate(NotValidForName) => (wrong_name(None), SERVER_NAME),
         Error::InvalidCertificate(NotValidForNameContext { expected, .. }) => {
@@ -185,26 +185,29 @@ pub(super) fn explain(error: &io::Error) -> Option<TlsProblem> {
             | AlertDescription::AccessDenied,
         ) => (
             "Redis does not accept this client certificate".into(),
-            "see that --redis-cert is valid and signed by an authority of Redis' tls-ca-cert-file",
+            "check that --redis-cert is valid and signed by an authority in the tls-ca-cert-file of Redis",
         ),
-        other => (format!("TLS with Redis fails: {other}"), "see that both ends speak TLS 1.2 or 1.3"),
+        other => (format!("TLS with Redis fails: {other}"), "check that both ends support TLS 1.2 or 1.3"),
     };
-    Some(TlsProblem { what, mend })
+    Some(TlsProblem { what, fix })
 }
 
-const SERVER_NAME: &str = "name in the URL a host that it is for, or set --redis-server-name";
+const SERVER_NAME: &str = "use one of its names as the host in the URL, or set --redis-server-name";
 
 fn wrong_name(name: Option<&str>) -> String {
-    format!("the certificate of Redis is for other names than {}", name.unwrap_or("the host of the URL"))
+    format!("the certificate of Redis is not valid for {}", name.unwrap_or("the host of the URL"))
 }
 
 /// The port speaks TLS, but the URL does not ask for it.
 pub(super) fn speaks_tls() -> TlsProblem {
-    TlsProblem { what: "this port speaks TLS, and the URL does not".into(), mend: "write rediss:// in the Redis URL" }
+    TlsProblem {
+        what: "this port speaks TLS, but the URL does not ask for it".into(),
+        fix: "use rediss:// in the Redis URL",
+    }
 }
 
 /// The URL asks for TLS, but the port speaks plain Redis.
 pub(super) fn speaks_plain() -> TlsProblem {
-    let mend = "write redis:// in the Redis URL, or name the TLS port of Redis";
-    TlsProblem { what: "this port speaks plain Redis, and the URL asks for TLS".into(), mend }
+    let fix = "use redis:// in the Redis URL, or the TLS port of Redis";
+    TlsProblem { what: "this port speaks plain Redis, but the URL asks for TLS".into(), fix }
 }

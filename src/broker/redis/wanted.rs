@@ -11,8 +11,8 @@ use crate::channel::ChannelName;
 
 /// How long a refused channel is refused again without asking Redis.
 const REFUSED_FOR: Duration = Duration::from_secs(30);
-/// How many refused channels are remembered. Beyond that, all are forgotten, and Redis is asked
-/// again.
+/// How many refused channels are remembered. Beyond that, those older than [`REFUSED_FOR`] are
+/// dropped, or all if none is; livebridge then asks Redis again.
 const MOST_REFUSED: usize = 10_000;
 
 /// The number of kinds of channels in the order of subscribing.

@@ -1,4 +1,4 @@
-//! Tests of how memory is freed, of what makes room for a message, and of what is refused.
+//! Tests of freeing memory, of making room for a message, and of refusals.
 
 use super::*;
 
