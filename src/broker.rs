@@ -1,11 +1,13 @@
-//! The contract between the hub and whatever carries messages between instances. Two implementations:
-//! `broker/memory.rs` (one process) and `broker/redis` (any number of instances). One test suite runs against both.
+//! The interface between the hub and a message broker. It has two implementations:
+//! `broker/memory.rs` (one process) and `broker/redis` (any number of instances). One test suite
+//! runs against both.
 //!
-//! What a broker promises:
-//! * Once [`Event::Subscribed`] was queued for a channel, every message of it follows there, in the order
-//!   of publishing. Should the broker have lost some on the way, it says `Subscribed` again, or the offsets show it.
-//! * A publish that was answered `Ok` is in the history of a channel that keeps one.
-//! * [`Broker::read`] answers from the history alone, and says whether something between is gone.
+//! A broker guarantees:
+//! * After it queues [`Event::Subscribed`] for a channel, it queues every later message of the
+//!   channel, in the order of publishing. If it loses messages, it either queues `Subscribed` or
+//!   `Missed`, or the offsets show the loss.
+//! * After a publish returns `Ok`, the message is in the history, if the channel keeps one.
+//! * [`Broker::read`] answers from the history alone, and reports whether messages are missing.
 
 pub mod memory;
 pub mod redis;
@@ -18,97 +20,101 @@ use futures::future::BoxFuture;
 use crate::channel::ChannelName;
 use crate::message::{Gap, Message, Position};
 
-/// One message on its way in.
+/// A message to publish.
 #[derive(Clone, Debug)]
 pub struct Publication {
-    /// Where to.
+    /// The channel to publish to.
     pub channel: ChannelName,
-    /// What, verbatim.
+    /// The payload, which is relayed unchanged.
     pub payload: Bytes,
-    /// On a keyed channel: what it is the new value of.
+    /// On a keyed channel: the key whose new value this message is.
     pub key: Option<Arc<str>>,
-    /// On a keyed channel: the key is to be removed.
+    /// On a keyed channel: removes the key.
     pub remove: bool,
-    /// Makes a retry safe: the same id on the same channel is stored once within ten minutes, and
-    /// refused with another payload, key or `remove`.
+    /// The idempotency id, which makes a retry safe: within ten minutes, the broker stores only one
+    /// message with this id on this channel. It refuses the id with another payload, key or
+    /// `remove`.
     pub id: Option<Arc<str>>,
 }
 
-/// The newest position of a channel, with the stamp that tells it from another message of the same number.
+/// The newest position of a channel. The stamp distinguishes two messages with the same position,
+/// as a failover can produce them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Tail {
-    /// Where the channel stands; offset 0 before the first message.
+    /// The position of the newest message; offset 0 before the first message.
     pub position: Position,
-    /// [`Message::stamp`] of the message there; 0 if unknown.
+    /// [`Message::stamp`] of the message at that position; 0 if unknown.
     pub stamp: u64,
 }
 
-/// From where to read a channel's history.
+/// Where to start reading a channel's history.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ReadFrom {
-    /// Nothing but where the channel stands.
+    /// Read no messages, only the tail.
     Tail,
-    /// From the oldest message that is kept.
+    /// From the oldest stored message.
     Oldest,
-    /// The last so many messages.
+    /// The last N messages.
     Last(usize),
-    /// All after a position that a client holds.
+    /// All messages after the position that a client holds.
     After(Position),
-    /// All after what an instance has delivered. Where the stamp shows that the history went another way (a failover
-    /// to a replica that lacked the tail), the channel begins a new epoch.
+    /// All messages after the last one that this instance delivered. If the stamp shows that the
+    /// history has diverged (after a failover to a replica that lacked the newest messages), the
+    /// broker starts a new epoch for the channel.
     AfterDelivered(Tail),
     /// On a keyed channel: the current value of every key.
     Keys,
 }
 
-/// A piece of a channel's history.
+/// A page of a channel's history.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Page {
-    /// What is missing before the first message, if anything is.
+    /// Messages that are missing before the first one, if any.
     pub gap: Option<Gap>,
-    /// In the order of their offsets.
+    /// The messages in the order of their offsets.
     pub messages: Vec<Arc<Message>>,
-    /// What one holds after having received the messages.
+    /// The position that a reader holds after it has received the messages.
     pub through: Tail,
-    /// Where the channel stood when the page was read.
+    /// The newest position when the page was read.
     pub tail: Tail,
 }
 
-/// The most messages in a page.
+/// The maximum number of messages in a page.
 pub const PAGE_MESSAGES: usize = 1000;
-/// The most payload bytes in a page, save that one message always fits.
+/// The maximum payload bytes in a page. A page may exceed it with a single message.
 pub const PAGE_BYTES: usize = 4 << 20;
 
-/// Why a broker did not do what it was asked.
+/// Why a broker operation failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BrokerError {
-    /// Not reachable, or no answer in time. Whether a publish took effect is unknown.
+    /// The broker is unreachable or did not answer in time. A publish may or may not have taken
+    /// effect.
     #[error(
         "the broker is unavailable: {0}; try again, with the same Idempotency-Key if the message must not appear twice"
     )]
     Unavailable(String),
-    /// A keyed channel is at its bound.
+    /// A keyed channel has reached its limit.
     #[error("the keyed channel is full ({0}); remove keys, or raise its limits in the rules")]
     KeyedChannelFull(String),
-    /// `key` or `remove` for a channel that is not keyed.
+    /// A publication has `key` or `remove`, but the channel is not keyed.
     #[error("the channel is not keyed; add `keyed = true` to its rule, or leave out `key` and `remove`")]
     NotKeyed,
-    /// An idempotency id that another message of the channel was published with.
+    /// Another message of the channel was published with the same idempotency id.
     #[error(
         "this Idempotency-Key was used for another message on this channel within the last ten minutes; \
          use a new key for a new message"
     )]
     IdReused,
-    /// The broker refuses subscriptions to this channel.
+    /// The broker does not allow subscriptions to this channel.
     #[error("the broker does not allow livebridge to subscribe to the channel {0}")]
     ChannelRefused(ChannelName),
-    /// The broker refuses: it is out of memory, read-only, or lacks a permission.
+    /// The broker refused the operation: it is out of memory, read-only, or denies a permission.
     #[error("the broker refused: {0}")]
     Refused(String),
 }
 
 impl BrokerError {
-    /// The machine-readable name in answers.
+    /// The machine-readable error code in responses.
     pub fn code(&self) -> &'static str {
         match self {
             Self::Unavailable(_) => "broker_unavailable",
@@ -121,21 +127,22 @@ impl BrokerError {
     }
 }
 
-/// What a broker tells its [`EventSink`], in order.
+/// An event that a broker passes to its [`EventSink`], in order.
 #[derive(Debug)]
 pub enum Event {
-    /// From here on every message of the channel arrives. Said again after each reconnect.
+    /// From now on, the broker delivers every message of the channel. Repeated after each
+    /// reconnect.
     Subscribed(ChannelName),
     /// A message arrived.
     Arrived(ChannelName, Message),
-    /// A message of the channel is known to have been lost on the way.
+    /// A message of the channel was lost in transit.
     Missed(ChannelName),
-    /// The broker refuses the subscription to the channel, which is over.
+    /// The broker refused the subscription to the channel, and has ended it.
     Refused(ChannelName),
 }
 
-/// How many channels a client asks for at once. Channels of small requests come first, so that a
-/// client of a few channels does not wait behind others with very many.
+/// How many channels a request subscribes to. The broker subscribes the channels of small requests
+/// first, so that a client with a few channels does not wait for clients with thousands.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum RequestSize {
     /// At most [`Self::MOST_SMALL`].
@@ -145,29 +152,31 @@ pub enum RequestSize {
 }
 
 impl RequestSize {
-    /// The most channels of a small request.
+    /// The maximum number of channels in a small request.
     pub const MOST_SMALL: usize = 10;
 
-    /// The size of a request for so many channels.
+    /// The size of a request for this number of channels.
     pub fn of(channels: usize) -> Self {
         if channels <= Self::MOST_SMALL { Self::Small } else { Self::Large }
     }
 }
 
-/// Where a broker delivers its events. The hub implements it; nothing here waits but [`EventSink::room`].
+/// Receives the events of a broker. The hub implements it. Only [`EventSink::room`] waits.
 pub trait EventSink: Send + Sync + 'static {
-    /// Queues an event behind those before it. [`EventSink::process`] or [`EventSink::wake`] must follow.
-    /// A message that finds no room is dropped, and [`Event::Missed`] takes its place.
+    /// Queues an event after those queued before. The caller must then call [`EventSink::process`]
+    /// or [`EventSink::wake`]. If there is no room for a message, the sink drops it and queues
+    /// [`Event::Missed`] in its place.
     fn add(&self, event: Event);
 
-    /// Queues events in their order and empties the vector, with one lock for all.
+    /// Queues all events in order under one lock, and empties the vector.
     fn add_all(&self, events: &mut Vec<Event>);
 
-    /// Has the queued events processed by the task of the sink.
+    /// Wakes the task of the sink, which processes the queued events.
     fn wake(&self);
 
-    /// Processes the queued events on the calling thread, which saves waking another one. Wakes the
-    /// task of the sink instead if there are many, or if another thread is processing events.
+    /// Processes the queued events on the calling thread, which avoids waking another one. If there
+    /// are many events, or if another thread is processing them, wakes the task of the sink
+    /// instead.
     fn process(&self) {
         self.wake();
     }
@@ -178,7 +187,7 @@ pub trait EventSink: Send + Sync + 'static {
     /// Waits until the queue is less than half full.
     fn room(&self) -> BoxFuture<'_, ()>;
 
-    /// Queues an event, and wakes the task of the sink.
+    /// Queues an event and wakes the task of the sink.
     fn push(&self, event: Event) {
         self.add(event);
         self.wake();
@@ -188,30 +197,37 @@ pub trait EventSink: Send + Sync + 'static {
 /// Whether publishing and receiving work.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Health {
-    /// Both do.
+    /// Both work.
     Up,
-    /// At least one does not; why.
+    /// At least one of them fails, for this reason.
     Down(String),
 }
 
-/// What carries messages between instances.
+/// Carries messages between instances.
 pub trait Broker: Send + Sync + 'static {
-    /// Publishes each message, in order per channel; the results stand in the order asked, each the message's
-    /// position, or `None` where the channel keeps no history. Ends within a bounded time, whatever happens.
+    /// Publishes each message, in order per channel. Returns one result per message, in the order
+    /// of the batch: the position of the message, or `None` if the channel keeps no history. Always
+    /// completes within a bounded time.
     fn publish(&self, batch: Vec<Publication>) -> BoxFuture<'_, Vec<Result<Option<Position>, BrokerError>>>;
 
-    /// Wants the channel's messages, for a client's request of that size. Never waits; the sink is told
-    /// `Subscribed` or `Refused`.
+    /// Subscribes to a channel, for a client's request of that size. Returns at once; the sink
+    /// receives [`Event::Subscribed`] or [`Event::Refused`] later. While the broker is down, it
+    /// remembers the channel and subscribes to it after reconnecting.
     ///
     /// # Errors
-    /// [`BrokerError::ChannelRefused`] for a while after the broker refused the channel. Then nothing is
-    /// wanted. While the broker is down the channel is wanted as soon as it is back.
+    /// [`BrokerError::ChannelRefused`], without subscribing, for some time after the broker refused
+    /// the channel.
     fn subscribe(&self, channel: &ChannelName, request: RequestSize) -> Result<(), BrokerError>;
 
-    /// Wants them no more. Some may still arrive.
+    /// Ends the subscription to a channel. Messages in transit may still arrive.
     fn unsubscribe(&self, channel: &ChannelName);
 
-    /// Reads a channel's history; `None` if the channel keeps none. `limit` is capped by [`PAGE_MESSAGES`].
+    /// Reads a page of a channel's history; `None` if the channel keeps none. Returns at most
+    /// `limit` messages, and at most [`PAGE_MESSAGES`].
+    ///
+    /// # Errors
+    /// [`BrokerError::Unavailable`] or [`BrokerError::Refused`] if the broker cannot read the
+    /// history.
     fn read<'a>(
         &'a self,
         channel: &'a ChannelName,
@@ -219,6 +235,6 @@ pub trait Broker: Send + Sync + 'static {
         limit: usize,
     ) -> BoxFuture<'a, Result<Option<Page>, BrokerError>>;
 
-    /// Whether it works now.
+    /// Whether the broker works now.
     fn health(&self) -> Health;
 }

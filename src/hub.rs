@@ -1,5 +1,6 @@
-//! The instance's table of channels: opens and forgets channels in the broker, and reads missing messages from the broker's
-//! history. `dispatch.rs` appends the messages that arrive. It knows neither sockets nor encodings, and nothing of Redis.
+//! The table of channels of this instance. Opens and forgets channels in the broker, and reads
+//! missing messages from the broker's history; `dispatch.rs` appends the messages that arrive. The
+//! hub knows neither sockets nor encodings nor Redis.
 
 pub mod dispatch;
 pub mod event_queue;
@@ -29,13 +30,16 @@ use crate::hub::topic::Topic;
 use crate::rules::Rules;
 use crate::transport::byte_budget::Budget;
 
-/// How long a channel without subscribers is kept, so that a page reload costs no round trip to Redis.
+/// How long a channel without subscribers is kept, so that a page reload costs no round trip to
+/// Redis.
 const IDLE_TOPIC_TTL: Duration = Duration::from_secs(5);
-/// How often shared pages are checked for those that nobody can use any more.
+/// The interval, in seconds, of dropping shared pages that no reader can use any more.
 const PAGES_SWEPT: u64 = 5;
-/// How many histories are asked at once: of channels that only large requests have joined, and of others.
+/// How many histories are read at once: of channels that only large requests have joined, and of
+/// others.
 const CHECKS_AT_ONCE: [usize; 2] = [32, 32];
-/// How long a log entry stays once all have read it: the time in which most who lost their connection come back.
+/// How long a log entry is kept after all shards have read it. Most clients that lose their
+/// connection return within this time.
 const LOG_IDLE: Duration = Duration::from_secs(60);
 
 /// The channels that have subscribers on this instance.
@@ -46,13 +50,13 @@ pub struct Hub {
     rules: Arc<Rules>,
     bounds: LogBounds,
     checks: [Semaphore; 2],
-    /// The room for pages on their way out to clients.
+    /// The budget for pages of history that clients have not received yet.
     pages: PageBudget,
 }
 
 impl Hub {
-    /// A hub without channels. `broker` must deliver its events to `dispatcher`. Pages of history for
-    /// clients count against `outgoing`.
+    /// Creates a hub without channels. `broker` must deliver its events to `dispatcher`. Pages of
+    /// history for clients count against `outgoing`.
     pub fn new(
         dispatcher: Arc<Dispatcher>,
         broker: Arc<dyn Broker>,
@@ -64,7 +68,8 @@ impl Hub {
         Arc::new(Self { dispatcher, next_id: AtomicU64::new(0), broker, rules, bounds, checks, pages })
     }
 
-    /// Runs the hub's task for as long as the process lives: processes events, and reads missing messages.
+    /// Runs the hub's task as long as the process runs: processes events, and reads missing
+    /// messages.
     pub async fn run(self: Arc<Self>) {
         loop {
             let progress = self.dispatcher.process_all();
@@ -73,9 +78,10 @@ impl Hub {
             }
             match progress {
                 Progress::Idle => self.dispatcher.woken().await,
-                // A run can be long: let the others on this thread run.
+                // There may be many events, so let other tasks of this thread run.
                 Progress::Done => tokio::task::yield_now().await,
-                // Shards never wait for sockets, so there soon is room: until then the queue fills, then Redis.
+                // Shards never wait for sockets, so there is room soon. Until then, the queue fills
+                // up, and then Redis buffers.
                 Progress::Blocked => tokio::time::sleep(Duration::from_millis(1)).await,
             }
         }
@@ -86,27 +92,29 @@ impl Hub {
         self.dispatcher.wake_lists()[shard].clone()
     }
 
-    /// The number of channels that have subscribers here, or had them in the last seconds.
+    /// The number of channels with subscribers on this instance now or in the last seconds.
     pub fn channels(&self) -> usize {
         self.dispatcher.topics().len()
     }
 
-    /// How many of some channels have no subscribers here, so that the broker must be asked for them.
+    /// How many of these channels have no subscribers on this instance, so that they need a
+    /// subscription in the broker.
     pub fn count_new(&self, channels: &[ChannelName]) -> usize {
         let topics = self.dispatcher.topics();
         channels.iter().filter(|channel| !topics.contains_key(*channel)).count()
     }
 
-    /// The bytes of all logs.
+    /// The size of all logs, in bytes.
     pub fn log_bytes(&self) -> usize {
         self.dispatcher.log_bytes().load(Ordering::Relaxed)
     }
 
-    /// Joins a channel; resolves when all that is published from now on will reach its subscribers. The caller is
-    /// counted in until it drops the [`Membership`]. A join that fails leaves nothing behind.
+    /// Joins a channel. Resolves when every message published from now on reaches its subscribers.
+    /// Counts the caller as a subscriber until it drops the [`Membership`]. A join that fails
+    /// changes nothing.
     ///
     /// # Errors
-    /// As [`Broker::subscribe`].
+    /// [`BrokerError::Unavailable`] while the broker is down, or as [`Broker::subscribe`].
     pub async fn join(&self, channel: &ChannelName, request: RequestSize) -> Result<Membership, BrokerError> {
         if let Health::Down(why) = self.broker.health() {
             return Err(BrokerError::Unavailable(why));
@@ -114,7 +122,7 @@ impl Hub {
         self.join_when_available(channel, request).await
     }
 
-    /// The same, but waits for a broker that is away.
+    /// Joins a channel like [`Hub::join`], but waits while the broker is down.
     ///
     /// # Errors
     /// As [`Broker::subscribe`].
@@ -145,11 +153,11 @@ impl Hub {
         Ok(Arc::new(Topic::new(id, channel.clone(), rule, self.bounds, shards, self.dispatcher.log_bytes().clone())))
     }
 
-    /// Forgets a channel whose subscription the broker accepts, but not the read of the history that proves its
-    /// order.
+    /// Forgets a channel that the broker allows to subscribe to, but not to read, so that its order
+    /// cannot be proved.
     fn refuse_unread(&self, topic: &Arc<Topic>) {
         {
-            // Under the lock, as in `join`: see `sweep`.
+            // Holds the lock for the same reason as `sweep`.
             let mut topics = self.dispatcher.topics();
             if topics.get(&topic.channel).is_some_and(|held| Arc::ptr_eq(held, topic)) {
                 topics.remove(&topic.channel);
@@ -159,7 +167,7 @@ impl Hub {
         self.dispatcher.tell_refused(topic);
     }
 
-    /// Asks the history what is missing until nothing is.
+    /// Reads the history until no messages are missing.
     async fn check(self: Arc<Self>, topic: Arc<Topic>) {
         let mut backoff = Backoff::new(Duration::from_millis(20), Duration::from_secs(2));
         let mut next = Next::Check;
@@ -167,7 +175,7 @@ impl Hub {
             let delivered = topic.delivered();
             let from = delivered.map_or(ReadFrom::Tail, ReadFrom::AfterDelivered);
             let answer = {
-                // Closed never: the semaphores live as long as the hub.
+                // Never closed: the semaphores live as long as the hub.
                 let _permit = self.checks[usize::from(topic.has_small_requests())].acquire().await;
                 self.broker.read(&topic.channel, from, PAGE_MESSAGES).await
             };
@@ -182,7 +190,8 @@ impl Hub {
                 Err(BrokerError::ChannelRefused(_)) => return self.refuse_unread(&topic),
                 Err(error) => {
                     tracing::debug!(channel = %topic.channel, %error, "cannot read the history yet");
-                    // Retries end only for removed topics: a topic that is joined again must become ready.
+                    // Stop retrying only for removed topics: a topic that is joined again must
+                    // become ready.
                     if !self.holds(&topic) {
                         return;
                     }
@@ -196,14 +205,14 @@ impl Hub {
         let Some(page) = page else { return };
         if let Some(gap) = page.gap {
             self.dispatcher.metrics().gaps_told.inc();
-            tracing::warn!(%channel, reason = gap.reason.code(), "messages may be missing; subscribers are told");
+            tracing::warn!(%channel, reason = gap.reason.code(), "messages may be missing; subscribers get a gap notice");
         } else if !page.messages.is_empty() {
             self.dispatcher.metrics().gaps_repaired.inc();
             tracing::debug!(%channel, messages = page.messages.len(), "repaired a gap from the history");
         }
     }
 
-    /// Forgets channels whose last subscriber left a while ago, and log entries that nobody comes back for.
+    /// Forgets channels whose last subscriber left some time ago, and old log entries.
     pub async fn sweep(self: Arc<Self>) {
         let mut ticks = tokio::time::interval(Duration::from_secs(1));
         let mut trimmed = Instant::now();
@@ -211,14 +220,14 @@ impl Hub {
             ticks.tick().await;
             let expired = |topic: &Arc<Topic>| topic.idle_since().is_some_and(|since| since.elapsed() > IDLE_TOPIC_TTL);
             {
-                // Under the lock, as in `join`: a channel that is opened again at this moment must not lose its
-                // new subscription to the end of the old one.
+                // Unsubscribe under the lock, as `join` subscribes: otherwise a channel that is
+                // opened again at this moment could lose its new subscription.
                 let mut topics = self.dispatcher.topics();
                 for (channel, _) in topics.extract_if(|_, topic| expired(topic)) {
                     self.broker.unsubscribe(&channel);
                 }
             }
-            // What clients wait for goes before what is only kept for those that may come.
+            // If memory is scarce, drop pages that no client is receiving.
             let is_scarce = self.pages.is_scarce();
             if !second.is_multiple_of(PAGES_SWEPT) && !is_scarce {
                 continue;
@@ -232,17 +241,17 @@ impl Hub {
         }
     }
 
-    /// Whether the topic has not been forgotten.
+    /// Whether the topic is still in the table.
     fn holds(&self, topic: &Arc<Topic>) -> bool {
         self.dispatcher.topics().get(&topic.channel).is_some_and(|held| Arc::ptr_eq(held, topic))
     }
 }
 
-/// A subscriber's share in a topic; counted out when dropped.
+/// Counts a subscriber of a topic, until it is dropped.
 pub struct Membership(Arc<Topic>);
 
 impl Membership {
-    /// The topic that the subscriber belongs to.
+    /// The topic of the subscriber.
     pub fn topic(&self) -> &Arc<Topic> {
         &self.0
     }

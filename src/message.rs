@@ -14,7 +14,7 @@ pub struct Position {
     /// Identifies one history of the channel: the time at which it began, in microseconds since
     /// 1970. Opaque to clients.
     pub epoch: u64,
-    /// The message's number within the epoch.
+    /// The number of the message within the epoch.
     pub offset: u64,
 }
 
@@ -71,7 +71,7 @@ pub struct Message {
 }
 
 impl Message {
-    /// A message without a position or key.
+    /// Creates a message without a position or key.
     pub fn plain(payload: impl Into<Bytes>) -> Self {
         Self { position: None, stamp: 0, key: None, removed: false, payload: payload.into() }
     }
@@ -94,7 +94,7 @@ pub enum GapReason {
 }
 
 impl GapReason {
-    /// The machine-readable name in envelopes and events.
+    /// The machine-readable reason in envelopes and events.
     pub fn code(self) -> &'static str {
         match self {
             Self::EpochChanged => "epoch_changed",
@@ -116,7 +116,7 @@ impl GapReason {
 pub struct Gap {
     /// The position after which the stream continues.
     pub resumes_after: Position,
-    /// Why messages are missing.
+    /// Why messages may be missing.
     pub reason: GapReason,
 }
 

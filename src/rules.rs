@@ -20,7 +20,7 @@ pub struct History {
     pub age: Duration,
 }
 
-/// The bounds of a keyed channel's state.
+/// The limits of a keyed channel's state.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Keyed {
     /// Maximum number of keys.
@@ -34,7 +34,7 @@ pub struct Keyed {
 pub struct Rule {
     /// `None`: messages are delivered and not retained.
     pub history: Option<History>,
-    /// Whether the latest value of each key is kept. Needs a history.
+    /// The limits of the values, if the channel is keyed. Needs a history.
     pub keyed: Option<Keyed>,
     /// The rights of clients without credentials, if access control is configured.
     pub anonymous: Anonymous,

@@ -1,5 +1,6 @@
-//! The embedded broker: the same semantics as Redis, within one process and for as long as it
-//! lives. What a channel's history answers is `history.rs`, how all share the memory `channels.rs`.
+//! The embedded broker. It behaves like the Redis broker, but within one process, and its data is
+//! lost when the process ends. `history.rs` implements the history of one channel, `channels.rs`
+//! the limit on the memory of all channels.
 
 mod channels;
 mod clock;
@@ -22,18 +23,19 @@ use crate::channel::ChannelName;
 use crate::message::{Message, Position};
 use crate::rules::Rules;
 
-/// The most bytes in all histories together: this broker has no `maxmemory` of its own to lean on.
+/// The maximum number of bytes in all histories together; this broker has no `maxmemory` setting.
 const MOST_BYTES: usize = 256 << 20;
-/// How often what has aged is dropped where nothing is published.
+/// How often the background task drops expired data.
 const EXPIRE_EVERY: Duration = Duration::from_secs(1);
-/// How much of it at once: publishing waits for no more than that.
+/// The maximum number of items that it drops while it holds the lock, so that publishing does not
+/// wait for long.
 const EXPIRE_STEPS: usize = 1000;
 
-/// A broker in this process's memory.
+/// A broker in the memory of this process.
 pub struct MemoryBroker {
     state: Arc<Mutex<State>>,
     clock: Clock,
-    /// Makes the digests by which a retry is told from another message of the same id.
+    /// Computes the digests that distinguish a retry from another message with the same id.
     digests: RandomState,
     sink: Arc<dyn EventSink>,
     rules: Arc<Rules>,
@@ -45,10 +47,10 @@ struct State {
 }
 
 impl MemoryBroker {
-    /// A broker without channels that delivers to `sink`.
+    /// Creates a broker without channels that delivers its events to `sink`.
     ///
     /// # Panics
-    /// Outside of a Tokio runtime, on which a task drops what has aged.
+    /// Panics outside of a Tokio runtime, on which it starts a task that drops expired data.
     pub fn new(sink: Arc<dyn EventSink>, rules: Arc<Rules>) -> Self {
         let clock = Clock::new();
         let channels = Channels::new(MOST_BYTES, clock.now());
@@ -83,7 +85,7 @@ impl MemoryBroker {
     }
 }
 
-/// Drops what has aged, for as long as there is a broker.
+/// Drops expired data as long as the broker exists.
 async fn expire(state: Weak<Mutex<State>>, clock: Clock) {
     let mut ticks = tokio::time::interval(EXPIRE_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -100,14 +102,14 @@ async fn expire(state: Weak<Mutex<State>>, clock: Clock) {
 }
 
 fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
-    // The state is whole after every line that holds it: a panic elsewhere does not spoil it.
+    // Every statement leaves the state consistent, so a poisoned lock is safe to use.
     state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Broker for MemoryBroker {
     fn publish(&self, batch: Vec<Publication>) -> BoxFuture<'_, Vec<Result<Option<Position>, BrokerError>>> {
         async move {
-            // As Redis would: who publishes faster than this instance relays has to wait.
+            // Backpressure, as with Redis: a publisher that is faster than this instance must wait.
             if !self.sink.has_room() {
                 self.sink.room().await;
             }
@@ -136,7 +138,7 @@ impl Broker for MemoryBroker {
         limit: usize,
     ) -> BoxFuture<'a, Result<Option<Page>, BrokerError>> {
         let rule = self.rules.of(channel);
-        // The clock is read under the lock: what was published before is not of a later time.
+        // Reads the clock under the lock, so that earlier messages do not have later times.
         let read = || {
             let state = lock(&self.state);
             state.channels.read(channel, from, limit, self.clock.now())
@@ -192,7 +194,7 @@ keyed = true
         assert!(broker.publish(batch).await.iter().all(Result::is_ok));
         let full = lock(&broker.state).channels.bytes();
         let given_back = async {
-            // What is left is the channel itself: its position outlives its messages.
+            // Only the channels remain: their positions outlive their messages.
             while lock(&broker.state).channels.bytes() > full / 100 {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }

@@ -1,5 +1,6 @@
-//! The Redis broker: any number of instances on one Redis relay the same. Publishing and history are atomic calls of
-//! the Lua code in `functions/`; what is published is heard on one supervised connection.
+//! The Redis broker: any number of instances share one Redis and relay the same messages.
+//! Publishing and reading history are atomic calls of the Lua code in `functions/`. One supervised
+//! connection receives the published messages.
 
 mod calls;
 mod connection;
@@ -46,22 +47,22 @@ use crate::message::Position;
 use crate::observability::metrics::Metrics;
 use crate::rules::Rules;
 
-/// A broker in a Redis.
+/// A broker that uses Redis.
 pub struct RedisBroker {
     node: Arc<Node>,
     rules: Arc<Rules>,
     history: History,
-    /// One for each thread that publishes.
+    /// One pipeline for each thread that publishes.
     pipelines: ThreadLocal<Arc<Pipeline>>,
     subscriber: Arc<Subscriber>,
 }
 
 impl RedisBroker {
     /// Starts connecting, on the current runtime. `instance` must be unique among the instances.
+    /// [`Broker::health`] reports whether Redis answers.
     ///
     /// # Errors
-    /// [`RedisOptionsError`] if the URL or a file that it needs is not valid. [`Broker::health`] says
-    /// whether Redis answers.
+    /// [`RedisOptionsError`] if the URL or a file that it needs is not valid.
     pub fn start(
         options: &RedisOptions,
         instance: &str,
@@ -77,7 +78,7 @@ impl RedisBroker {
         Ok(Self { node, rules, history, pipelines: ThreadLocal::new(), subscriber })
     }
 
-    /// This thread's pipeline; it runs on the thread's runtime.
+    /// The pipeline of this thread. It runs on the runtime of the thread.
     fn pipeline(&self) -> &Pipeline {
         self.pipelines.get_or(|| {
             let pipeline = Arc::new(Pipeline::default());

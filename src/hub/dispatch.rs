@@ -1,6 +1,6 @@
-//! The sink of the broker's events: queues them, and processes them in their order, on the hub's own task or on
-//! the thread that published. It appends to the topics' logs and wakes the shards. It does not know the broker:
-//! topics whose history must be read are handed to the hub's task.
+//! The event sink of the broker. Queues events and processes them in order, on the hub's task or on
+//! the thread that published. Appends messages to the logs of the topics and wakes the shards. It
+//! does not know the broker: the hub's task reads the history.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -18,7 +18,8 @@ use crate::hub::wake_list::WakeList;
 use crate::observability::metrics::Metrics;
 use crate::observability::metrics::latency::Moment;
 
-/// The most events that a publishing thread processes. It leaves more of them to the hub's task.
+/// The maximum number of events that a publishing thread processes. If there are more, it leaves
+/// them to the hub's task.
 const MOST_ON_PUBLISHER: usize = 64;
 
 /// The table of channels, and the events for them.
@@ -26,34 +27,35 @@ pub struct Dispatcher {
     queue: EventQueue,
     pending: Mutex<Pending>,
     topics: Mutex<HashMap<ChannelName, Arc<Topic>>>,
-    /// Topics whose history is to be read.
+    /// Topics whose history must be read.
     checks: Mutex<Vec<Arc<Topic>>>,
-    /// The bytes of all logs, and their bound.
+    /// The size of all logs, in bytes.
     log_bytes: Arc<AtomicUsize>,
     most_log_bytes: usize,
     wake_lists: Vec<Arc<WakeList>>,
     metrics: Arc<Metrics>,
 }
 
-/// Events being processed. The lock around them keeps their order: only its holder processes events.
+/// The events in processing. Only the holder of the lock on them processes events, which keeps
+/// their order.
 struct Pending {
     events: VecDeque<Event>,
-    /// When the first of them came.
+    /// When the first of them arrived.
     since: Moment,
 }
 
-/// How far processing came.
+/// The result of processing events.
 #[derive(PartialEq, Eq)]
 pub(super) enum Progress {
-    /// There was no event.
+    /// There were no events.
     Idle,
-    /// Every event that was there at the beginning.
+    /// Processed every event that was queued at the start.
     Done,
-    /// Every event up to a message for which there is no room yet.
+    /// Processed every event up to a message for which there is no room yet.
     Blocked,
 }
 
-/// Messages processed in one call, counted here before the shared counters are.
+/// The messages of one call, which are added to the shared counters at its end.
 #[derive(Default)]
 struct Count {
     messages: u64,
@@ -90,7 +92,7 @@ impl EventSink for Dispatcher {
 }
 
 impl Dispatcher {
-    /// A dispatcher without channels for a number of shards, whose logs may hold `most_log_bytes` bytes together.
+    /// Creates a dispatcher without channels. All logs together may hold `most_log_bytes` bytes.
     pub fn new(most_log_bytes: usize, shards: usize, metrics: Arc<Metrics>) -> Self {
         Self {
             queue: EventQueue::default(),
@@ -114,39 +116,40 @@ impl Dispatcher {
         &self.wake_lists
     }
 
-    /// The bytes of all logs.
+    /// The size of all logs, in bytes.
     pub(super) fn log_bytes(&self) -> &Arc<AtomicUsize> {
         &self.log_bytes
     }
 
-    /// Waits until there may be events or checks.
+    /// Waits until there may be events or topics to check.
     pub(super) async fn woken(&self) {
         self.queue.arrived().await;
     }
 
-    /// The topics whose history is to be read.
+    /// Takes the topics whose history must be read.
     pub(super) fn take_checks(&self) -> Vec<Arc<Topic>> {
         std::mem::take(&mut self.checks.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// The table of channels.
     pub(super) fn topics(&self) -> MutexGuard<'_, HashMap<ChannelName, Arc<Topic>>> {
-        // The table is whole after every line that holds it: a panic elsewhere does not spoil it.
+        // Every statement leaves the table consistent, so a poisoned lock is safe to use.
         self.topics.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Processes the events that there are, and waits while another thread does.
+    /// Processes the queued events. Waits while another thread does.
     pub(super) fn process_all(&self) -> Progress {
         self.process_events(&mut self.pending.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Processes events on the calling thread, unless another thread is at it. `false` if some are left.
+    /// Processes events on the calling thread, unless another thread does. Returns `false` if some
+    /// are left.
     fn try_process_here(&self) -> bool {
         let Ok(mut pending) = self.pending.try_lock() else { return false };
         self.process_events(&mut pending) != Progress::Blocked && self.queue.len() == 0
     }
 
-    /// Processes what the last call left, or else what has come since.
+    /// Processes the events that the last call left, or otherwise those queued since.
     fn process_events(&self, pending: &mut Pending) -> Progress {
         if pending.events.is_empty() {
             let Some(Taken { dropped, since }) = self.queue.take(&mut pending.events) else { return Progress::Idle };
@@ -166,7 +169,7 @@ impl Dispatcher {
         progress
     }
 
-    /// Handles an event; gives it back if there is no room for its message.
+    /// Handles an event. Returns it if there is no room for its message.
     fn handle(&self, event: Event, since: Moment, count: &mut Count) -> Result<(), Event> {
         let (Event::Arrived(channel, _)
         | Event::Subscribed(channel)
@@ -177,7 +180,7 @@ impl Dispatcher {
             return Ok(());
         }
         let Some(topic) = self.topics().get(channel).cloned() else { return Ok(()) };
-        // A new subscription asks the history as well, but nothing shows yet that anything is missing.
+        // A new subscription needs a check too, but is no sign of missing messages.
         let shows_gaps = !matches!(event, Event::Subscribed(_));
         let change = match event {
             Event::Arrived(..) if !topic.has_room() || !self.has_room() => return Err(event),
@@ -195,13 +198,13 @@ impl Dispatcher {
         Ok(())
     }
 
-    /// Removes a channel that the broker refuses. Closes its subscribers, and fails the joins that wait.
+    /// Removes a channel that the broker refuses. Closes its subscribers, and fails pending joins.
     fn refuse(&self, channel: &ChannelName) {
         let Some(topic) = self.topics().remove(channel) else { return };
         self.tell_refused(&topic);
     }
 
-    /// Tells the subscribers of a forgotten topic that the broker refuses its channel.
+    /// Reports to the subscribers of a removed topic that the broker refuses its channel.
     pub(super) fn tell_refused(&self, topic: &Arc<Topic>) {
         for shard in topic.refuse() {
             self.wake_lists[shard].push(topic.clone());
@@ -214,21 +217,22 @@ impl Dispatcher {
             self.wake_lists[shard].push(topic.clone());
         }
         if change.next == Next::Check {
-            // A task must read the history, and this thread may have no runtime.
+            // The hub's task reads the history, because this thread may have no runtime.
             self.checks.lock().unwrap_or_else(PoisonError::into_inner).push(topic.clone());
             self.queue.wake();
         }
     }
 
-    /// Whether all logs together are within their bound. Shortens the largest logs if they are not; entries that a shard
-    /// has yet to serve stay.
+    /// Whether all logs together are within their limit. If not, shortens the largest logs, but
+    /// keeps entries that a shard has not served yet.
     fn has_room(&self) -> bool {
         if self.log_bytes.load(Ordering::Relaxed) <= self.most_log_bytes {
             return true;
         }
         self.metrics.log_trims.inc();
         let topics: Vec<_> = self.topics().values().map(|topic| (topic.log_bytes(), topic.clone())).collect();
-        // An eighth is freed at once, so that the next message does not look through all channels again.
+        // Free an eighth at once, so that the next message does not look through all channels
+        // again.
         let level = level(topics.iter().map(|(bytes, _)| *bytes).collect(), self.most_log_bytes / 8 * 7);
         topics.iter().filter(|(bytes, _)| *bytes > level).for_each(|(_, topic)| topic.shrink_to(level));
         self.log_bytes.load(Ordering::Relaxed) <= self.most_log_bytes
@@ -259,7 +263,7 @@ mod tests {
         let member = hub.join(&channel, RequestSize::Small).await.expect("joined");
         let topic = member.topic();
         topic.served(0, None);
-        // The hub's own task has processed the subscription, and waits for more.
+        // The hub's task has processed the subscription, and waits for more.
         for _ in 0..10 {
             tokio::task::yield_now().await;
         }
@@ -271,7 +275,8 @@ mod tests {
             let results = broker.publish(numbers.map(publication).collect()).await;
             assert!(results.iter().all(Result::is_ok));
         }
-        // One thread, and no other task has run: this one has processed what there was room for.
+        // In this single-threaded test, no other task has run, so this thread has processed the
+        // events.
         assert_eq!(topic.end(), 4);
         let delivered = async {
             while topic.end() < 8 {

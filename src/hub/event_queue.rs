@@ -1,5 +1,5 @@
-//! The bounded queue between a broker and the hub. A broker adds events in the order in which
-//! it received them; the hub takes all of them at once, so the queue is a batch that grows with the load.
+//! The bounded queue between a broker and the hub. A broker adds events in the order in which it
+//! received them. The hub takes all of them at once, so the batches grow with the load.
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::Mutex;
@@ -11,12 +11,12 @@ use crate::broker::{Event, EventSink};
 use crate::channel::ChannelName;
 use crate::observability::metrics::latency::Moment;
 
-/// As much as Redis itself would buffer for a subscriber before it cut the connection.
+/// As large as Redis' default hard limit for the output buffer of a subscriber.
 const MOST_BYTES: usize = 32 << 20;
-/// What an event weighs beside its payload.
+/// The size of an event without its payload, in bytes.
 const EVENT_BYTES: usize = 128;
 
-/// Events on their way from a broker to the hub.
+/// Events in transit from a broker to the hub.
 #[derive(Default)]
 pub struct EventQueue {
     queue: Mutex<Queue>,
@@ -28,19 +28,19 @@ pub struct EventQueue {
 struct Queue {
     events: VecDeque<Event>,
     bytes: usize,
-    /// Channels of which a message found no room, which is among the events.
+    /// Channels of which a message found no room; the queue has an [`Event::Missed`] for each.
     missed: HashSet<ChannelName>,
     dropped: u64,
-    /// When the first of the events came.
+    /// When the oldest event arrived.
     since: Option<Moment>,
 }
 
-/// What is said about events that are taken.
+/// Information about the events taken.
 #[derive(Debug)]
 pub struct Taken {
     /// How many messages were dropped before them.
     pub dropped: u64,
-    /// When the first of them came.
+    /// When the oldest of them arrived.
     pub since: Moment,
 }
 
@@ -77,7 +77,7 @@ impl EventSink for EventQueue {
 }
 
 impl EventQueue {
-    /// Waits until there may be something to take.
+    /// Waits until there may be events to take.
     pub async fn arrived(&self) {
         self.arrived.notified().await;
     }
@@ -87,7 +87,7 @@ impl EventQueue {
         self.lock().events.len()
     }
 
-    /// Takes all events there are; `None` if there are none.
+    /// Takes all events; `None` if there are none.
     pub fn take(&self, events: &mut VecDeque<Event>) -> Option<Taken> {
         let mut queue = self.lock();
         if queue.events.is_empty() {
@@ -104,7 +104,7 @@ impl EventQueue {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Queue> {
-        // The queue is whole after every line that holds it: a panic elsewhere does not spoil it.
+        // Every statement leaves the queue consistent, so a poisoned lock is safe to use.
         self.queue.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
@@ -119,14 +119,15 @@ impl Queue {
             | Event::Subscribed(channel)
             | Event::Missed(channel)
             | Event::Refused(channel)) = event;
-            // In its place: what follows must not pass for the continuation of what came before.
+            // In place of the dropped message, so that the next one does not appear to follow the
+            // one before.
             if self.missed.insert(channel.clone()) {
                 self.events.push_back(Event::Missed(channel));
             }
             return;
         }
         self.bytes += weight;
-        // The clock is read once for all that the hub takes at once.
+        // Read the clock once for all events that the hub takes at once.
         self.since.get_or_insert_with(Moment::now);
         self.events.push_back(event);
     }

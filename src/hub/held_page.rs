@@ -1,5 +1,5 @@
-//! A page of history on its way to clients. It counts against the bound on outgoing bytes until the
-//! last client that reads it has received it, once for all clients that read it.
+//! Pages of history that clients have not received yet. A page counts once against the limit on
+//! outgoing bytes, regardless of the number of its readers, until the last of them has received it.
 
 use std::net::IpAddr;
 use std::ops::Deref;
@@ -10,30 +10,31 @@ use crate::message::Entry;
 use crate::transport::address_shares::{AddressShares, HeldShare};
 use crate::transport::byte_budget::{Budget, Reservation};
 
-/// The share of an address is never smaller: a subscriber may need two pages at a time.
+/// The minimum share of an address, because a subscriber may need two pages at a time.
 const LEAST_SHARE: usize = 4 * PAGE_BYTES;
 
-/// The room for pages of history. They may use three quarters of a [`Budget`]: the rest is for frames
-/// of new messages, and for the pages that are being read, of which nobody knows the size. The pages
-/// that were read for one address may use a quarter.
+/// The budget for pages of history: three quarters of a [`Budget`]. The rest is for frames of new
+/// messages, and for pages in the process of being read, whose size is not known yet. Pages that
+/// were read for one address may use a quarter.
 pub struct PageBudget {
     outgoing: Arc<Budget>,
     shares: Arc<AddressShares>,
 }
 
 impl PageBudget {
-    /// A budget for pages within `outgoing`.
+    /// Creates a budget for pages within `outgoing`.
     pub fn new(outgoing: Arc<Budget>) -> Self {
         let shares = AddressShares::new((outgoing.limit() / 4).max(LEAST_SHARE));
         Self { outgoing, shares }
     }
 
-    /// Whether more than half of the outgoing bytes is used.
+    /// Whether more than half of the outgoing bytes is in use.
     pub fn is_scarce(&self) -> bool {
         self.outgoing.is_scarce()
     }
 
-    /// Whether a page may be read for a client. `client` is its address, if that has a limit.
+    /// Checks whether a page may be read for a client. `client` is its address, if that has a
+    /// limit.
     ///
     /// # Errors
     /// [`PageError::OutgoingFull`] if there may be no room for the page.
@@ -61,17 +62,17 @@ impl PageBudget {
     }
 }
 
-/// A page of history that a [`PageBudget`] counts.
+/// A page of history that counts against a [`PageBudget`].
 #[derive(Debug)]
 pub struct HeldPage {
     page: Page,
     held: Arc<(Reservation, Option<HeldShare>)>,
 }
 
-/// Why there is no page.
+/// Why a read returned no page.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PageError {
-    /// The broker did not answer.
+    /// The broker failed.
     #[error(transparent)]
     Broker(#[from] BrokerError),
     /// The budget for outgoing bytes is used up.
@@ -80,7 +81,7 @@ pub enum PageError {
 }
 
 impl HeldPage {
-    /// Some of its messages, as a page that is not counted again.
+    /// A page with some of the messages of this one. It does not count again.
     pub fn part(&self, page: Page) -> Self {
         Self { page, held: self.held.clone() }
     }

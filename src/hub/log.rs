@@ -1,25 +1,26 @@
-//! A channel's log: the last entries, bounded, each with a sequence number of this instance. A cursor is such a
-//! number. Pure data: who reads it, when, and in what encoding is `topic.rs` and `delivery/`.
+//! The log of a channel: the last entries, within limits, each with a sequence number of this
+//! instance. A cursor is such a number. Pure data: `topic.rs` and `delivery/` decide when to read,
+//! and encode.
 
 use std::collections::VecDeque;
 
 use crate::message::{Entry, Position};
 
-/// How much a log keeps. Whatever the bounds, the newest entry stays.
+/// The limits of a log. The newest entry stays even if it exceeds them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct LogBounds {
-    /// The most entries.
+    /// The maximum number of entries.
     pub entries: usize,
-    /// The most bytes, by [`Entry::weight`].
+    /// The maximum size in bytes, by [`Entry::weight`].
     pub bytes: usize,
 }
 
-/// Where a position stands in a log.
+/// Where to continue after a position.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Found {
-    /// All that came after the position is in the log, from this sequence number on.
+    /// The log has all messages after the position, starting at this sequence number.
     At(u64),
-    /// The position is older than what the log holds, or was never in it: ask the history.
+    /// The position is older than the log, or was never in it; read the history.
     Older,
 }
 
@@ -33,27 +34,28 @@ pub struct Log {
 }
 
 impl Log {
-    /// An empty log.
+    /// Creates an empty log.
     pub fn new(bounds: LogBounds) -> Self {
         Self { entries: VecDeque::new(), first: 0, bytes: 0, bounds }
     }
 
-    /// The sequence number of the oldest entry that is kept; [`Log::end`] where there is none.
+    /// The sequence number of the oldest entry; [`Log::end`] if the log is empty.
     pub fn start(&self) -> u64 {
         self.first
     }
 
-    /// The sequence number that the next entry will get.
+    /// The sequence number of the next entry.
     pub fn end(&self) -> u64 {
         self.first + self.entries.len() as u64
     }
 
-    /// What the entries weigh, in bytes.
+    /// The size of the entries, in bytes.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// Appends an entry and drops the oldest beyond the bounds, but none at `needed` or after it.
+    /// Appends an entry, and drops the oldest ones beyond the limits, but none at or after
+    /// `needed`.
     pub fn push(&mut self, entry: Entry, needed: u64) {
         self.bytes += entry.weight();
         self.entries.push_back(entry);
@@ -62,12 +64,12 @@ impl Log {
         }
     }
 
-    /// Whether there is room for another entry without dropping one that stands at `needed` or after it.
+    /// Whether there is room for another entry without dropping one at or after `needed`.
     pub fn has_room(&self, needed: u64) -> bool {
         needed > self.first || (self.entries.len() < self.bounds.entries && self.bytes < self.bounds.bytes)
     }
 
-    /// Drops all entries before `sequence`, and gives the memory back.
+    /// Drops all entries before `sequence`, and frees their memory.
     pub fn trim_to(&mut self, sequence: u64) {
         while self.first < sequence && !self.entries.is_empty() {
             self.drop_oldest();
@@ -75,7 +77,7 @@ impl Log {
         self.entries.shrink_to(self.entries.len().next_power_of_two());
     }
 
-    /// Drops the oldest entries until it weighs no more than `bytes`, but none at `needed` or after it.
+    /// Drops the oldest entries until the log has at most `bytes`, but none at or after `needed`.
     pub fn shrink_to(&mut self, bytes: usize, needed: u64) {
         while self.bytes > bytes && self.first < needed && !self.entries.is_empty() {
             self.drop_oldest();
@@ -89,10 +91,10 @@ impl Log {
         Some(self.entries.range((skipped as usize).min(self.entries.len())..))
     }
 
-    /// Where to read on for one who holds `position`.
+    /// Where a client with `position` continues.
     pub fn find(&self, position: Position) -> Found {
-        // Offsets grow without holes, so the first entry that is newer tells; the search goes from the newest end
-        // because that is where nearly all who resume stand.
+        // Offsets have no holes, so the first newer entry is the one. The search starts at the
+        // newest entry, because most clients resume close to it.
         let mut at = self.end();
         for entry in self.entries.iter().rev() {
             match entry.position() {
@@ -107,7 +109,7 @@ impl Log {
         Found::Older
     }
 
-    /// Where to read on for one who wants the last `count` messages; `None` if the log holds fewer.
+    /// The sequence number of the last `count` messages; `None` if the log has fewer.
     pub fn find_last(&self, count: usize) -> Option<u64> {
         let mut wanted = count;
         let mut at = self.end();

@@ -1,12 +1,13 @@
-//! Decides what of a channel may be delivered when: in the order of the offsets, none twice, none missing. A pure state
-//! machine: it is told what arrived and what the history says, and answers what to append to the log and whether
-//! the history must be asked. Who asks is `hub.rs`.
+//! Decides when each message of a channel may be delivered: in the order of the offsets, without
+//! duplicates and without holes. A pure state machine: its inputs are messages that arrive and
+//! pages of the history. Its outputs are entries for the log, and requests to read the history,
+//! which `hub.rs` does.
 
 use crate::broker::{Page, Tail};
 use crate::message::{Entry, Message, Position};
 
-/// The most messages, and the most of their bytes, that are held while the history is being asked. What does not
-/// fit is read from the history afterwards.
+/// The maximum number and bytes of messages that are held while the history is read. Beyond that,
+/// messages are read from the history afterwards.
 const HELD_MESSAGES: usize = 10_000;
 const HELD_BYTES: usize = 8 << 20;
 
@@ -14,47 +15,49 @@ const HELD_BYTES: usize = 8 << 20;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[must_use]
 pub enum Next {
-    /// Nothing more.
+    /// Nothing.
     Continue,
-    /// Read the history from [`Sequencer::delivered`] and hand the page to [`Sequencer::checked`].
+    /// Read the history from [`Sequencer::delivered`] on, and pass the page to
+    /// [`Sequencer::checked`].
     Check,
 }
 
 /// The order of one channel, as one instance delivers it.
 #[derive(Debug)]
 pub struct Sequencer {
-    /// Whether the channel has a state that ends with its epoch.
+    /// Whether the channel is keyed, so that its values end with the epoch.
     keyed: bool,
-    /// Up to where has been delivered; `None` until the history was first asked, or where the channel keeps none.
+    /// The last delivered message. `None` before the first read of the history, or if the channel
+    /// keeps none.
     delivered: Option<Tail>,
     mode: Mode,
-    /// Messages without a position that had to be dropped while the history was being asked.
+    /// How many messages without a position were dropped while the history was read.
     dropped: u64,
 }
 
 #[derive(Debug)]
 enum Mode {
-    /// Nobody has subscribed in the broker yet.
+    /// There is no subscription in the broker yet.
     Closed,
-    /// What arrives is next.
+    /// Messages are delivered as they arrive.
     Live,
-    /// The history is being asked; what arrives meanwhile is held. `again`: something else was missed since.
-    /// `foreign`: the epoch that it was asked about.
+    /// The history is being read, and messages that arrive are held. `again`: more messages were
+    /// missed in the meantime. `foreign`: the new epoch that caused the read.
     Checking { held: Vec<Message>, held_bytes: usize, again: bool, foreign: Option<u64> },
 }
 
 impl Sequencer {
-    /// The order of a channel of which nothing is known yet.
+    /// Creates the order of a channel in an unknown state.
     pub fn new(keyed: bool) -> Self {
         Self { keyed, delivered: None, mode: Mode::Closed, dropped: 0 }
     }
 
-    /// Up to where has been delivered.
+    /// The last delivered message.
     pub fn delivered(&self) -> Option<Tail> {
         self.delivered
     }
 
-    /// Whether what arrives is delivered at once.
+    /// Whether messages are delivered as they arrive.
     pub fn is_live(&self) -> bool {
         matches!(self.mode, Mode::Live)
     }
@@ -64,7 +67,7 @@ impl Sequencer {
         std::mem::take(&mut self.dropped)
     }
 
-    /// Something may have been missed: the channel was (re)subscribed, or a message is known to be lost.
+    /// Messages may have been missed: the channel was (re)subscribed, or a message was lost.
     pub fn suspect(&mut self) -> Next {
         match &mut self.mode {
             Mode::Checking { again, .. } => {
@@ -75,10 +78,10 @@ impl Sequencer {
         }
     }
 
-    /// A message arrived from the broker.
+    /// Handles a message from the broker.
     pub fn arrive(&mut self, message: Message, out: &mut dyn FnMut(Entry)) -> Next {
         match &mut self.mode {
-            // A straggler of an earlier subscription.
+            // A late message of an earlier subscription.
             Mode::Closed => Next::Continue,
             Mode::Checking { held, held_bytes, again, .. } => {
                 *held_bytes += message.payload.len();
@@ -96,13 +99,14 @@ impl Sequencer {
                     self.deliver(message, out);
                     Next::Continue
                 }
-                // On a connection in order even a repetition is a sign that the history went another way.
+                // On a connection without losses, even a duplicate shows that the history has
+                // diverged.
                 Relation::Repeats | Relation::Ahead => self.begin_check(vec![message], None),
             },
         }
     }
 
-    /// The history answered; `None` if the channel keeps none.
+    /// Handles a page of the history; `None` if the channel keeps none.
     pub fn checked(&mut self, page: Option<Page>, out: &mut dyn FnMut(Entry)) -> Next {
         let Mode::Checking { held, again, foreign, .. } = std::mem::replace(&mut self.mode, Mode::Live) else {
             return Next::Continue;
@@ -110,7 +114,8 @@ impl Sequencer {
         let mut incomplete = again;
         match page {
             None => self.delivered = None,
-            // The first answer only says where the channel stands: whoever wants the past reads the history.
+            // The first page only sets the position: clients that want earlier messages read the
+            // history.
             Some(page) if self.delivered.is_none() => self.delivered = Some(page.tail),
             Some(page) => {
                 page.gap.map(Entry::Gap).into_iter().for_each(&mut *out);
@@ -122,10 +127,12 @@ impl Sequencer {
         let mut held = held.into_iter();
         while let Some(message) = held.next() {
             match self.relation(&message) {
-                // While something before it is known to be missing, not even the first message of a new epoch follows.
+                // While earlier messages are missing, not even the first message of a new epoch is
+                // the next one.
                 Relation::Follows if !(incomplete && self.is_foreign(&message)) => self.deliver(message, out),
                 Relation::Repeats => {}
-                // The history was asked because of this epoch and does not know it: it has ended meanwhile.
+                // This epoch caused the read, and the history does not have it: it has already
+                // ended.
                 Relation::Ahead if self.is_foreign(&message) && foreign == epoch(&message) => {}
                 Relation::Follows | Relation::Ahead => {
                     let foreign = if self.is_foreign(&message) { epoch(&message) } else { None };
@@ -136,7 +143,7 @@ impl Sequencer {
         if incomplete { self.begin_check(Vec::new(), None) } else { Next::Continue }
     }
 
-    /// Where the message belongs, relative to what was delivered.
+    /// How a message relates to what was delivered.
     fn relation(&self, message: &Message) -> Relation {
         let (Some(position), Some(delivered)) = (message.position, self.delivered) else {
             return Relation::Follows;
@@ -149,9 +156,9 @@ impl Sequencer {
                 _ => Relation::Ahead,
             }
         } else if position.epoch > delivered.epoch && position.offset == 1 && self.nothing_ends_with_it(delivered) {
-            // A new epoch from its first message on, right behind what was delivered, on a connection that lost
-            // nothing: the old epoch has ended and nobody who listens missed any of it. (But the values of a keyed
-            // channel have gone with it, which is told.)
+            // The first message of a new epoch, right after the delivered ones, on a connection
+            // without losses: the old epoch has ended, and subscribers have received all of it. But
+            // the values of a keyed channel are lost with it, which must be reported.
             Relation::Follows
         } else if position.epoch < delivered.epoch {
             Relation::Repeats
@@ -160,7 +167,7 @@ impl Sequencer {
         }
     }
 
-    /// Whether no values of a keyed channel go with the epoch that was delivered.
+    /// Whether the end of the delivered epoch loses no values of a keyed channel.
     fn nothing_ends_with_it(&self, delivered: Position) -> bool {
         !self.keyed || delivered.offset == 0
     }
@@ -172,7 +179,7 @@ impl Sequencer {
         out(message.into());
     }
 
-    /// Whether the message is of another epoch than what was delivered.
+    /// Whether the message has another epoch than the delivered ones.
     fn is_foreign(&self, message: &Message) -> bool {
         matches!((self.delivered, epoch(message)), (Some(tail), Some(epoch)) if tail.position.epoch != epoch)
     }
@@ -184,7 +191,7 @@ impl Sequencer {
     }
 }
 
-/// Where a message belongs, relative to what was delivered.
+/// How a message relates to what was delivered.
 enum Relation {
     Follows,
     Repeats,

@@ -1,5 +1,5 @@
-//! One channel as this instance sees it: its log, how far its order is proved, and how far each shard has read.
-//! Shared by the hub, which appends, and the shards, which read. It knows neither sockets nor encodings.
+//! One channel on this instance: its log, its order, and how far each shard has read. The hub
+//! appends and the shards read. A topic knows neither sockets nor encodings.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,56 +16,57 @@ use crate::message::{Entry, Message, Position};
 use crate::observability::metrics::latency::Moment;
 use crate::rules::Rule;
 
-/// Where a new subscriber begins.
+/// Where a new subscriber starts.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Start {
-    /// From now on.
+    /// With the next message.
     Live,
     /// After a position that the client holds.
     After(Position),
-    /// With the last so many messages.
+    /// With the last N messages.
     Last(usize),
-    /// With the oldest message that is kept; on a keyed channel, with the value of every key.
+    /// With the oldest stored message; on a keyed channel, with the value of every key.
     Oldest,
 }
 
-/// Where a reader of the topic goes on.
+/// Where a reader of the topic continues.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum ReadAt {
     /// In the log, at this sequence number.
     Log(u64),
-    /// The history must be asked first.
+    /// With a read of the history.
     History(ReadFrom),
 }
 
-/// Where a subscriber begins.
+/// Where a subscriber starts.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct StartingPoint {
     /// Where it reads first.
     pub read_at: ReadAt,
-    /// The position that it starts after; `None` where the channel keeps no history.
+    /// The position after which it starts; `None` if the channel keeps no history.
     pub position: Option<Position>,
-    /// The channel's newest offset.
+    /// The newest offset of the channel.
     pub head: Option<u64>,
 }
 
-/// The entries from a sequence number on are no longer in the log.
+/// The log no longer has the entries from a sequence number on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FellBehind;
 
 /// A channel with subscribers on this instance.
 pub struct Topic {
-    /// Which channel.
+    /// The name of the channel.
     pub channel: ChannelName,
-    /// What applies to it.
+    /// The rule for the channel.
     pub rule: Rule,
-    /// This instance's number for it, never used again.
+    /// The id of the topic on this instance, which is never reused.
     pub id: u64,
     state: Mutex<State>,
     ready: Notify,
-    /// Per shard: since when it has known that there is something to read; 0 where it does not.
+    /// Per shard: when the first message arrived that the shard has been notified of but has not
+    /// read; 0 if there is none.
     marks: Box<[AtomicU64]>,
-    /// What all topics' logs weigh, in bytes; each adds its own.
+    /// The size of the logs of all topics, in bytes; each topic adds its own.
     total: Arc<AtomicUsize>,
     /// Reads of the history that several subscribers share.
     pub(crate) shared_reads: SharedReads,
@@ -74,11 +75,12 @@ pub struct Topic {
 struct State {
     log: Log,
     sequencer: Sequencer,
-    /// Per shard: up to where it has served its subscribers; `u64::MAX` where it has none.
+    /// Per shard: the sequence number up to which it has served its subscribers; `u64::MAX` if it
+    /// has none.
     served: Box<[u64]>,
-    /// The log's end when it was last trimmed by age.
+    /// The log's end at the last call of `trim_idle`.
     aged: u64,
-    /// The broker refuses the channel.
+    /// Whether the broker refuses the channel.
     refused: bool,
     has_small_requests: bool,
     subscribers: usize,
@@ -86,7 +88,7 @@ struct State {
 }
 
 impl Topic {
-    /// A topic that nobody has subscribed to in the broker yet.
+    /// Creates a topic without a subscription in the broker.
     pub fn new(
         id: u64,
         channel: ChannelName,
@@ -118,8 +120,8 @@ impl Topic {
         }
     }
 
-    /// Waits until what is published from now on reaches this topic; `false` if the broker refuses the
-    /// channel.
+    /// Waits until messages that are published from now on reach this topic. Returns `false` if the
+    /// broker refuses the channel.
     pub async fn ready(&self) -> bool {
         loop {
             let changed = self.ready.notified();
@@ -133,7 +135,7 @@ impl Topic {
         }
     }
 
-    /// The broker refuses the channel. Returns the shards that must be woken.
+    /// Marks the channel as refused by the broker. Returns the shards to wake.
     pub(crate) fn refuse(&self) -> Vec<usize> {
         let mut state = self.lock();
         state.refused = true;
@@ -141,12 +143,12 @@ impl Topic {
         self.mark(&state.served, Moment::now())
     }
 
-    /// Whether the broker refuses the channel: nothing comes any more.
+    /// Whether the broker refuses the channel, so that no more messages arrive.
     pub fn is_refused(&self) -> bool {
         self.lock().refused
     }
 
-    /// Counts a subscriber in. A topic with subscribers is not forgotten.
+    /// Adds a subscriber. A topic with subscribers is not forgotten.
     pub fn join(&self, request: RequestSize) {
         let mut state = self.lock();
         state.has_small_requests |= request == RequestSize::Small;
@@ -154,12 +156,12 @@ impl Topic {
         state.idle_since = None;
     }
 
-    /// Whether a small request has joined it.
+    /// Whether a small request has joined the topic.
     pub fn has_small_requests(&self) -> bool {
         self.lock().has_small_requests
     }
 
-    /// Counts a subscriber out.
+    /// Removes a subscriber.
     pub fn leave(&self) {
         let mut state = self.lock();
         state.subscribers -= 1;
@@ -168,38 +170,38 @@ impl Topic {
         }
     }
 
-    /// Since when the topic has had no subscriber.
+    /// When the last subscriber left, if there is none now.
     pub fn idle_since(&self) -> Option<Instant> {
         self.lock().idle_since
     }
 
-    /// Where the channel stands, as far as this instance has delivered; `None` where it keeps no history.
+    /// The last message that this instance has delivered; `None` if the channel keeps no history.
     pub fn delivered(&self) -> Option<Tail> {
         self.lock().sequencer.delivered()
     }
 
-    /// What the log weighs, in bytes.
+    /// The size of the log, in bytes.
     pub fn log_bytes(&self) -> usize {
         self.lock().log.bytes()
     }
 
-    /// Whether a message can be appended without dropping one that a shard has yet to read.
+    /// Whether a message can be appended without dropping one that a shard has not read yet.
     pub fn has_room(&self) -> bool {
         let state = self.lock();
         state.log.has_room(state.needed())
     }
 
-    /// A message arrived from the broker, at that time.
+    /// Handles a message from the broker; `since` is when it arrived.
     pub(crate) fn arrive(&self, message: Message, since: Moment) -> Change {
         self.change(since, |sequencer, out| sequencer.arrive(message, out))
     }
 
-    /// Something may have been missed.
+    /// Handles the possible loss of messages.
     pub(crate) fn suspect(&self) -> Change {
         self.change(Moment::now(), |sequencer, _| sequencer.suspect())
     }
 
-    /// The history answered.
+    /// Handles a page of the history; `None` if the channel keeps none.
     pub(crate) fn checked(&self, page: Option<Page>) -> Change {
         let change = self.change(Moment::now(), |sequencer, out| sequencer.checked(page, out));
         if change.next == Next::Continue {
@@ -208,7 +210,7 @@ impl Topic {
         change
     }
 
-    /// Lets the sequencer act, appends what it delivers, and says which shards must be woken.
+    /// Runs the sequencer, appends the entries that it delivers, and returns which shards to wake.
     fn change(&self, since: Moment, act: impl FnOnce(&mut Sequencer, &mut dyn FnMut(Entry)) -> Next) -> Change {
         let mut state = self.lock();
         let needed = state.needed();
@@ -222,7 +224,8 @@ impl Topic {
         Change { next, dropped, wake }
     }
 
-    /// Marks the topic as changed for each shard that has subscribers; returns those that did not know yet.
+    /// Marks the topic as changed for each shard with subscribers. Returns the shards for which it
+    /// was not marked before.
     fn mark(&self, served: &[u64], since: Moment) -> Vec<usize> {
         let since = since.to_bits();
         let mark = |shard: usize| self.marks[shard].compare_exchange(0, since, Ordering::AcqRel, Ordering::Acquire);
@@ -230,12 +233,12 @@ impl Topic {
         (0..served.len()).filter(reads).collect()
     }
 
-    /// Where a subscriber begins that wants `start`.
+    /// Where a subscriber with this `start` begins.
     pub fn locate(&self, start: Start) -> StartingPoint {
         let state = self.lock();
         let end = ReadAt::Log(state.log.end());
         let Some(tail) = state.sequencer.delivered().map(|tail| tail.position) else {
-            // Nothing to resume in a channel without history; the last few that passed by are in the log.
+            // A channel without history has no positions, but the log has the last few messages.
             let read_at = match start {
                 Start::Last(count) => ReadAt::Log(state.log.find_last(count).unwrap_or(state.log.start())),
                 Start::Oldest => ReadAt::Log(state.log.start()),
@@ -244,7 +247,7 @@ impl Topic {
             return StartingPoint { read_at, position: None, head: None };
         };
         let (read_at, position) = match start {
-            // Before a channel's first message there are no values to ask for.
+            // Before the first message, a keyed channel has no values to read.
             Start::Live | Start::Oldest if self.rule.keyed.is_some() && tail.offset > 0 => {
                 (ReadAt::History(ReadFrom::Keys), Position::new(tail.epoch, 0))
             }
@@ -258,7 +261,7 @@ impl Topic {
                 let read_at = match state.log.find(position) {
                     Found::At(sequence) => ReadAt::Log(sequence),
                     Found::Older if position == tail => end,
-                    // The history says exactly what is gone, if anything is.
+                    // The history knows exactly whether messages are lost.
                     Found::Older => ReadAt::History(ReadFrom::After(position)),
                 };
                 (read_at, position)
@@ -267,10 +270,10 @@ impl Topic {
         StartingPoint { read_at, position: Some(position), head: Some(tail.offset) }
     }
 
-    /// Where to go on in the log for one who has everything up to `through`.
+    /// Where a reader that has everything up to `through` continues in the log.
     pub fn after_history(&self, through: Position) -> ReadAt {
         {
-            // The epoch of a channel without messages is the time at which it was asked for.
+            // The epoch of a channel without messages is the time of the read.
             let state = self.lock();
             let is_empty = state.sequencer.delivered().is_some_and(|tail| tail.position.offset == 0);
             if through.offset == 0 && is_empty {
@@ -280,15 +283,16 @@ impl Topic {
         self.locate(Start::After(through)).read_at
     }
 
-    /// The end of the log.
+    /// The sequence number of the next entry of the log.
     pub fn end(&self) -> u64 {
         self.lock().log.end()
     }
 
-    /// Calls `visit` with the entries from `cursor` on, until it returns `false`. Returns the cursor of the end of the log.
+    /// Calls `visit` with the entries from `cursor` on, until it returns `false`. Returns the end
+    /// of the log.
     ///
     /// # Errors
-    /// [`FellBehind`] if the log no longer holds the entry at `cursor`.
+    /// [`FellBehind`] if the log no longer has the entry at `cursor`.
     pub fn read(&self, cursor: u64, mut visit: impl FnMut(&Entry) -> bool) -> Result<u64, FellBehind> {
         let state = self.lock();
         for entry in state.log.read(cursor).ok_or(FellBehind)? {
@@ -299,8 +303,9 @@ impl Topic {
         Ok(state.log.end())
     }
 
-    /// A shard says up to where it has served its subscribers: entries before that may be dropped. Returns the log's
-    /// end, so that a shard that begins can begin there (`None`).
+    /// Records up to where a shard has served its subscribers: the log may drop earlier entries. A
+    /// shard with its first subscriber passes `None` to start at the end. Returns the end of the
+    /// log.
     pub fn served(&self, shard: usize, cursor: Option<u64>) -> u64 {
         let mut state = self.lock();
         let end = state.log.end();
@@ -308,13 +313,13 @@ impl Topic {
         end
     }
 
-    /// A shard has no subscriber of the topic any more.
+    /// Records that a shard has no subscribers of the topic any more.
     pub fn abandoned(&self, shard: usize) {
         self.lock().served[shard] = u64::MAX;
     }
 
-    /// Drops from the log what stood there already at the last call and has been served: who has not come back for it
-    /// by now reads the history.
+    /// Drops log entries that all shards have served and that were already there at the last call.
+    /// Clients that need them later read the history.
     pub(crate) fn trim_idle(&self) {
         let mut state = self.lock();
         let end = state.log.end();
@@ -325,7 +330,7 @@ impl Topic {
         self.count_bytes(bytes, state.log.bytes());
     }
 
-    /// Shortens the log to so many bytes, as far as it has been served.
+    /// Shortens the log to at most `bytes`, but keeps entries that have not been served.
     pub(crate) fn shrink_to(&self, bytes: usize) {
         let mut state = self.lock();
         let (before, needed) = (state.log.bytes(), state.needed());
@@ -337,14 +342,14 @@ impl Topic {
         self.total.fetch_add(after.wrapping_sub(before), Ordering::Relaxed);
     }
 
-    /// A shard is about to read: what is appended from now on must wake it again. Returns when the first message came that it
-    /// was woken for.
+    /// Called before a shard reads: entries appended from now on wake it again. Returns when the
+    /// message arrived for which the shard was woken.
     pub fn unmark(&self, shard: usize) -> Option<Moment> {
         Moment::from_bits(self.marks[shard].swap(0, Ordering::AcqRel))
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // The state is whole after every line that holds it: a panic elsewhere does not spoil it.
+        // Every statement leaves the state consistent, so a poisoned lock is safe to use.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -361,14 +366,14 @@ impl State {
     }
 }
 
-/// What an event did to the log, and what follows from it.
+/// The result of an event.
 #[derive(Debug)]
 #[must_use]
 pub(crate) struct Change {
-    /// Whether the history must be asked.
+    /// Whether to read the history.
     pub(crate) next: Next,
-    /// How many messages without a position could not be kept.
+    /// How many messages without a position were dropped.
     pub(crate) dropped: u64,
-    /// The shards that must be woken. Empty, and without an allocation, when all know already.
+    /// The shards to wake. Empty, without an allocation, if all have been notified before.
     pub(crate) wake: Vec<usize>,
 }

@@ -1,4 +1,4 @@
-//! What a shard is woken through: the topics that have something new for it.
+//! Wakes a shard, with the list of topics that have new entries for it.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -6,7 +6,7 @@ use tokio::sync::Notify;
 
 use crate::hub::topic::Topic;
 
-/// The topics that have something new for one shard.
+/// The topics with new entries for one shard.
 #[derive(Default)]
 pub struct WakeList {
     topics: Mutex<Vec<Arc<Topic>>>,
@@ -14,7 +14,7 @@ pub struct WakeList {
 }
 
 impl WakeList {
-    /// Waits until some topic has something new, and takes all that have.
+    /// Waits until a topic has new entries. Takes all such topics.
     pub async fn wait(&self, topics: &mut Vec<Arc<Topic>>) {
         loop {
             std::mem::swap(&mut *self.topics.lock().unwrap_or_else(PoisonError::into_inner), topics);
@@ -25,7 +25,8 @@ impl WakeList {
         }
     }
 
-    /// Adds a topic and wakes the shard. A topic is listed at most once, by the marks in the topic.
+    /// Adds a topic and wakes the shard. The marks of the topic make sure that it is listed at most
+    /// once.
     pub(crate) fn push(&self, topic: Arc<Topic>) {
         self.topics.lock().unwrap_or_else(PoisonError::into_inner).push(topic);
         self.changed.notify_one();

@@ -116,7 +116,7 @@ async fn a_call_that_makes_no_sense_is_refused_as_a_whole() {
         ("publish_many", &plain, &[b"key,payload", b"a", b"x"], "_INVALID the first column must be payload"),
         ("publish_many", &plain, &[b"payload,colour", b"x", b"red"], "_INVALID unknown column colour"),
         ("publish_many", &sheet, &[b"payload,key", b"x", b"a", b"y"], "_INVALID the last message lacks a column"),
-        ("publish_many", &sheet, &[b"payload,key,remove", b"x", b"a", b"yes"], "_INVALID remove is 1, or empty"),
+        ("publish_many", &sheet, &[b"payload,key,remove", b"x", b"a", b"yes"], "_INVALID remove must be 1 or empty"),
         ("publish_many", &sheet, &[b"payload,remove", b"x", b"1"], "_INVALID remove needs the key"),
         ("publish_many", &plain, &too_many, "_INVALID one call takes at most 1000 messages"),
         ("publish_many", &none, &too_many, "_INVALID one call takes at most 1000 messages"),

@@ -325,7 +325,7 @@ async fn a_process_that_stood_still_drops_nothing_that_waits_in_its_socket() {
     for number in 0..10 {
         assert_eq!(events.next().await.data, number.to_string());
     }
-    assert!(!instance.log().contains("deaf"));
+    assert!(!instance.log().contains("receives nothing"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

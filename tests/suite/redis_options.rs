@@ -94,8 +94,8 @@ async fn what_is_wrong_with_tls_is_named_in_check_readyz_and_log() {
     };
     let cases = [
         (plain.replace("redis://", "rediss://"), with(&ca, &[]), "this port speaks plain Redis"),
-        (tls.clone(), with(&strangers.path("ca.pem"), &[]), "the certificate of Redis is not trusted here"),
-        (tls.clone(), with(&ca, &["--redis-server-name", "redis.example"]), "is for other names than redis.example"),
+        (tls.clone(), with(&strangers.path("ca.pem"), &[]), "the certificate of Redis is not trusted"),
+        (tls.clone(), with(&ca, &["--redis-server-name", "redis.example"]), "is not valid for redis.example"),
         (tls.clone(), vec!["--redis-ca".into(), ca.clone()], "Redis asks for a client certificate"),
         (
             tls,
@@ -187,9 +187,9 @@ async fn users_and_passwords_have_any_character_and_come_from_a_file_or_a_variab
     let file = file.display().to_string();
     works(options.env("LIVEBRIDGE_REDIS_PASSWORD_FILE", &file)).await;
     let (text, content) = check(&whole, &["--redis-password-file", &file]);
-    assert!(!content && text.contains("leave one of them out"), "{text}");
+    assert!(!content && text.contains("remove one of them"), "{text}");
     let (text, content) = check(&url, &["--redis-password", "SECRET"]);
-    assert!(!content && text.contains("does not let this user in") && !text.contains("SECRET"), "{text}");
+    assert!(!content && text.contains("refused the login") && !text.contains("SECRET"), "{text}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -205,16 +205,16 @@ async fn settings_that_do_not_fit_are_refused_with_the_mend() {
         (certificates.path("ca.pem"), certificates.path("client.pem"), certificates.path("client.key"));
     let tls = "rediss://127.0.0.1:1";
     let cases: [(&str, &[&str], &str); 10] = [
-        ("redis://127.0.0.1:1", &["--redis-ca", &ca], "--redis-ca is set, but the Redis URL asks for no TLS"),
+        ("redis://127.0.0.1:1", &["--redis-ca", &ca], "--redis-ca is set, but the Redis URL does not ask for TLS"),
         (tls, &["--redis-ca", &ca, "--redis-cert", &pem], "--redis-cert and --redis-key belong together"),
-        (tls, &["--redis-ca", &key], "there is no PEM certificate in it"),
+        (tls, &["--redis-ca", &key], "it has no PEM certificate"),
         (tls, &["--redis-ca", "/no/such/file"], "--redis-ca /no/such/file"),
         (tls, &["--redis-ca", &ca, "--redis-cert", &ca, "--redis-key", &key], "--redis-cert and --redis-key: "),
         (tls, &["--redis-ca", &ca, "--redis-server-name", "not a name"], "set --redis-server-name to"),
         (tls, &["--redis-password-file", "/no/such/file"], "--redis-password-file /no/such/file"),
         ("", &["--redis-ca", &ca], "no Redis URL"),
         ("redis://me:SECRET@host:p", &[], "its port is not a number"),
-        ("redis+sentinel://me:SECRET@host", &[], "under which name the Sentinels know the master"),
+        ("redis+sentinel://me:SECRET@host", &[], "it does not name the master"),
     ];
     for (url, arguments, reason) in cases {
         let (text, content) = check(url, arguments);

@@ -1,6 +1,5 @@
-//! All channels of the embedded broker: which there are, until when, and how much they may hold
-//! together. Nothing here looks through all channels, but for making room when the bound is
-//! reached.
+//! The table of all channels of the embedded broker, their expiry, and the limit on their total
+//! memory. Only making room when the limit is reached looks through all channels.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -12,55 +11,56 @@ use crate::fair_share::level;
 use crate::message::{Gap, GapReason, Message, Position};
 use crate::rules::{History, Keyed};
 
-/// What a channel takes beside its name and what is published to it: itself, its places in the
-/// table and in the two orders, with the room that these keep to grow.
+/// The estimated memory of a channel without its name and its messages: the struct itself and its
+/// entries in the table and in the two ordered sets, including their spare capacity.
 const CHANNEL_BYTES: usize = size_of::<Channel>() + 192;
-/// How many aged messages, ids and channels a publish drops beside its own work. It adds at most
-/// one of each, so more than three keep up.
+/// How many expired messages, ids and channels a publish drops at most. A publish adds at most one
+/// of each, so any value above three keeps up.
 const STEPS_PER_PUBLISH: usize = 16;
-/// How much longer than its age a message may take memory. Those of one channel that age within
-/// this time are dropped in one go.
+/// How long a message may stay in memory after it has expired. All messages of a channel that
+/// expire within this time are dropped together.
 const SLACK: Micros = 1_000_000;
-/// How exact the order of the idle channels is.
+/// The precision of the order of idle channels.
 const IDLE_STEP: Micros = 1_000_000;
 
-/// The channels that have been published to, and what bounds them.
+/// The channels that have messages, and the limits on them.
 pub(super) struct Channels {
     held: HashMap<ChannelName, Box<Channel>>,
-    /// By the time of the last message, [`IDLE_STEP`] behind at most. Each channel is in it.
+    /// All channels, ordered by the time of the last message, at most [`IDLE_STEP`] late.
     by_idle: BTreeSet<(Micros, ChannelName)>,
-    /// By the time at which to look for aged messages and ids. Each channel that has some is in it,
-    /// with a time that is not too late, but may be too early.
+    /// The channels with messages or ids that can expire, ordered by the time of their next check.
+    /// The check may be early, but never late.
     by_age: BTreeSet<(Micros, ChannelName)>,
-    /// Before this time nothing expires.
+    /// Nothing expires before this time.
     next_expiry: Micros,
     bytes: usize,
     log_bytes: usize,
     most_bytes: usize,
     last_epoch: u64,
-    /// Channels that are not held have had no messages since this time.
+    /// Channels that are not in the table have had no messages since this time.
     complete_since: Micros,
 }
 
 struct Channel {
     history: ChannelHistory,
-    /// Where it stands in `by_idle`.
+    /// The channel's entry in `by_idle`.
     idle_since: Micros,
-    /// Where it stands in `by_age`.
+    /// The channel's entry in `by_age`.
     look_at: Option<Micros>,
 }
 
-/// What became of a message.
+/// The outcome of publishing a message.
 #[derive(Debug)]
 pub(super) enum Published {
-    /// It is the channel's newest.
+    /// The message is new.
     New(Message),
-    /// It had been published before.
+    /// The message is a retry of the one at this position.
     Known(Position),
 }
 
 impl Channels {
-    /// No channels, from a time on. All together may take `most_bytes`.
+    /// Creates an empty table, complete since `now`. All channels together may use `most_bytes`
+    /// bytes.
     pub(super) fn new(most_bytes: usize, now: Micros) -> Self {
         Self {
             held: HashMap::new(),
@@ -75,17 +75,18 @@ impl Channels {
         }
     }
 
-    /// What all channels take, in bytes.
+    /// The memory of all channels, in bytes.
     #[cfg(test)]
     pub(super) fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// Takes a message in. The digest tells it from others that are published with the same id.
+    /// Stores a message. The digest distinguishes it from others that are published with the same
+    /// id.
     ///
     /// # Errors
-    /// The id was used for another message, the keyed channel is full, or there is no room; then
-    /// nothing is stored.
+    /// The id was used for another message, the keyed channel is full, or there is no room. In
+    /// these cases nothing is stored.
     pub(super) fn publish(
         &mut self,
         publication: Publication,
@@ -104,7 +105,7 @@ impl Channels {
             let growth = self.check(history, &publication, keyed)?;
             self.make_room(growth, &name)?;
         } else {
-            // It may have expired and not be dropped yet.
+            // The channel may have expired without having been dropped yet.
             self.drop_channel(&name);
             let history = ChannelHistory::new(self.time(now), bounds, keyed.is_some());
             let growth = self.check(&history, &publication, keyed)? + CHANNEL_BYTES + name.as_str().len();
@@ -114,7 +115,7 @@ impl Channels {
         Ok(Published::New(self.add(&name, publication, digest, now)))
     }
 
-    /// Answers [`super::super::Broker::read`].
+    /// Implements [`super::super::Broker::read`].
     pub(super) fn read(&self, name: &ChannelName, from: ReadFrom, limit: usize, now: Micros) -> Page {
         let Some(history) = self.living(name, now) else { return self.read_nothing(from, now) };
         let begins = history.position(0);
@@ -134,7 +135,7 @@ impl Channels {
         history.read(from, limit, now)
     }
 
-    /// Drops what has expired, in at most so many steps. Returns whether more may be left.
+    /// Drops expired data, in at most `steps` steps. Returns whether more may be left.
     pub(super) fn expire(&mut self, now: Micros, steps: usize) -> bool {
         if now < self.next_expiry {
             return false;
@@ -156,25 +157,25 @@ impl Channels {
         left == 0
     }
 
-    /// The channel's history, unless it has ended or not begun.
+    /// The channel's history, if the channel has messages and has not expired.
     fn living(&self, name: &ChannelName, now: Micros) -> Option<&ChannelHistory> {
         self.held.get(name).map(|channel| &channel.history).filter(|history| !history.has_expired(now))
     }
 
-    /// The time as positions count it: later than the epoch of each channel that there was.
+    /// The current time as an epoch: later than the epoch of every channel so far.
     fn time(&self, now: Micros) -> u64 {
         now.max(self.last_epoch + 1)
     }
 
-    /// Whether a channel surely had no messages from one time to another, if there is none of that
-    /// time now.
+    /// Whether a channel certainly had no messages between two times, provided that the table has
+    /// no channel from that time.
     fn had_no_messages(&self, from: u64, to: u64) -> bool {
         from >= self.complete_since && to.checked_sub(from).is_some_and(|time| time < RETAIN)
     }
 
-    /// Where a channel stands that nothing was published to: at offset 0 of an epoch that is the
-    /// time of the read. Those who come back with such a position have missed nothing if no channel
-    /// of this name came and went meanwhile.
+    /// Reads a channel without messages. It is at offset 0 of an epoch that is the time of the
+    /// read. A client that resumes from such a position has missed nothing, if no channel of this
+    /// name existed in the meantime.
     fn read_nothing(&self, from: ReadFrom, now: Micros) -> Page {
         let now = self.time(now);
         let mut position = Position::new(now, 0);
@@ -190,7 +191,8 @@ impl Channels {
         Page { gap, messages: Vec::new(), through: tail, tail }
     }
 
-    /// Whether the message may be taken in if there is room; for how many bytes.
+    /// Checks whether a message may be stored, apart from the room for it. Returns how many bytes
+    /// it needs.
     fn check(
         &self,
         history: &ChannelHistory,
@@ -199,12 +201,13 @@ impl Channels {
     ) -> Result<usize, BrokerError> {
         history.check(publication, keyed)?;
         let (log, lasting) = history.growth(publication);
-        // Keys and ids can't be cut. One channel's must not drive all others out.
+        // Keys and ids cannot be shortened, so those of one channel must not displace all other
+        // channels.
         let share = self.most_bytes / 2;
         if lasting > 0 && history.lasting_bytes() + lasting > share {
             return Err(BrokerError::Refused(format!(
-                "the keys and Idempotency-Keys of this channel take {share} bytes, half of what the embedded \
-                 broker may hold; use fewer, or Redis"
+                "the keys and Idempotency-Keys of this channel use {share} bytes, half of the limit of the \
+                 embedded broker; use fewer, or Redis"
             )));
         }
         Ok(log + lasting)
@@ -238,7 +241,7 @@ impl Channels {
         message
     }
 
-    /// Brings the channel's place in `by_age` up to date.
+    /// Updates the channel's entry in `by_age`.
     fn schedule(&mut self, name: &ChannelName) {
         let Some(channel) = self.held.get_mut(name) else { return };
         if let Some(look_at) = channel.look_at.take() {
@@ -251,8 +254,7 @@ impl Channels {
         }
     }
 
-    /// Drops what has aged of the channel that is first in `by_age`. Returns the steps that it
-    /// took.
+    /// Drops expired data of the first channel in `by_age`. Returns the number of steps.
     fn drop_aged_of_first(&mut self, now: Micros, most: usize) -> usize {
         let Some((_, name)) = self.by_age.pop_first() else { return 1 };
         let Some(channel) = self.held.get_mut(&name) else { return 1 };
@@ -265,8 +267,8 @@ impl Channels {
         count + 1
     }
 
-    /// Drops the channel that is first in `by_idle`, unless it was published to since it was put
-    /// there.
+    /// Drops the first channel in `by_idle`. If it has received messages since it was inserted
+    /// there, moves it to its current place instead.
     fn drop_first_idle(&mut self, now: Micros) {
         let Some((_, name)) = self.by_idle.pop_first() else { return };
         let Some(channel) = self.held.get_mut(&name) else { return };
@@ -289,9 +291,10 @@ impl Channels {
         self.complete_since = self.complete_since.max(channel.history.epoch() + 1);
     }
 
-    /// Makes room for so many bytes of a channel's next message, and for some more at once, so that
-    /// not each message has to look through all channels: the largest logs are shortened; if they
-    /// are not what takes the room, the channels that have been idle for longest are dropped.
+    /// Makes room for `needed` bytes of a channel's next message. Frees more than that at once, so
+    /// that the next messages do not have to look through all channels again. First shortens the
+    /// largest logs. If this does not free enough, drops the channels that have been idle for
+    /// longest.
     fn make_room(&mut self, needed: usize, name: &ChannelName) -> Result<(), BrokerError> {
         let most = self.most_bytes;
         if self.bytes + needed <= most {
@@ -312,8 +315,7 @@ impl Channels {
         )))
     }
 
-    /// Shortens the largest logs to one height, until all channels together take no more than so
-    /// many bytes.
+    /// Shortens the largest logs to a common size, until all channels together use at most `bytes`.
     fn shorten_logs(&mut self, bytes: usize) {
         let others = self.bytes - self.log_bytes;
         let sizes = self.held.values().map(|channel| channel.history.log_bytes()).filter(|&size| size > 0);
@@ -324,7 +326,8 @@ impl Channels {
                 channel.history.shorten_to(height);
                 self.bytes -= before - channel.history.log_bytes();
                 self.log_bytes -= before - channel.history.log_bytes();
-                // Messages are not divisible: it may be enough before each log was cut.
+                // Messages are dropped as a whole, so this may free enough before every log was
+                // shortened.
                 if self.bytes <= bytes {
                     return;
                 }
@@ -332,8 +335,8 @@ impl Channels {
         }
     }
 
-    /// Drops the channels that have been idle for longest, but not the one that is named, until all
-    /// together take no more than so many bytes.
+    /// Drops the channels that have been idle for longest, except `but`, until all channels
+    /// together use at most `bytes`.
     fn drop_idle(&mut self, bytes: usize, but: &ChannelName) {
         let mut kept = None;
         while self.bytes > bytes

@@ -1,14 +1,14 @@
-//! The embedded broker's time: microseconds since 1970 that never go back, whatever is done to the
-//! machine's clock meanwhile.
+//! The clock of the embedded broker: microseconds since 1970. It never goes back, even if the
+//! system clock does.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::time::Instant;
 
-/// Microseconds: since 1970 where it is a time, else how long something takes.
+/// Microseconds: a time since 1970, or a duration.
 pub(super) type Micros = u64;
 
-/// Counts on from the machine's time at its creation.
+/// Reads the system clock once, and then counts monotonically.
 #[derive(Clone, Copy)]
 pub(super) struct Clock {
     created: Instant,
@@ -16,7 +16,7 @@ pub(super) struct Clock {
 }
 
 impl Clock {
-    /// A clock that starts with the machine's time.
+    /// Creates a clock that starts at the system time.
     pub(super) fn new() -> Self {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Self { created: Instant::now(), created_at: micros(since) }
@@ -28,7 +28,7 @@ impl Clock {
     }
 }
 
-/// A duration in microseconds; what is too long to be counted so counts as centuries.
+/// A duration in microseconds, limited to some centuries if it is longer.
 pub(super) fn micros(duration: Duration) -> Micros {
     duration.as_micros().try_into().unwrap_or(Micros::MAX / 4)
 }

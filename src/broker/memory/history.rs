@@ -1,5 +1,5 @@
-//! One channel's history in memory: what `functions.lua` does in Redis, in Rust. The shared
-//! contract suite holds the two to the same answers.
+//! The history of one channel in memory: the counterpart of the Lua code that runs in Redis
+//! (`redis/functions/`). A shared test suite checks that both give the same results.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -11,29 +11,29 @@ use crate::broker::{BrokerError, PAGE_BYTES, PAGE_MESSAGES, Page, Publication, R
 use crate::message::{Gap, GapReason, Message, Position};
 use crate::rules::{History, Keyed};
 
-/// What a message takes beside its payload and key: itself, the counters of its `Arc` and its
-/// payload's, its place in the log with the room that the log keeps to grow.
+/// The estimated memory of a message without its payload and key: the struct, the reference counts
+/// of its `Arc` and of its payload, and its entry in the log, including spare capacity.
 const MESSAGE_BYTES: usize = size_of::<Message>() + 72;
-/// Below so many places a log is not worth shrinking.
+/// A log with a smaller capacity is never shrunk.
 const SMALL: usize = 16;
 
 /// How long a channel's position and keyed state outlive its last message, as in Redis.
 pub(super) const RETAIN: Micros = 24 * 3600 * 1_000_000;
 
-/// The past of one channel.
+/// The history of one channel.
 pub(super) struct ChannelHistory {
     tail: Tail,
     bounds: History,
     log: VecDeque<Arc<Message>>,
     log_bytes: usize,
-    /// Where the channel is keyed.
+    /// The keys, if the channel is keyed.
     keys: Option<Box<Keys>>,
     ids: Ids,
     published: Micros,
 }
 
 impl ChannelHistory {
-    /// The history of a channel whose first message is to follow.
+    /// Creates the history of a channel before its first message.
     pub(super) fn new(epoch: u64, bounds: History, keyed: bool) -> Self {
         Self {
             tail: Tail { position: Position::new(epoch, 0), stamp: 0 },
@@ -46,28 +46,28 @@ impl ChannelHistory {
         }
     }
 
-    /// Which life of the channel this is.
+    /// The epoch of the channel.
     pub(super) fn epoch(&self) -> u64 {
         self.tail.position.epoch
     }
 
-    /// What the messages of the log take, in bytes.
+    /// The memory of the messages in the log, in bytes.
     pub(super) fn log_bytes(&self) -> usize {
         self.log_bytes
     }
 
-    /// What a shorter log would not give back, in bytes: keys and ids.
+    /// The memory of keys and ids, in bytes, which shortening the log does not free.
     pub(super) fn lasting_bytes(&self) -> usize {
         self.keys.as_ref().map_or(0, |keys| keys.bytes()) + self.ids.bytes()
     }
 
-    /// What the history takes, in bytes. A message that is a key's value and in the log as well
-    /// counts twice.
+    /// The memory of the history, in bytes. Counts a message twice that is both a key's value and
+    /// in the log.
     pub(super) fn bytes(&self) -> usize {
         self.log_bytes + self.lasting_bytes()
     }
 
-    /// By how much a message makes the log grow at most, and the keys and ids, in bytes.
+    /// By how many bytes a message makes the log grow at most, and by how many the keys and ids.
     pub(super) fn growth(&self, publication: &Publication) -> (usize, usize) {
         let keys = match (&self.keys, &publication.key) {
             (Some(keys), Some(key)) => keys.bytes_with(key, publication.payload.len()).saturating_sub(keys.bytes()),
@@ -82,22 +82,22 @@ impl ChannelHistory {
         self.published
     }
 
-    /// Whether the channel ended because nothing was published for so long.
+    /// Whether the channel has expired, because no message was published for [`RETAIN`].
     pub(super) fn has_expired(&self, now: Micros) -> bool {
         now >= self.published + RETAIN
     }
 
-    /// What an idempotency id was used for.
+    /// The message that an idempotency id was used for.
     pub(super) fn known(&self, id: &str, now: Micros) -> Option<Known> {
         self.ids.find(id, now)
     }
 
-    /// A position of this life of the channel.
+    /// A position in the current epoch.
     pub(super) fn position(&self, offset: u64) -> Position {
         Position::new(self.epoch(), offset)
     }
 
-    /// Whether the bounds of a keyed channel allow the message.
+    /// Whether the limits of a keyed channel allow the message.
     pub(super) fn check(&self, publication: &Publication, keyed: Option<Keyed>) -> Result<(), BrokerError> {
         match (&self.keys, &publication.key, keyed) {
             (Some(keys), Some(key), Some(bounds)) if !publication.remove => {
@@ -107,7 +107,7 @@ impl ChannelHistory {
         }
     }
 
-    /// Takes a message in and gives it its position.
+    /// Stores a message and assigns its position.
     pub(super) fn publish(&mut self, publication: Publication, digest: u64, now: Micros) -> Message {
         let Publication { payload, key, remove, id, .. } = publication;
         let position = self.tail.position.next();
@@ -130,13 +130,13 @@ impl ChannelHistory {
         message
     }
 
-    /// When something ages next, if there is anything.
+    /// When the next message or id expires, if there is any.
     pub(super) fn next_expiry(&self) -> Option<Micros> {
         let message = self.log.front().map(|message| (message.stamp + 1) * 1000 + micros(self.bounds.age));
         message.into_iter().chain(self.ids.next_expiry()).min()
     }
 
-    /// Drops aged messages and ids, at most `most` of them; returns how many.
+    /// Drops expired messages and ids, at most `most` of them. Returns how many.
     pub(super) fn drop_aged(&mut self, now: Micros, most: usize) -> usize {
         let mut count = 0;
         while count < most && self.log.front().is_some_and(|message| self.is_aged(message, now)) {
@@ -147,7 +147,7 @@ impl ChannelHistory {
         count + self.ids.expire(now, most - count)
     }
 
-    /// Drops the oldest messages of the log until it takes no more than so many bytes.
+    /// Drops the oldest messages of the log until it uses at most `bytes`.
     pub(super) fn shorten_to(&mut self, bytes: usize) {
         while self.log_bytes > bytes {
             self.drop_oldest();
@@ -171,10 +171,10 @@ impl ChannelHistory {
         message.stamp + micros(self.bounds.age) / 1000 < now / 1000
     }
 
-    /// Answers [`super::super::Broker::read`].
+    /// Implements [`super::super::Broker::read`].
     pub(super) fn read(&self, from: ReadFrom, limit: usize, now: Micros) -> Page {
         let limit = limit.min(PAGE_MESSAGES);
-        // What is too old is not returned, also while it waits to be dropped.
+        // Does not return expired messages, even if they have not been dropped yet.
         let first = self.log.partition_point(|message| self.is_aged(message, now));
         match from {
             ReadFrom::Tail => self.page(None, Vec::new(), self.tail),
@@ -204,7 +204,7 @@ impl ChannelHistory {
         self.lost(GapReason::HistoryTrimmed, first, limit)
     }
 
-    /// All that is still there, after the notice that something is not.
+    /// A page with a gap, followed by all stored messages.
     fn lost(&self, reason: GapReason, first: usize, limit: usize) -> Page {
         if self.keys.is_some() {
             return self.all_keys(Some(Gap { resumes_after: self.position(0), reason }));

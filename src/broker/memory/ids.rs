@@ -1,20 +1,20 @@
-//! The idempotency ids of one channel: which answer each got, for ten minutes, in the order of
-//! their age.
+//! The idempotency ids of one channel, in the order of their age. Each is kept for ten minutes with
+//! the result of its message.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use super::clock::Micros;
 
-/// How long the answer to an idempotency id is remembered.
+/// How long an idempotency id is remembered.
 const REMEMBER: Micros = 600_000_000;
-/// What an id takes beside its text: its place in the map and in the queue, with the room that both
-/// keep to grow, and the counters of its `Arc`.
+/// The estimated memory of an id without its text: its entries in the map and in the queue,
+/// including spare capacity, and the reference counts of its `Arc`.
 const ID_BYTES: usize = 144;
-/// Below so many places a queue or a map is not worth shrinking.
+/// A queue or a map with a smaller capacity is never shrunk.
 const SMALL: usize = 64;
 
-/// The ids that are remembered.
+/// The remembered ids.
 #[derive(Default)]
 pub(super) struct Ids {
     known: HashMap<Arc<str>, Known>,
@@ -22,51 +22,51 @@ pub(super) struct Ids {
     bytes: usize,
 }
 
-/// What an id was used for.
+/// The message that an id was used for.
 #[derive(Clone, Copy)]
 pub(super) struct Known {
     /// The offset of the message.
     pub(super) offset: u64,
-    /// Tells the message from others.
+    /// Distinguishes the message from others.
     pub(super) digest: u64,
     at: Micros,
 }
 
 impl Ids {
-    /// What an id takes, in bytes.
+    /// The memory of an id, in bytes.
     pub(super) fn weight(id: &str) -> usize {
         ID_BYTES + id.len()
     }
 
-    /// What all ids take, in bytes.
+    /// The memory of all ids, in bytes.
     pub(super) fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// What the id was used for within the last ten minutes.
+    /// The message that the id was used for within the last ten minutes.
     pub(super) fn find(&self, id: &str, now: Micros) -> Option<Known> {
         self.known.get(id).filter(|known| now < known.at + REMEMBER).copied()
     }
 
-    /// Remembers what an id was used for.
+    /// Remembers the message that an id was used for.
     pub(super) fn remember(&mut self, id: Arc<str>, offset: u64, digest: u64, now: Micros) {
         self.bytes += Self::weight(&id);
         self.by_age.push_back((id.clone(), now));
         self.known.insert(id, Known { offset, digest, at: now });
     }
 
-    /// When the oldest id is to be forgotten.
+    /// When the oldest id expires.
     pub(super) fn next_expiry(&self) -> Option<Micros> {
         self.by_age.front().map(|(_, at)| at + REMEMBER)
     }
 
-    /// Forgets expired ids, at most `most` of them; returns how many.
+    /// Drops expired ids, at most `most` of them. Returns how many.
     pub(super) fn expire(&mut self, now: Micros, most: usize) -> usize {
         let mut count = 0;
         while count < most && self.next_expiry().is_some_and(|expiry| expiry <= now) {
             let Some((id, at)) = self.by_age.pop_front() else { break };
             self.bytes -= Self::weight(&id);
-            // An id that was used again since, after it had expired, stands in the queue once more.
+            // An id that was used again after it had expired has a second entry in the queue.
             if self.known.get(&id).is_some_and(|known| known.at == at) {
                 self.known.remove(&id);
             }
@@ -97,7 +97,7 @@ mod tests {
         }
         assert_eq!((ids.known.len(), ids.by_age.len()), (40_000, 40_000));
         for number in 0..40_000 {
-            // Each microsecond one expires, and one is looked at.
+            // Each microsecond one id expires, and one entry is visited.
             assert_eq!(ids.expire(REMEMBER + number, usize::MAX), 1);
             assert!(ids.find(&id(number), REMEMBER + number).is_none());
             assert_eq!(ids.find(&id(number + 1), REMEMBER + number).is_some(), number + 1 < 40_000);

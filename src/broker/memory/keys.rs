@@ -1,5 +1,5 @@
-//! The state of a keyed channel: the newest message of each key in the order of the offsets, so
-//! that 'what changed since' costs what it returns.
+//! The state of a keyed channel: the newest message of each key, ordered by offset. Reading the
+//! changes since an offset costs only as much as the number of changes.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -8,10 +8,10 @@ use crate::broker::BrokerError;
 use crate::message::Message;
 use crate::rules::Keyed;
 
-/// How many removed keys are remembered, for clients that come back and still show them.
+/// How many removals are remembered, for clients that resume and still show the removed keys.
 const MOST_REMOVALS: usize = 1000;
-/// What a key takes beside its text and its value: its places in the map of keys and in the order
-/// of the offsets, with the room that both keep to grow, and the message's fixed size.
+/// The estimated memory of a key without its text and its value: its entries in the two maps,
+/// including spare capacity, and the fixed size of the message.
 const KEY_BYTES: usize = 256;
 
 /// The keys of one channel.
@@ -21,25 +21,25 @@ pub(super) struct Keys {
     offsets: HashMap<Arc<str>, u64>,
     values: BTreeMap<u64, Arc<Message>>,
     removals: BTreeMap<u64, Arc<Message>>,
-    /// Keys and payloads, as the channel's rule counts them.
+    /// Bytes of keys and payloads, as the channel's rule counts them.
     size: usize,
-    /// Removals up to this offset may be forgotten.
+    /// Removals up to this offset may have been forgotten.
     forgotten: u64,
 }
 
 impl Keys {
-    /// What all keys take, in bytes.
+    /// The memory of all keys, in bytes.
     pub(super) fn bytes(&self) -> usize {
         self.size + self.offsets.len() * KEY_BYTES
     }
 
-    /// What all keys would take once the key has another value, in bytes.
+    /// The memory of all keys after the key has another value, in bytes.
     pub(super) fn bytes_with(&self, key: &str, payload: usize) -> usize {
         let old = self.find(key).map_or(0, |old| weight(old) + KEY_BYTES);
         self.bytes() - old + key.len() + payload + KEY_BYTES
     }
 
-    /// Whether the rule allows a key another value. Removing is always allowed.
+    /// Whether the rule allows another value for the key. Removing a key is always allowed.
     pub(super) fn check(&self, key: &str, payload: usize, bounds: Keyed) -> Result<(), BrokerError> {
         let old = self.find(key);
         let count = self.values.len() + usize::from(old.is_none_or(|old| old.removed));
@@ -52,7 +52,7 @@ impl Keys {
         Ok(())
     }
 
-    /// Sets or removes the key of a message that is newer than all others.
+    /// Applies a message, which must be newer than all others: sets or removes its key.
     pub(super) fn set(&mut self, key: Arc<str>, offset: u64, message: Arc<Message>) {
         self.size += weight(&message);
         let order = if message.removed { &mut self.removals } else { &mut self.values };
@@ -69,13 +69,13 @@ impl Keys {
         }
     }
 
-    /// All values, in the order of their offsets.
+    /// The values of all keys, in the order of their offsets.
     pub(super) fn values(&self) -> Vec<Arc<Message>> {
         self.values.values().cloned().collect()
     }
 
-    /// The values and removals after an offset, in the order of their offsets; `None` if a removal
-    /// after it is forgotten.
+    /// The values and removals after an offset, in the order of their offsets. `None` if a removal
+    /// after it has been forgotten.
     pub(super) fn changed_since(&self, offset: u64) -> Option<Vec<Arc<Message>>> {
         if offset < self.forgotten {
             return None;
@@ -83,7 +83,7 @@ impl Keys {
         let after = offset.saturating_add(1)..;
         let (values, removals) = (self.values.range(after.clone()), self.removals.range(after));
         let mut changed: Vec<_> = values.chain(removals).map(|(_, message)| message.clone()).collect();
-        // Two runs that are in order already: merging them is what this sort does.
+        // Both ranges are sorted, so this sort merges them in linear time.
         changed.sort_by_key(|message| message.position.map(|position| position.offset));
         Some(changed)
     }
@@ -93,7 +93,7 @@ impl Keys {
         self.values.get(offset).or_else(|| self.removals.get(offset)).map(Arc::as_ref)
     }
 
-    /// Takes the message out that a key had at an offset.
+    /// Removes the message at an offset.
     fn take(&mut self, offset: u64) -> Option<Arc<Message>> {
         let message = self.values.remove(&offset).or_else(|| self.removals.remove(&offset))?;
         self.size -= weight(&message);
@@ -101,7 +101,7 @@ impl Keys {
     }
 }
 
-/// What a key and its value count against the channel's rule.
+/// The bytes of a key and its value, as the channel's rule counts them.
 fn weight(message: &Message) -> usize {
     message.payload.len() + message.key.as_ref().map_or(0, |key| key.len())
 }
@@ -135,7 +135,7 @@ mod tests {
         assert!(keys.changed_since(1).is_none());
         let changed = offsets(&keys.changed_since(2).expect("all removals after the second are remembered"));
         assert_eq!(changed, (3..=1002).collect::<Vec<_>>());
-        // A key that is set again is not a removal any more.
+        // A key that is set again no longer counts as a removal.
         set(&mut keys, "gone-500", 1003, false);
         set(&mut keys, "another", 1004, true);
         assert_eq!((keys.removals.len(), keys.forgotten), (1000, 2));

@@ -1,5 +1,5 @@
-//! The commands of a round trip that publishes: messages of one channel share a call of a function,
-//! and its answer is taken apart again. No connection here.
+//! Builds the commands of one publishing round trip, and splits the replies. Messages of one
+//! channel share a call of a Lua function, and each gets its own result. This module does no I/O.
 
 use std::collections::HashMap;
 
@@ -12,15 +12,15 @@ use crate::channel::ChannelName;
 use crate::message::Position;
 use crate::rules::Rules;
 
-/// The most messages, and about the most payload bytes, of one call: Redis serves nobody else
-/// meanwhile, and this much takes it less than a millisecond.
+/// The maximum number of messages of one call, and a soft limit on its payload bytes. Redis serves
+/// no other client during a call; one of this size takes less than a millisecond.
 const CALL_MESSAGES: usize = 256;
 const CALL_BYTES: usize = 256 << 10;
 
-/// A position or none, or what Redis said instead.
+/// The position of a message, if it has one, or the error text from Redis.
 pub(super) type Answer = Result<Option<Position>, String>;
 
-/// One command, and the messages that it publishes, by their places in the batch.
+/// One command, and the messages that it publishes, by their index in the batch.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Call {
     kind: Kind,
@@ -30,20 +30,20 @@ pub(super) struct Call {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
-    /// A plain `PUBLISH`: the channel keeps no history.
+    /// A plain `PUBLISH`, because the channel keeps no history.
     Plain,
-    /// The function, for one message or many.
+    /// A call of the function for one message or for many.
     Function,
 }
 
-/// Shares out a batch to calls. Each channel keeps its order.
+/// Groups a batch into calls. Messages of a channel stay in order.
 pub(super) fn group(batch: &[&Publication], rules: &Rules) -> Vec<Call> {
     let mut calls: Vec<Call> = Vec::new();
     let mut open: HashMap<&ChannelName, usize> = HashMap::new();
     let mut last: Option<(&ChannelName, usize, bool)> = None;
     for (index, publication) in batch.iter().enumerate() {
         let Publication { channel, payload, .. } = publication;
-        // Messages of one channel usually stand together, and then nothing is looked up.
+        // Consecutive messages usually have the same channel, which needs no lookup.
         let known = last.filter(|(last, ..)| *last == channel);
         let keeps_history = known.map_or_else(|| rules.of(channel).history.is_some(), |(.., keeps)| keeps);
         let kind = kind_of(publication, keeps_history);
@@ -77,7 +77,7 @@ fn kind_of(publication: &Publication, keeps_history: bool) -> Kind {
 }
 
 impl Call {
-    /// Appends the command.
+    /// Appends the command to the output buffer.
     pub(super) fn write(&self, batch: &[&Publication], library: &Library, out: &mut BytesMut) {
         let first = batch[self.messages[0]];
         let channel = first.channel.as_str();
@@ -113,12 +113,14 @@ impl Call {
         words
     }
 
-    /// Hands the answer to the command on to its messages, in `answers` by their places.
+    /// Splits the reply to the command among its messages, and stores the results in `answers` by
+    /// their index in the batch.
     pub(super) fn answer(&self, frame: &Frame<'_>, answers: &mut [Answer]) {
-        let unexpected = || Err("ERR it answered something unexpected".to_owned());
+        let unexpected = || Err("ERR unexpected reply".to_owned());
         let refused = |why: &[u8]| Err(String::from_utf8_lossy(why).into_owned());
         match *frame {
-            // How many Redis clients heard it says nothing about those of livebridge.
+            // `PUBLISH` returns the number of receiving Redis clients, which says nothing about the
+            // clients of livebridge.
             Frame::Number(_) => self.fill(&Ok(None), answers),
             Frame::Refused(why) => self.fill(&refused(why), answers),
             Frame::Array(items) if items.len() == 0 => self.fill(&Ok(None), answers),

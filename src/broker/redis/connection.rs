@@ -1,6 +1,6 @@
-//! A connection to Redis: opened, logged in, and read frame by frame. Subscriptions and publishing, most
-//! of what an instance does with Redis, read frames in place; whoever asks now and then gets a reply of
-//! its own (`call`). What the frames mean is `decoder.rs` for subscriptions, `calls.rs` for publishing.
+//! A connection to Redis: opens it, authenticates, and reads frames. Subscriptions and publishing,
+//! which carry most of the traffic, read frames in place. Other callers use `call` and get an owned
+//! reply. `decoder.rs` interprets the frames of subscriptions, `calls.rs` those of publishing.
 
 use std::io;
 
@@ -15,16 +15,16 @@ use super::reply::{self, Reply};
 use super::resp::{self, Frame, Item, Items, Measure};
 use super::url::Login;
 
-/// How much is read at once; a buffer that grew far beyond, for a large message, is given back.
+/// The size of a read. Beyond `KEPT` bytes, a buffer that grew for a large message is freed.
 const READ: usize = 64 << 10;
 const KEPT: usize = 1 << 20;
 
-/// What a server must be to be connected to.
+/// The role that a server must have to accept a connection.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Role {
-    /// One that stands alone or is a master, and takes writes.
+    /// A standalone server or a master, which accepts writes.
     Master,
-    /// Anything that speaks RESP3, to find out what it is.
+    /// Any server that speaks RESP3, to find out its role.
     Any,
 }
 
@@ -34,19 +34,20 @@ pub(super) struct Connection {
     writer: WriteHalf<Box<dyn Stream>>,
     incoming: BytesMut,
     outgoing: BytesMut,
-    /// Something was written that the stream may still hold, as TLS does.
+    /// Whether the stream may still buffer written bytes, as TLS does.
     unflushed: bool,
-    /// How much of the next reply has been looked at.
+    /// How much of the next reply has been parsed.
     measure: Measure,
     /// See [`super::node::Node::generation`].
     pub(super) generation: u64,
 }
 
 impl Connection {
-    /// Connects and logs in, within the time that connecting may take.
+    /// Connects and authenticates, within [`CONNECT_TIMEOUT`].
     ///
     /// # Errors
-    /// Among others, [`ClientError::Cluster`], [`ClientError::Sentinel`] or [`ClientError::Replica`] if the server does not have the role.
+    /// Among others, [`ClientError::Cluster`], [`ClientError::Sentinel`] or
+    /// [`ClientError::Replica`] if the server does not have the role.
     pub(super) async fn open(endpoint: &Endpoint, role: Role) -> Result<Self, ClientError> {
         match timeout(CONNECT_TIMEOUT, Self::try_open(endpoint, role)).await {
             Ok(Err(error)) => Err(endpoint.explain(error).await),
@@ -55,7 +56,7 @@ impl Connection {
         }
     }
 
-    /// A connection over a stream, without a login.
+    /// Creates a connection over a stream, without authentication.
     pub(super) fn over(stream: Box<dyn Stream>) -> Self {
         let (reader, writer) = tokio::io::split(stream);
         Self {
@@ -69,7 +70,7 @@ impl Connection {
         }
     }
 
-    /// A connection to nobody, for tests of what is sent.
+    /// A connection without a peer, for tests of outgoing commands.
     #[cfg(test)]
     pub(super) fn unconnected() -> Self {
         Self::over(Box::new(tokio::io::empty()))
@@ -107,12 +108,13 @@ impl Connection {
         resp::write_command(parts.iter().map(|part| part.as_ref().as_bytes()), &mut self.outgoing);
     }
 
-    /// Where commands are queued.
+    /// The buffer of queued commands.
     pub(super) fn outgoing(&mut self) -> &mut BytesMut {
         &mut self.outgoing
     }
 
-    /// Waits until something could be read or written. May be dropped at any time without losing anything.
+    /// Waits until the connection has read or written some bytes. This method is cancel safe:
+    /// dropping the future loses no data.
     pub(super) async fn exchange(&mut self) -> Result<(), ClientError> {
         let Self { reader, writer, incoming, outgoing, unflushed, .. } = self;
         incoming.reserve(READ);
@@ -137,14 +139,14 @@ impl Connection {
         Ok(())
     }
 
-    /// Hands over each frame that has arrived whole, until one is an error.
+    /// Passes each complete frame to `receive`, until one returns an error.
     pub(super) fn frames(
         &mut self,
-        mut hear: impl FnMut(Frame<'_>) -> Result<(), ClientError>,
+        mut receive: impl FnMut(Frame<'_>) -> Result<(), ClientError>,
     ) -> Result<(), ClientError> {
         let mut read = 0;
         while let Some((frame, length)) = resp::parse(&self.incoming[read..])? {
-            hear(frame)?;
+            receive(frame)?;
             read += length;
         }
         self.incoming.advance(read);
@@ -152,14 +154,14 @@ impl Connection {
         Ok(())
     }
 
-    /// Hands over each reply that has arrived whole, until one is an error of the connection.
+    /// Passes each complete reply to the callback, until a connection error.
     pub(super) fn replies(
         &mut self,
         mut take: impl FnMut(Reply) -> Result<(), ClientError>,
     ) -> Result<(), ClientError> {
         while let Some((reply, length)) = reply::parse(&mut self.measure, &self.incoming)? {
             self.incoming.advance(length);
-            // Nobody asked for a push.
+            // A push is not the reply to a command.
             if !matches!(reply, Ok(Value::Push { .. })) {
                 take(reply)?;
             }
@@ -167,17 +169,18 @@ impl Connection {
         Ok(())
     }
 
-    /// Gives back the memory of a large reply. Where more of them are due, they had better find it.
+    /// Frees the memory of a large reply. Do not call this while more large replies are pending.
     pub(super) fn give_back(&mut self) {
         spare(&mut self.incoming);
     }
 
-    /// Sends a command and waits for its reply, within the time that one may take. Nothing else may be
-    /// due on the connection, and it is of no more use if this is dropped before it ends.
+    /// Sends a command and waits for its reply, for at most [`ANSWER_TIMEOUT`]. No other reply may
+    /// be pending on the connection. This method is not cancel safe: if the future is dropped, the
+    /// connection cannot be used any more.
     ///
     /// # Errors
-    /// [`ClientError::Refused`] if Redis answered with an error; after any other, the connection is of
-    /// no more use.
+    /// [`ClientError::Refused`] if Redis replied with an error. After any other error, the
+    /// connection cannot be used any more.
     pub(super) async fn call<T: FromRedisValue>(&mut self, command: &Cmd) -> Result<T, ClientError> {
         self.outgoing.extend_from_slice(&command.get_packed_command());
         let value = timeout(ANSWER_TIMEOUT, self.reply()).await.unwrap_or_else(|_| Err(ClientError::timed_out()))?;
@@ -199,7 +202,7 @@ impl Connection {
 }
 
 impl<'a> Frame<'a> {
-    /// The frame, unless it is a refusal.
+    /// Returns the frame, or [`ClientError::Refused`] if it is an error.
     pub(super) fn accepted(self) -> Result<Self, ClientError> {
         match self {
             Frame::Refused(why) => Err(ClientError::Refused(String::from_utf8_lossy(why).into_owned())),
@@ -208,7 +211,8 @@ impl<'a> Frame<'a> {
     }
 }
 
-/// Refuses a server that answers to `HELLO` that it is a node of a Redis Cluster, a Sentinel or a replica.
+/// Returns an error if the reply to `HELLO` shows a node of a Redis Cluster, a Sentinel or a
+/// replica.
 fn expect_master(hello: Items<'_>) -> Result<(), ClientError> {
     let says = |name: &'static [u8], value: &'static [u8]| {
         let mut hello = hello;
@@ -226,8 +230,8 @@ fn expect_master(hello: Items<'_>) -> Result<(), ClientError> {
     Ok(())
 }
 
-/// Gives back an empty buffer that has become large. Its capacity is only what is left behind what was taken out: the whole of it
-/// tells.
+/// Frees an empty buffer that has become large. `capacity` counts only the part after the consumed
+/// bytes; `try_reclaim` considers the whole buffer.
 fn spare(buffer: &mut BytesMut) {
     if buffer.is_empty() && buffer.try_reclaim(KEPT + 1) {
         *buffer = BytesMut::new();
@@ -246,14 +250,14 @@ mod tests {
         let head = format!(">3\r\n$7\r\nmessage\r\n$1\r\na\r\n${}\r\n", payload.len());
         let message = [head.as_bytes(), &payload, b"\r\n"].concat();
         tokio::spawn(async move { theirs.write_all(&message).await });
-        let mut heard = 0;
-        while heard == 0 {
+        let mut received = 0;
+        while received == 0 {
             connection.exchange().await.expect("it is open");
-            let hear = |_: Frame<'_>| {
-                heard += 1;
+            let receive = |_: Frame<'_>| {
+                received += 1;
                 Ok(())
             };
-            connection.frames(hear).expect("it is RESP3");
+            connection.frames(receive).expect("it is RESP3");
         }
         assert!(!connection.incoming.try_reclaim(KEPT + 1), "a large buffer is kept");
     }

@@ -1,6 +1,6 @@
-//! Turns the frames of a subscription, in their order, into events: a position marker announces the
-//! payloads that follow it, a confirmation says that a channel is heard from here on, a canary that
-//! the connection hears at all.
+//! Turns the frames of a subscription into events. A position marker announces the payloads that
+//! follow it. A confirmation means that the channel is subscribed from here on. A canary proves
+//! that the subscription receives messages.
 
 use std::mem;
 
@@ -13,26 +13,27 @@ use crate::broker::Event;
 use crate::channel::ChannelName;
 use crate::message::Message;
 
-/// The state of one connection.
+/// The decoder of one connection.
 #[derive(Default)]
 pub(super) struct SubscriptionDecoder {
-    /// A marker whose payloads are due next.
+    /// The last marker, as long as some of its payloads have not arrived.
     announced: Option<(ChannelName, Announced)>,
-    /// The channel of the last message: the next is likely to be of the same.
+    /// The channel of the last message, because the next message often has the same.
     last: Option<ChannelName>,
     events: Vec<Event>,
     canary: bool,
 }
 
-/// What a marker says of the payloads that follow it.
+/// The payloads that a marker announces.
 enum Announced {
     Positions(PositionMarker),
-    /// Something that can't be read, so the next payload must not pass for one without a position.
+    /// The marker is unreadable. The next payload must not be taken for a message without a
+    /// position.
     Unreadable,
 }
 
 impl SubscriptionDecoder {
-    /// Takes a frame in. Frames of channels that are not wanted any more are ignored.
+    /// Processes a frame. Ignores frames of channels that are no longer wanted.
     pub(super) fn push(&mut self, frame: &Frame<'_>, wanted: &Wanted, canary: &str) {
         match *frame {
             Frame::Message { channel, .. } if channel == canary.as_bytes() => self.canary = true,
@@ -46,7 +47,7 @@ impl SubscriptionDecoder {
         }
     }
 
-    /// The events since the last call, to be taken out, and whether a canary was among the frames.
+    /// The events since the last call, which the caller must remove, and whether a canary arrived.
     pub(super) fn take_events(&mut self) -> (&mut Vec<Event>, bool) {
         self.last = None;
         (&mut self.events, mem::take(&mut self.canary))
@@ -75,7 +76,7 @@ impl SubscriptionDecoder {
                 message
             }
             Some((announced, Announced::Unreadable)) if announced == channel => {
-                tracing::warn!(%channel, "an unreadable position marker: the history is asked instead");
+                tracing::warn!(%channel, "unreadable position marker; reading the history instead");
                 return self.events.push(Event::Missed(channel));
             }
             unmatched => {
@@ -107,7 +108,7 @@ mod tests {
     use super::*;
     use crate::broker::RequestSize;
 
-    /// What the decoder makes of messages on channels, in short.
+    /// Decodes messages, and describes the events in short.
     fn decode(messages: &[(&str, &str)]) -> Vec<String> {
         let mut wanted = Wanted::default();
         ["a", "b"].iter().for_each(|name| wanted.insert(&name.parse().expect("valid"), RequestSize::Small));

@@ -1,4 +1,5 @@
-//! What the facts about a Redis mean for livebridge: pure judgements, each with the mend. Asking is `probe.rs`.
+//! Interprets the facts about a Redis server: each finding has a level and a suggested fix. Pure
+//! functions; `probe.rs` queries the server.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -7,23 +8,24 @@ use super::error::ClientError;
 use super::library::LibraryState;
 use crate::finding::Finding;
 
-/// A clock that is further off makes ages and logs hard to compare.
+/// A larger clock difference makes message ages and logs hard to compare, in seconds.
 const CLOCKS_APART: f64 = 2.0;
-/// Each publish waits for this.
+/// A longer round trip delays each publish noticeably.
 const SLOW: Duration = Duration::from_millis(50);
-/// Redis' own defaults for those who subscribe, in bytes: hard, and soft.
+/// The defaults of `client-output-buffer-limit pubsub` in Redis, in bytes: hard limit and soft
+/// limit.
 const PUBSUB_HARD: u64 = 32 << 20;
 const PUBSUB_SOFT: u64 = 8 << 20;
 
-/// What a server says of itself.
+/// What a server reports about itself.
 pub(super) struct Facts {
     info: HashMap<String, String>,
-    /// `None` where it may not be asked.
+    /// The settings by name; `None` if the user may not read them.
     config: Option<HashMap<String, String>>,
 }
 
 impl Facts {
-    /// From the answers to INFO and CONFIG GET.
+    /// Creates the facts from the replies to `INFO` and `CONFIG GET`.
     pub(super) fn new(info: impl AsRef<str>, config: Option<Vec<(String, String)>>) -> Self {
         let lines = info.as_ref().lines().filter_map(|line| line.split_once(':'));
         let info = lines.map(|(name, value)| (name.to_owned(), value.trim().to_owned())).collect();
@@ -35,25 +37,25 @@ impl Facts {
     }
 }
 
-/// Redis could not be reached, or did not let us in.
+/// Redis cannot be reached, or refused the login.
 pub(super) fn unreachable(place: &str, error: &ClientError) -> Finding {
     if let ClientError::Tls(problem) = error {
-        return Finding::error(format!("Redis at {place} can't be reached: {}", problem.what), problem.mend);
+        return Finding::error(format!("Redis at {place} can't be reached: {}", problem.what), problem.fix);
     }
     let why = error.refusal().map_or_else(|| error.to_string(), str::to_owned);
-    let (what, mend) = match error.code() {
+    let (what, fix) = match error.code() {
         Some("NOAUTH" | "WRONGPASS" | "NOPERM") => {
-            ("does not let this user in", "correct user and password in the Redis URL, or the password beside it")
+            ("refused the login", "correct the user and password in the Redis URL, or --redis-password")
         }
         _ => (
             "can't be reached",
-            "see that Redis runs there, that its `bind` and firewalls let this machine in, and that the URL is right",
+            "check that Redis runs there, that its `bind` setting and firewalls allow this machine, and that the URL is correct",
         ),
     };
-    Finding::error(format!("Redis at {place} {what}: {why}"), mend)
+    Finding::error(format!("Redis at {place} {what}: {why}"), fix)
 }
 
-/// Where the server is a Sentinel, nothing else about it matters.
+/// The server is a Sentinel. No other finding matters then.
 pub(super) fn sentinel(facts: &Facts) -> Option<Finding> {
     (facts.info("redis_mode") == "sentinel").then(|| {
         Finding::error(
@@ -63,7 +65,7 @@ pub(super) fn sentinel(facts: &Facts) -> Option<Finding> {
     })
 }
 
-/// What a server says of itself, judged.
+/// Findings from `INFO` and `CONFIG GET`.
 pub(super) fn server(facts: &Facts) -> Vec<Finding> {
     let mut findings = vec![version(facts.info("redis_version")), role(facts.info("role"))];
     findings.extend(mode(facts.info("redis_mode")));
@@ -77,7 +79,7 @@ pub(super) fn server(facts: &Facts) -> Vec<Finding> {
         }
         None => findings.push(Finding::warning(
             "this user may not read Redis' settings, so persistence and output buffers are not checked",
-            "allow CONFIG GET, or see that `appendonly` is on and `client-output-buffer-limit pubsub` at its default",
+            "allow CONFIG GET, or check by hand that `appendonly` is on and `client-output-buffer-limit pubsub` has its default",
         )),
     }
     findings
@@ -85,21 +87,21 @@ pub(super) fn server(facts: &Facts) -> Vec<Finding> {
 
 fn version(version: &str) -> Finding {
     match version.split('.').next().and_then(|major| major.parse::<u32>().ok()) {
-        Some(7..) => Finding::ok(format!("Redis is of version {version}")),
+        Some(7..) => Finding::ok(format!("Redis version {version}")),
         Some(6) => Finding::warning(
-            format!("Redis {version} knows no functions, so publishers can't call `livebridge_publish`"),
+            format!("Redis {version} does not support functions, so other clients cannot call `livebridge_publish`"),
             "use Redis 7 or newer",
         ),
-        _ => Finding::error(format!("Redis is of version {version}"), "use Redis 7 or newer"),
+        _ => Finding::error(format!("Redis version {version}"), "use Redis 7 or newer"),
     }
 }
 
 fn role(role: &str) -> Finding {
     match role {
         "slave" => {
-            Finding::error("this Redis is a replica: nothing can be published", "name the master in the Redis URL")
+            Finding::error("this Redis is a replica: nothing can be published", "use the master in the Redis URL")
         }
-        _ => Finding::ok("this Redis takes writes"),
+        _ => Finding::ok("this Redis accepts writes"),
     }
 }
 
@@ -107,18 +109,18 @@ fn mode(mode: &str) -> Option<Finding> {
     (mode == "cluster").then(|| {
         Finding::error(
             "this is a node of a Redis Cluster, which this version does not support",
-            "use a Redis that is not part of a cluster",
+            "use a standalone Redis",
         )
     })
 }
 
 fn memory(most: &str, policy: &str) -> Finding {
     match (most.parse::<u64>().unwrap_or(0), policy) {
-        (0, _) => Finding::ok("Redis' memory has no bound (maxmemory 0): nothing is evicted"),
-        (_, "noeviction") => Finding::ok("a full Redis refuses messages and evicts none (noeviction)"),
+        (0, _) => Finding::ok("Redis has no memory limit (maxmemory 0), so nothing is evicted"),
+        (_, "noeviction") => Finding::ok("a full Redis refuses new messages and evicts nothing (noeviction)"),
         (_, policy) => Finding::warning(
             format!(
-                "a full Redis may evict histories and keyed values (maxmemory-policy {policy}); clients are then told of a gap"
+                "a full Redis may evict histories and keyed values (maxmemory-policy {policy}); clients then get a gap notice"
             ),
             "set `maxmemory-policy noeviction`, or give livebridge a Redis of its own",
         ),
@@ -129,17 +131,17 @@ fn persistence(aof: bool, save: &str) -> Finding {
     match (aof, save) {
         (true, _) => Finding::ok("Redis keeps its data across a restart (appendonly)"),
         (false, "") => Finding::warning(
-            "Redis forgets everything when it restarts; clients are then told of a gap",
+            "Redis loses all data when it restarts; clients then get a gap notice",
             "set `appendonly yes`",
         ),
         (false, _) => Finding::warning(
-            "Redis writes snapshots only: a crash takes what came after the last one, and clients are told of a gap",
+            "Redis only writes snapshots: a crash loses everything after the last one, and clients get a gap notice",
             "set `appendonly yes`",
         ),
     }
 }
 
-/// `normal 0 0 0 slave 268435456 67108864 60 pubsub 33554432 8388608 60`
+/// Parses a setting such as `normal 0 0 0 slave 268435456 67108864 60 pubsub 33554432 8388608 60`.
 fn output_buffer(limits: &str) -> Finding {
     let mut words = limits.split_whitespace().skip_while(|&word| word != "pubsub").skip(1);
     let mut bytes = || words.next().and_then(|word| word.parse::<u64>().ok()).unwrap_or(0);
@@ -148,86 +150,87 @@ fn output_buffer(limits: &str) -> Finding {
     if small(hard, PUBSUB_HARD) || small(soft, PUBSUB_SOFT) {
         return Finding::warning(
             format!(
-                "Redis cuts an instance off that is {hard} bytes behind, or {soft} for a while: a burst may do that"
+                "Redis disconnects an instance that is {hard} bytes behind, or {soft} bytes for a while; a burst can cause this"
             ),
             "set `client-output-buffer-limit pubsub 32mb 8mb 60`, the default, or more",
         );
     }
-    Finding::ok("the output buffer for subscribers is as large as by default, or larger")
+    Finding::ok("the output buffer for subscribers has its default size or more")
 }
 
-/// A command was refused for a reason that has nothing to do with permissions.
+/// Redis refused a command for a reason other than permissions.
 pub(super) fn refused(command: &str, why: &str) -> Finding {
-    Finding::error(format!("Redis refuses {command}: {why}"), "mend what it says")
+    Finding::error(format!("Redis refuses {command}: {why}"), "fix the reported problem")
 }
 
-/// The commands that this user may not use.
+/// The commands that this user may not call.
 pub(super) fn permissions(lacking: &[String]) -> Finding {
     if lacking.is_empty() {
-        return Finding::ok("this user may use all commands that are needed");
+        return Finding::ok("this user may call all commands that livebridge needs");
     }
     Finding::error(
-        format!("this user may not use {} on livebridge's keys and channels", lacking.join(", ")),
+        format!("this user may not call {} on livebridge's keys and channels", lacking.join(", ")),
         format!("ACL SETUSER … +{} ~livebridge:* ~CHANNELS &*", lacking.join(" +")),
     )
 }
 
-/// Whether the server-side code is in Redis (and whether it is this program's), or could be.
+/// Whether the function library is in Redis and belongs to this version, or can be loaded.
 pub(super) fn functions(held: LibraryState, functions: bool, scripts: bool) -> Finding {
     match (held, functions, scripts) {
-        (LibraryState::Same, true, _) => {
-            Finding::ok("the functions are in Redis, of this version and with these rules")
-        }
+        (LibraryState::Same, true, _) => Finding::ok("the functions in Redis have this version and these rules"),
         (LibraryState::Newer, true, _) => Finding::warning(
-            "the functions in Redis are of a later version; they are used as they are, with the rules that they have",
-            "update this instance; if the later version is to go for good: FUNCTION DELETE livebridge",
+            "the functions in Redis are newer than this instance; it uses them with the rules that they contain",
+            "update this instance; to return to this version for good: FUNCTION DELETE livebridge",
         ),
         (LibraryState::Other, true, _) => Finding::warning(
-            "the functions in Redis are of another version or have other rules; the next instance that connects puts its own in",
+            "the functions in Redis have another version or other rules; the next instance that connects replaces them",
             "give all instances the same version and the same rules",
         ),
         (LibraryState::Nothing, true, _) => Finding::ok("the functions can be loaded"),
         (_, false, true) => Finding::warning(
-            "this user may not load or call functions: scripts are used instead, and others can't call `livebridge_publish`",
-            "ACL SETUSER … +function +fcall, if that is wanted",
+            "this user may not load or call functions: livebridge uses scripts instead, and other clients cannot call `livebridge_publish`",
+            "to use functions: ACL SETUSER … +function +fcall",
         ),
         (_, false, false) => Finding::error(
-            "this user may load and call neither functions nor scripts",
+            "this user may neither load and call functions nor scripts",
             "ACL SETUSER … +function +fcall (or +script +evalsha)",
         ),
     }
 }
 
-/// Whether what is published was heard.
-pub(super) fn hearing(heard: Result<(), String>) -> Finding {
-    match heard {
-        Ok(()) => Finding::ok("what is published is heard"),
+/// Whether published messages arrive.
+pub(super) fn receiving(received: Result<(), String>) -> Finding {
+    match received {
+        Ok(()) => Finding::ok("published messages arrive"),
         Err(why) => Finding::error(
-            format!("what is published is not heard: {why}"),
+            format!("published messages do not arrive: {why}"),
             "allow SUBSCRIBE on all channels: ACL SETUSER … +subscribe +unsubscribe &*",
         ),
     }
 }
 
-/// The rules' patterns whose channels the user's ACL does not cover.
+/// The patterns of the rules whose channels the ACL of this user does not cover.
 pub(super) fn coverage(lacking: &[String]) -> Finding {
     if lacking.is_empty() {
-        return Finding::ok("this user has access to the channels of the rules");
+        return Finding::ok("this user may access the channels of the rules");
     }
     let patterns = |sigil: char| lacking.iter().map(|pattern| format!(" {sigil}{pattern}")).collect::<String>();
     Finding::warning(
-        format!("the ACL of this user does not cover channels of the rules, which are refused: {}", lacking.join(", ")),
+        format!(
+            "the ACL of this user does not cover these channels of the rules, which are refused: {}",
+            lacking.join(", ")
+        ),
         format!("ACL SETUSER … ~livebridge:* &livebridge:*{}{}", patterns('~'), patterns('&')),
     )
 }
 
-/// How long an answer takes.
+/// How long a round trip takes.
 pub(super) fn round_trip(took: Duration) -> Finding {
-    let what = format!("an answer of Redis takes {:.1} ms", took.as_secs_f64() * 1000.0);
+    let what = format!("Redis round trip: {:.1} ms", took.as_secs_f64() * 1000.0);
     if took < SLOW {
         Finding::ok(what)
     } else {
-        Finding::warning(what, "run the instances nearer to Redis: each publish waits for it")
+        Finding::warning(what, "run the instances closer to Redis: each publish takes a round trip")
     }
 }
 
@@ -238,8 +241,11 @@ pub(super) fn clocks(ahead: f64) -> Finding {
     }
     let way = if ahead > 0.0 { "ahead of" } else { "behind" };
     Finding::warning(
-        format!("Redis' clock is {:.0} s {way} this machine's; the age of messages counts by Redis'", ahead.abs()),
-        "let both be set by NTP",
+        format!(
+            "the clock of Redis is {:.0} s {way} that of this machine; the age of messages counts by the clock of Redis",
+            ahead.abs()
+        ),
+        "synchronize both clocks with NTP",
     )
 }
 

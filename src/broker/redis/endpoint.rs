@@ -1,5 +1,5 @@
-//! Where a Redis server is, and who we are to it; opens streams to it. The one place that knows addresses
-//! and timeouts.
+//! The address of a Redis server and the login for it; opens streams to it. The only module that
+//! knows addresses and timeouts.
 
 use std::fmt;
 use std::io;
@@ -13,42 +13,43 @@ use super::error::ClientError;
 use super::tls::{self, Tls, TlsOptions, TlsSettingsError};
 use super::url::{Address, Login, Url, UrlError};
 
-/// How long connecting, authentication included, may take.
+/// The time limit for connecting, including authentication.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long an answer may take before the connection is given up: a publish ends within this and the time above.
+/// The time limit for a reply, after which the connection is closed. A publish completes within the
+/// sum of both limits.
 pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long it may take to find out what speaks at a port.
+/// The time limit for finding out which protocol a port speaks.
 const PROBE_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// How to reach a Redis.
 #[derive(Clone)]
 pub struct RedisOptions {
-    /// Its URL.
+    /// The URL, as in `--redis-url`.
     pub url: String,
-    /// The password, where the URL holds none.
+    /// The password, if the URL has none.
     pub password: Option<String>,
-    /// TLS, for a URL that asks for it.
+    /// TLS settings, for a URL with TLS.
     pub tls: TlsOptions,
 }
 
-/// Why a Redis can't be reached as the settings say.
+/// Why the Redis settings are not valid.
 #[derive(Debug, thiserror::Error)]
 pub enum RedisOptionsError {
-    /// The URL can't be understood.
+    /// The URL is not valid.
     #[error(transparent)]
     Url(#[from] UrlError),
-    /// A certificate, a key or a name.
+    /// A certificate, a key or a server name is not valid.
     #[error(transparent)]
     Tls(#[from] TlsSettingsError),
-    /// Two passwords.
-    #[error("the Redis URL holds a password, and another is set beside it; leave one of them out")]
+    /// The URL and the options both have a password.
+    #[error("the Redis URL has a password, and another one is set as well; remove one of them")]
     TwoPasswords,
-    /// Settings of TLS for a URL without.
-    #[error("{0} is set, but the Redis URL asks for no TLS; write rediss:// in it, or leave the setting out")]
+    /// A TLS setting is used with a URL without TLS.
+    #[error("{0} is set, but the Redis URL does not ask for TLS; use rediss://, or remove the setting")]
     WithoutTls(&'static str),
 }
 
-/// A server's address, and what it takes to be let in.
+/// The address of a server, with its login and TLS settings.
 #[derive(Clone)]
 pub(super) struct Endpoint {
     address: Address,
@@ -56,12 +57,12 @@ pub(super) struct Endpoint {
     tls: Option<Tls>,
 }
 
-/// A connection as bytes.
+/// A byte stream to a server.
 pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
 
 impl RedisOptions {
-    /// A URL that says everything.
+    /// Options that consist of a URL alone.
     pub fn new(url: &str) -> Self {
         Self { url: url.to_owned(), password: None, tls: TlsOptions::default() }
     }
@@ -69,13 +70,16 @@ impl RedisOptions {
 
 impl fmt::Debug for RedisOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The rest is secret, or may be.
+        // The URL and the password are secret.
         f.debug_struct("RedisOptions").field("tls", &self.tls).finish_non_exhaustive()
     }
 }
 
 impl Endpoint {
-    /// Reads the URL, and the files that the options name.
+    /// Parses the URL and reads the files that the options name.
+    ///
+    /// # Errors
+    /// [`RedisOptionsError`] if the URL, a file or their combination is not valid.
     pub(super) fn new(options: &RedisOptions) -> Result<Self, RedisOptionsError> {
         let Url { address, tls, mut login } = Url::parse(&options.url)?;
         let given = options.password.clone();
@@ -92,14 +96,14 @@ impl Endpoint {
         Ok(Self { address, login, tls })
     }
 
-    /// Opens a connection as bytes, on which nothing has been said yet but the TLS handshake.
+    /// Opens a byte stream to the server, and completes the TLS handshake if the URL asks for TLS.
     pub(super) async fn stream(&self) -> Result<Box<dyn Stream>, ClientError> {
         let (host, port) = match &self.address {
             Address::Tcp { host, port } => (host, *port),
             Address::Unix(path) => return Ok(Box::new(UnixStream::connect(path).await?)),
         };
         let stream = TcpStream::connect((host.as_str(), port)).await?;
-        // Each message is due now.
+        // Send each message immediately.
         stream.set_nodelay(true)?;
         match &self.tls {
             None => Ok(Box::new(stream)),
@@ -107,8 +111,8 @@ impl Endpoint {
         }
     }
 
-    /// The better reason, where an error of connecting looks as if the port spoke TLS and the URL did not,
-    /// or the reverse: asks the port.
+    /// Replaces a connection error by a clearer one, if it looks as if the port speaks TLS and the
+    /// URL does not, or the reverse. Probes the port to find out.
     pub(super) async fn explain(&self, error: ClientError) -> ClientError {
         let Address::Tcp { host, port } = &self.address else { return error };
         if !error.is_of_the_wire() {
@@ -132,7 +136,7 @@ impl Endpoint {
     /// The same login and TLS settings at another address.
     ///
     /// # Errors
-    /// [`TlsSettingsError::ServerName`] if no certificate can be for the host.
+    /// [`TlsSettingsError::ServerName`] if the host is not valid as the name in a certificate.
     pub(super) fn at(&self, host: &str, port: u16) -> Result<Self, TlsSettingsError> {
         let tls = self.tls.as_ref().map(|tls| tls.for_host(host)).transpose()?;
         Ok(Self { address: Address::Tcp { host: host.to_owned(), port }, login: self.login.clone(), tls })
@@ -148,7 +152,7 @@ impl Endpoint {
         matches!(&self.address, Address::Tcp { host: own, port: own_port } if own == host && *own_port == port)
     }
 
-    /// Where Redis is, to people: without user and password.
+    /// The address of Redis for messages to people, without user and password.
     pub(super) fn place(&self) -> String {
         match &self.address {
             Address::Tcp { host, port } if host.contains(':') => format!("[{host}]:{port}"),
@@ -157,13 +161,13 @@ impl Endpoint {
         }
     }
 
-    /// Who we are to Redis.
+    /// The login.
     pub(super) fn login(&self) -> &Login {
         &self.login
     }
 }
 
-/// The first setting that counts only with TLS.
+/// The name of the first setting that needs TLS.
 fn set_without_tls(options: &TlsOptions) -> Option<&'static str> {
     let TlsOptions { ca, certificate, key, server_name } = options;
     let settings = [
@@ -175,7 +179,7 @@ fn set_without_tls(options: &TlsOptions) -> Option<&'static str> {
     settings.into_iter().find_map(|(is_set, name)| is_set.then_some(name))
 }
 
-/// Whether a PING is answered as Redis does, be it with a refusal.
+/// Whether the server answers a plain PING like Redis, even with an error.
 async fn speaks_plain(mut stream: TcpStream) -> io::Result<bool> {
     stream.write_all(b"PING\r\n").await?;
     Ok(matches!(stream.read_u8().await?, b'+' | b'-'))

@@ -1,5 +1,5 @@
-//! Why Redis did not do what it was asked, and what that means to publishers and readers: the one place
-//! that turns errors of Redis into errors of the broker.
+//! Errors of Redis and of connections to it. The only module that converts them into errors of the
+//! broker.
 
 use std::io;
 use std::sync::LazyLock;
@@ -11,54 +11,54 @@ use super::tls::{self, TlsProblem};
 use crate::broker::BrokerError;
 use crate::observability::log_throttle::LogThrottle;
 
-/// Why there is no connection, or no useful answer on one.
+/// Why a connection failed, or a command on it.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ClientError {
-    /// The network's or the system's reason.
+    /// A network or system error.
     #[error("{0}")]
     Io(#[source] io::Error),
-    /// TLS does not work out between us and the other end.
+    /// A TLS error.
     #[error(transparent)]
     Tls(TlsProblem),
-    /// Redis answered with an error, which is given as it came.
+    /// Redis replied with this error.
     #[error("Redis refused: {0}")]
     Refused(String),
-    /// The other end spreads channels over nodes, of which this would see a part.
-    #[error("this is a node of a Redis Cluster, which this version does not support; use a Redis that is not one")]
+    /// The server is a node of a Redis Cluster and would serve only some of the channels.
+    #[error("this is a node of a Redis Cluster, which this version does not support; use a standalone Redis")]
     Cluster,
-    /// The other end watches over servers, and holds no data.
+    /// The server is a Sentinel, which holds no data.
     #[error("this is a Redis Sentinel; write redis+sentinel://HOST:PORT/MASTER in the Redis URL to use its master")]
     Sentinel,
-    /// No Sentinel names the master; what the last one said.
+    /// No Sentinel names the master; the last error.
     #[error("no Sentinel names the master ({0})")]
     NoSentinel(String),
-    /// The Sentinels do not know a master of this name.
-    #[error("the Sentinels know no master named {0:?}; the Redis URL names it behind the last host")]
+    /// The Sentinels know no master with this name.
+    #[error("the Sentinels know no master named {0:?}; the Redis URL names it after the last host")]
     UnknownMaster(String),
     /// The Sentinels name another master.
     #[error("the Sentinels name another master")]
     Switched,
-    /// The other end is a replica, which takes no writes.
+    /// The server is a replica, which accepts no writes.
     #[error("this Redis is a replica at the moment")]
     Replica,
-    /// The other end is no Redis.
+    /// The server does not speak RESP3.
     #[error(transparent)]
     Malformed(#[from] Malformed),
-    /// The other end closed.
+    /// The server closed the connection.
     #[error("the connection was closed")]
     Closed,
-    /// Redis answered something else than its documentation, or our function, says.
-    #[error("{0} answered something unexpected")]
+    /// The reply has another shape than documented.
+    #[error("unexpected reply from {0}")]
     Unexpected(&'static str),
 }
 
 impl ClientError {
-    /// No answer within the time that one may take.
+    /// A reply did not arrive in time.
     pub(super) fn timed_out() -> Self {
         io::Error::new(io::ErrorKind::TimedOut, "no answer in time").into()
     }
 
-    /// Whether the other end may have spoken another protocol than we.
+    /// Whether a mismatch of protocols, such as TLS on one side only, can cause this error.
     pub(super) fn is_of_the_wire(&self) -> bool {
         use io::ErrorKind::{BrokenPipe, ConnectionReset, InvalidData, TimedOut, UnexpectedEof};
         match self {
@@ -70,21 +70,21 @@ impl ClientError {
         }
     }
 
-    /// What Redis answered, if it did: its connection is as good as before.
+    /// The error reply of Redis. After such an error, the connection can still be used.
     pub(super) fn refusal(&self) -> Option<&str> {
         if let Self::Refused(said) = self { Some(said) } else { None }
     }
 
-    /// Whether the user may not use a key: one of the channel, by an ACL that does not cover it.
+    /// Whether an ACL that does not cover the channel denies access to one of its keys.
     pub(super) fn is_refused_key(&self) -> bool {
         self.refusal().is_some_and(|said| {
-            // Redis 7.0 has another code and another text for what a function may not do.
+            // Redis 7.0 has another code and another text for denied access within a function.
             let refused = said.starts_with("NOPERM ") || said.contains("The user executing the script can't");
             refused && said.contains("access") && said.contains("key")
         })
     }
 
-    /// The code of what Redis answered, such as `NOPERM`.
+    /// The code of the error reply, such as `NOPERM`.
     pub(super) fn code(&self) -> Option<&str> {
         self.refusal()?.split(' ').next()
     }
@@ -111,10 +111,10 @@ impl From<&ClientError> for BrokerError {
     }
 }
 
-/// What a refusal of Redis means to a publisher or reader. They see its code; Redis' own words are for
-/// the log.
+/// Converts an error reply into an error for publishers and readers. It contains only the code; the
+/// full text goes to the log.
 pub(super) fn refusal(said: &str) -> BrokerError {
-    let (code, detail) = said.split_once(' ').unwrap_or((said, "at its bound"));
+    let (code, detail) = said.split_once(' ').unwrap_or((said, "at its limit"));
     let temporary = |what: &str| BrokerError::Unavailable(format!("{what} ({code})"));
     let lasting = |what: &str| BrokerError::Refused(format!("{what} ({code})"));
     match code {
@@ -130,18 +130,19 @@ pub(super) fn refusal(said: &str) -> BrokerError {
         }
         "OOM" => lasting("Redis has no memory left for more messages"),
         "NOPERM" => lasting("Redis denies livebridge a permission; `livebridge check` names it"),
-        "MISCONF" | "NOREPLICAS" => lasting("Redis takes no writes at the moment"),
+        "MISCONF" | "NOREPLICAS" => lasting("Redis accepts no writes at the moment"),
         _ => {
             static REPEATED: LazyLock<LogThrottle> = LazyLock::new(LogThrottle::default);
             if let Some(times) = REPEATED.happened("refusal") {
                 tracing::warn!(error = without_arguments(said), times, "Redis refused a command");
             }
-            lasting("Redis refused for a reason that the log names")
+            lasting("Redis refused the command; the log has the reason")
         }
     }
 }
 
-/// To a command that it does not know, Redis repeats what it was given: a payload, which must not get into a log.
+/// Removes the arguments from an error reply. Redis repeats them for an unknown command, and a
+/// payload must not get into the log.
 fn without_arguments(error: &str) -> &str {
     error.split(", with args beginning with").next().unwrap_or_default()
 }

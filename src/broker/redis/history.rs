@@ -1,6 +1,7 @@
-//! Reads a channel's history. A function plans: it says which elements answer, without touching a
-//! payload. A plain command then fetches just these, which costs Redis a fraction of what it would cost
-//! to pass payloads through Lua. The headers show whether something changed in between.
+//! Reads the history of a channel in two steps. A Lua function plans the read: it returns which
+//! elements to fetch, without reading payloads. A plain command then fetches these elements, which
+//! costs Redis a fraction of passing payloads through Lua. The headers show whether the history
+//! changed between the two steps.
 
 use std::sync::Arc;
 
@@ -16,27 +17,27 @@ use crate::channel::ChannelName;
 use crate::message::{Gap, GapReason, Message, Position};
 use crate::rules::Rules;
 
-/// How often a read begins anew because something changed between planning and fetching.
+/// How often a read restarts because the history changed between planning and fetching.
 const ATTEMPTS: usize = 10;
-/// The offset (16 digits), stamp (13) and removal (1) before a keyed value.
+/// The length of the offset (16 digits), stamp (13) and removal flag (1) before a keyed value.
 const VALUE_PREFIX: usize = 30;
 
-/// What a function says about a read.
+/// The reply of the planning function.
 enum Plan {
     /// The channel keeps no history.
     Nothing,
-    /// An earlier format stored the channel.
+    /// An earlier format stored the channel, so it must be converted first.
     Adopt,
-    /// The history went another way than what this instance has delivered.
+    /// The history has diverged from what this instance has delivered.
     Diverged,
-    /// This answers.
+    /// Fetch these elements.
     Fetch(Fetch),
 }
 
-/// Which elements answer, and what is already known of the page.
+/// The elements to fetch, and the page without their messages.
 struct Fetch {
     page: Page,
-    /// On a keyed channel: removals up to this offset are forgotten.
+    /// On a keyed channel: removals up to this offset have been forgotten.
     forgotten: u64,
     elements: Elements,
 }
@@ -47,21 +48,21 @@ enum Elements {
     Keys(Vec<(u64, Bytes)>),
 }
 
-/// The histories in a Redis.
+/// The histories of all channels in Redis.
 pub(super) struct History {
     node: Arc<Node>,
     rules: Arc<Rules>,
     reads: Reads,
 }
 
-/// One read: it asks on the connection of its lane.
+/// A reader that uses the connection of one lane.
 struct Reader<'a> {
     node: &'a Node,
     lane: &'a ReadLane,
 }
 
 impl History {
-    /// Histories that are read by these rules.
+    /// Creates the histories; `rules` decides which channels have one.
     pub(super) fn new(node: Arc<Node>, rules: Arc<Rules>) -> Self {
         Self { node, rules, reads: Reads::new() }
     }
@@ -88,7 +89,7 @@ impl History {
                     return Ok(page);
                 }
                 Ok(None) => {}
-                // They are loaded before the next attempt.
+                // The next attempt loads the functions.
                 Err(error) if error.refusal().is_some_and(is_missing) => {}
                 Err(error) if error.is_refused_key() => return Err(BrokerError::ChannelRefused(channel.clone())),
                 Err(error) => return Err((&error).into()),
@@ -103,7 +104,7 @@ impl Reader<'_> {
         self.lane.call(self.node, &command).await
     }
 
-    /// One attempt; `None` if something changed under way.
+    /// Reads once; `None` if the history changed during the read.
     async fn try_read(
         &self,
         channel: &ChannelName,
@@ -171,22 +172,22 @@ impl Reader<'_> {
         }
         let unreadable = |offset| {
             self.node.metrics.unreadable.inc();
-            tracing::warn!(%channel, offset, "a stored message can't be read: it is skipped, and told as a gap");
+            tracing::warn!(%channel, offset, "skipped an unreadable stored message; clients get a gap notice");
         };
         Ok(messages_into(plan.page, &elements, unreadable))
     }
 
-    /// Fetches the values of the keys that changed, however many pages they are.
+    /// Fetches the values of all keys that changed, in as many pages as needed.
     async fn fetch_all_keys(
         &self,
         channel: &ChannelName,
         from: ReadFrom,
         first: Fetch,
     ) -> Result<Option<Page>, ClientError> {
-        // Of a whole snapshot no key is shown that is not there; who resumes must hear of removals.
+        // A complete snapshot omits removed keys; a client that resumes must receive the removals.
         let with_removed = matches!(from, ReadFrom::After(_) | ReadFrom::AfterDelivered(_)) && first.page.gap.is_none();
         let began = first.page.tail.position;
-        // What is removed while the snapshot is read may have been shown before.
+        // A key that is removed during the read may be part of the snapshot.
         let removals_after = if with_removed { 0 } else { began.offset };
         let (mut messages, mut plan) = (Vec::new(), first);
         loop {
@@ -200,7 +201,7 @@ impl Reader<'_> {
             let (gap, through) = (plan.page.gap, plan.page.through.position.offset);
             let next = self.plan(channel, ReadFrom::Keys, PAGE_MESSAGES, Some(through)).await?;
             let Plan::Fetch(next) = next else { return Ok(None) };
-            // A removal of a key that this snapshot has shown must still be remembered.
+            // The removal of a key in this snapshot must not have been forgotten.
             if next.page.tail.position.epoch != began.epoch || next.forgotten > began.offset {
                 return Ok(None);
             }
@@ -208,7 +209,8 @@ impl Reader<'_> {
         }
     }
 
-    /// Fetches the values of some keys, and removals after an offset; `false` if one is gone.
+    /// Fetches the values of some keys, and the removals after an offset. `false` if one is
+    /// missing.
     async fn fetch_keys(
         &self,
         channel: &ChannelName,
@@ -228,7 +230,7 @@ impl Reader<'_> {
         let values: Vec<Value> = self.ask(command).await?;
         for ((offset, key), value) in keys.iter().zip(values) {
             let Some(value) = bytes(value) else { return Ok(false) };
-            // What changed since then follows by itself, at its new offset.
+            // A value that has changed in the meantime follows at its new offset.
             if let Some(message) = keyed_message(page.tail.position.epoch, key, &value)
                 && message.position == Some(Position::new(page.tail.position.epoch, *offset))
                 && (!message.removed || *offset > removals_after)
@@ -239,15 +241,15 @@ impl Reader<'_> {
         Ok(true)
     }
 
-    /// Where messages that were delivered turn out to be gone, positions from before the first message
-    /// of a channel prove nothing any more.
+    /// If messages that were delivered have been lost, an empty channel no longer proves that
+    /// nothing was missed. Records this in Redis.
     async fn note_loss(&self, from: ReadFrom, page: Option<&Page>) {
         let lost = page.and_then(|page| page.gap).is_some_and(|gap| gap.reason == GapReason::EpochChanged);
         if lost && matches!(from, ReadFrom::AfterDelivered(tail) if tail.position.offset > 0) {
             let mut renew = self.node.function(LIFE, LIFE_KEY);
             renew.arg("renew");
             if let Err(error) = self.ask::<Value>(renew).await {
-                tracing::debug!(%error, "cannot note in Redis that messages were lost");
+                tracing::debug!(%error, "cannot record in Redis that messages were lost");
             }
         }
     }
@@ -297,8 +299,8 @@ fn parse_plan(answer: Vec<Value>) -> Option<Plan> {
     Some(Plan::Fetch(Fetch { page, forgotten: if keyed { gap_offset } else { 0 }, elements }))
 }
 
-/// Adds the messages of a list's elements to a page. A message that can't be read ends the page, or,
-/// at its front, becomes a gap. `None` if the first header says no offset.
+/// Converts list elements into messages of a page. An unreadable message ends the page, or becomes
+/// a gap if it is the first. `None` if the first header has no offset.
 fn messages_into(mut page: Page, elements: &[Bytes], unreadable: impl Fn(u64)) -> Option<Page> {
     let epoch = page.tail.position.epoch;
     let first = Header::parse(elements.first()?)?.offset;
@@ -306,7 +308,7 @@ fn messages_into(mut page: Page, elements: &[Bytes], unreadable: impl Fn(u64)) -
     for (offset, element) in (first..).zip(elements.chunks(2)) {
         let position = Position::new(epoch, offset);
         let [header, payload, ..] = element else { return None };
-        // The stamp of a message stands in the header of the next.
+        // The header of the next message contains the stamp of this one.
         let next = elements.get(2 * (offset - first + 1) as usize);
         let stamp = next.map_or(Some(page.through.stamp), |next| Header::parse(next).map(|next| next.stamp_before));
         let header = Header::parse(header).filter(|header| header.offset == offset && header.key.is_ok());
@@ -329,13 +331,13 @@ fn messages_into(mut page: Page, elements: &[Bytes], unreadable: impl Fn(u64)) -
     Some(page)
 }
 
-/// What stands before a payload: `EPOCH OFFSET STAMP BYTES` as they were before the message, and on a
-/// message with a key `REMOVED KEY`.
+/// The header before a payload: `EPOCH OFFSET STAMP BYTES`, as they were before the message. With a
+/// key, ` REMOVED KEY` follows.
 struct Header {
     offset: u64,
     stamp_before: u64,
     removed: bool,
-    /// An error if it is not UTF-8.
+    /// An error if the key is not UTF-8.
     key: Result<Option<Arc<str>>, std::str::Utf8Error>,
 }
 

@@ -1,5 +1,6 @@
-//! Brings the Lua code of `functions/` into Redis and names how to call it: as a library of Redis
-//! Functions, or, where those are forbidden or unknown, as a script that is called by its hash.
+//! Loads the Lua code of `functions/` into Redis and builds calls of it. The code is a library of
+//! Redis Functions, or a script that is called by its hash, if Redis does not support or allow
+//! functions.
 
 use std::collections::HashMap;
 use std::fmt::Write;
@@ -12,7 +13,7 @@ use super::error::ClientError;
 use crate::channel::ChannelPattern;
 use crate::rules::{Rule, Rules};
 
-/// In the order in which they use each other.
+/// In order of dependency.
 const SOURCES: [&str; 4] = [
     include_str!("functions/channel.lua"),
     include_str!("functions/publish.lua"),
@@ -20,19 +21,19 @@ const SOURCES: [&str; 4] = [
     include_str!("functions/format1.lua"),
 ];
 const NAME: &str = "livebridge";
-/// The format of the functions' arguments and answers, the position markers and the keys. A change to
-/// any of them raises it, and the new functions must answer calls of the format before: during a
-/// rolling upgrade instances of both use one Redis.
+/// The format of arguments, replies, position markers and keys. Increase it with any change to one
+/// of them. The new functions must still answer calls of the previous format, because instances of
+/// both share one Redis during a rolling upgrade.
 const FORMAT: u32 = 2;
 const FORMAT_LINE: &str = "-- format ";
 
-/// One of the functions, as it is called.
+/// A function in Redis.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Function {
     name: &'static str,
-    /// With the library's name in front.
+    /// The name with the prefix of the library.
     full_name: &'static str,
-    /// Flags at its registration. A full Redis allows what needs no more memory.
+    /// The flags of its registration. A full Redis allows functions that need no more memory.
     flags: &'static str,
 }
 
@@ -46,30 +47,31 @@ pub(super) const PLAN: Function = function("plan", "livebridge_plan", "'no-write
 pub(super) const RENEW: Function = function("renew", "livebridge_renew", "'allow-oom'");
 pub(super) const ADOPT: Function = function("adopt_channel", "livebridge_adopt", "'allow-oom'");
 pub(super) const LIFE: Function = function("life", "livebridge_life", "");
-/// Called by instances of format 1 only.
+/// Only instances of format 1 call it.
 const READ: Function = function("read", "livebridge_read", "'allow-oom'");
 const FUNCTIONS: [Function; 7] = [PUBLISH, PUBLISH_MANY, PLAN, RENEW, ADOPT, LIFE, READ];
 
-/// The key that [`LIFE`] keeps.
+/// The key that [`LIFE`] writes.
 pub(super) const LIFE_KEY: &str = "livebridge:life";
 
-/// The most words of a call: that of a publish with a key and an id.
+/// The maximum number of words in a call: that of a publish with a key and an id.
 const MOST_WORDS: usize = 12;
 
-/// Which functions are in Redis.
+/// Which function library Redis has.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum LibraryState {
-    /// None.
+    /// No library.
     Nothing,
-    /// These.
+    /// The library of this version, with the same rules.
     Same,
-    /// Those of another version or with other rules.
+    /// The library of another version or with other rules.
     Other,
-    /// Those of a later format. They answer these calls as well, and must stay for those who need them.
+    /// A library of a later format. It answers calls of this format too, and must stay for the
+    /// instances that need it.
     Newer,
 }
 
-/// The server-side code, with this instance's rules put into it.
+/// The Lua code, including the rules of this instance.
 pub(super) struct Library {
     function_source: String,
     script_source: String,
@@ -95,7 +97,7 @@ impl Library {
         Self { function_source, script_source, script_hash, use_script: AtomicBool::new(false) }
     }
 
-    /// Which functions are in Redis.
+    /// Queries which function library Redis has.
     pub(super) async fn held(&self, connection: &mut Connection) -> Result<LibraryState, ClientError> {
         let mut command = redis::cmd("FUNCTION");
         command.arg("LIST").arg("LIBRARYNAME").arg(NAME).arg("WITHCODE");
@@ -110,19 +112,19 @@ impl Library {
         })
     }
 
-    /// Loads the code. Falls back to the script where functions can't be had.
+    /// Loads the library, or the script if Redis does not support or allow functions.
     pub(super) async fn load(&self, connection: &mut Connection) -> Result<(), ClientError> {
-        // What is there already is not loaded again: a Redis that is full would refuse it.
+        // Does not load an identical library again, because a full Redis would refuse it.
         match self.held(connection).await {
             Ok(held @ (LibraryState::Same | LibraryState::Newer)) => {
                 if held == LibraryState::Newer {
-                    tracing::info!("the functions in Redis are of a later version, and are used as they are");
+                    tracing::info!("using the newer function library in Redis");
                 }
                 self.use_script.store(false, Ordering::Relaxed);
                 return Ok(());
             }
             Ok(LibraryState::Other) => {
-                tracing::info!("the functions in Redis are of another version or other rules: replaced")
+                tracing::info!("replaced the function library in Redis (other version or rules)")
             }
             Ok(LibraryState::Nothing) | Err(ClientError::Refused(_)) => {}
             Err(error) => return Err(error),
@@ -136,12 +138,12 @@ impl Library {
         if !is_refusal(&error) {
             return Err(error);
         }
-        tracing::debug!(%error, "Redis takes no functions, so scripts are used");
+        tracing::debug!(%error, "Redis does not allow functions; using scripts");
         self.use_script.store(true, Ordering::Relaxed);
         connection.call::<Value>(redis::cmd("SCRIPT").arg("LOAD").arg(&self.script_source)).await.map(drop)
     }
 
-    /// The words that call a function on a key; its arguments are to follow.
+    /// The words of a function call on a key, without its arguments.
     pub(super) fn call<'a>(&'a self, function: Function, key: &'a str) -> Vec<&'a [u8]> {
         let mut words: Vec<&[u8]> = Vec::with_capacity(MOST_WORDS);
         if self.use_script.load(Ordering::Relaxed) {
@@ -154,18 +156,19 @@ impl Library {
     }
 }
 
-/// The format that code says it has; 0 where it does not say.
+/// The format that the code declares; 0 if it declares none.
 fn format_of(code: &[u8]) -> u32 {
     let mut lines = code.split(|&byte| byte == b'\n').filter_map(|line| std::str::from_utf8(line).ok());
     lines.nth(1).and_then(|line| line.strip_prefix(FORMAT_LINE)?.parse().ok()).unwrap_or(0)
 }
 
-/// Whether the server answered that it does not do this at all, rather than failing at it.
+/// Whether Redis refuses the command as such, because it is unknown or denied.
 pub(super) fn is_refusal(error: &ClientError) -> bool {
     error.code() == Some("NOPERM") || error.refusal().is_some_and(|said| said.contains("unknown"))
 }
 
-/// Whether Redis' answer means that the code is not (or no longer) there, as after a restart or `FUNCTION FLUSH`.
+/// Whether the error reply means that the code is missing, for example after a restart or `FUNCTION
+/// FLUSH`.
 pub(super) fn is_missing(refusal: &str) -> bool {
     refusal.starts_with("NOSCRIPT") || refusal.contains("Function not found")
 }
@@ -194,7 +197,7 @@ fn rule_in_lua(pattern: Option<&ChannelPattern>, rule: &Rule) -> String {
     table + "},"
 }
 
-/// A quoted Lua text. Every byte that is neither letter nor digit becomes a decimal escape.
+/// A quoted Lua string. Every byte except letters and digits becomes a decimal escape.
 fn lua_text(text: &str) -> String {
     let mut lua = String::from("'");
     for byte in text.bytes() {

@@ -1,7 +1,7 @@
-//! One Redis server, as its users see it: where it is, which role it must have, and whether our
-//! functions are in it. Subscriptions, publishing, reading and the canary each open connections of
-//! their own here, and none waits for another's. When one finds the server broken, or without the
-//! functions, the connections of that generation are given up together.
+//! The client for one Redis server: its address, its required role, and whether the function
+//! library is loaded. Subscriptions, publishing, reading and the canary each open connections of
+//! their own here, so none waits for another. When one of them finds the server broken, or the
+//! functions missing, all connections of that generation are closed.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,24 +19,25 @@ use crate::observability::metrics::Metrics;
 use crate::observability::metrics::latency::Moment;
 use crate::rules::Rules;
 
-/// A server, and what is known about it.
+/// A server and its state.
 pub(super) struct Node {
     target: Target,
     role: Role,
     library: Library,
     pub(super) metrics: Arc<Metrics>,
-    /// For what is asked now and then: the canary, loading the functions.
+    /// The connection for rare commands: the canary and loading the functions.
     control: Mutex<Option<Connection>>,
-    /// Counts how often all connections were given up; starts at 1.
+    /// How often all connections were given up; starts at 1.
     generation: AtomicU64,
-    /// The generation for which the functions are known to be there.
+    /// The generation in which the functions were loaded.
     prepared: AtomicU64,
-    /// Where connections live, whichever thread asks for one.
+    /// The runtime that owns the connections, regardless of the calling thread.
     runtime: Handle,
 }
 
 impl Node {
-    /// A server that must have a role. To be called on the runtime that is to own the connections.
+    /// Creates a client for a server with this role. Must be called on the runtime that is to own
+    /// the connections.
     pub(super) fn new(target: Target, role: Role, rules: &Rules, metrics: Arc<Metrics>) -> Self {
         Self {
             target,
@@ -50,34 +51,34 @@ impl Node {
         }
     }
 
-    /// The server's functions.
+    /// The functions in Redis.
     pub(super) fn library(&self) -> &Library {
         &self.library
     }
 
-    /// Opens a connection of the caller's own.
+    /// Opens a new connection for the caller.
     pub(super) async fn connect(&self) -> Result<Connection, ClientError> {
         let generation = self.generation();
         let endpoint = self.target.endpoint().await?;
-        // Another server may be the master by now.
+        // The master may have changed.
         let opened = Connection::open(&endpoint, self.role).await.inspect_err(|_| self.target.forget());
         let mut connection = opened?;
         connection.generation = generation;
         Ok(connection)
     }
 
-    /// The same, with the functions in place.
+    /// Loads the functions if necessary, and opens a connection.
     pub(super) async fn connect_prepared(&self) -> Result<Connection, ClientError> {
         self.prepare().await?;
         self.connect().await
     }
 
-    /// Opens a connection on which many can ask at once, with the functions in place.
+    /// Loads the functions if necessary, and opens a connection that several callers can share.
     pub(super) async fn connect_shared(&self) -> Result<SharedConnection, ClientError> {
         Ok(SharedConnection::new(self.connect_prepared().await?, &self.runtime))
     }
 
-    /// Loads the functions, unless they are known to be there.
+    /// Loads the functions, unless they are known to be loaded.
     pub(super) async fn prepare(&self) -> Result<(), ClientError> {
         let is_prepared = || self.prepared.load(Ordering::Acquire) == self.generation();
         if is_prepared() {
@@ -87,14 +88,14 @@ impl Node {
         if is_prepared() {
             return Ok(());
         }
-        // Anything that fails, or is dropped, under way takes the connection along.
+        // If a step fails or is cancelled, this drops the connection.
         *slot = None;
         let mut connection = self.connect().await?;
         self.library.load(&mut connection).await?;
-        // Since when the data in this Redis has been whole. A Redis that is full refuses it, and then
-        // those who were here before a channel's first message are told of a gap.
+        // Records since when the data in Redis is complete. A full Redis refuses this; then,
+        // clients that subscribed before a channel's first message get a gap notice.
         if let Err(error) = connection.call::<Value>(&self.function(LIFE, LIFE_KEY)).await {
-            tracing::debug!(%error, "cannot note in Redis since when its data is whole");
+            tracing::debug!(%error, "cannot write livebridge:life to Redis");
             if error.refusal().is_none() {
                 return Err(error);
             }
@@ -104,14 +105,14 @@ impl Node {
         Ok(())
     }
 
-    /// Sends one small message, as the canary does.
+    /// Publishes a small message; used for the canary.
     pub(super) async fn publish_plain(&self, channel: &str, payload: &str) -> Result<(), ClientError> {
         let mut command = redis::cmd("PUBLISH");
         command.arg(channel).arg(payload);
         self.call::<Value>(&command).await.map(drop)
     }
 
-    /// Asks on the control connection.
+    /// Sends a command on the control connection.
     async fn call<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, ClientError> {
         self.prepare().await?;
         let mut slot = self.control.lock().await;
@@ -130,32 +131,32 @@ impl Node {
         answer
     }
 
-    /// The beginning of a call of a function on a key.
+    /// Starts the call of a function on a key.
     pub(super) fn function(&self, function: Function, key: &str) -> Cmd {
         let mut command = Cmd::new();
         command.arg(self.library.call(function, key));
         command
     }
 
-    /// Tells connections of before all were given up from later ones.
+    /// The current generation. Connections of earlier generations have been given up.
     pub(super) fn generation(&self) -> u64 {
         self.generation.load(Ordering::Acquire)
     }
 
-    /// Resolves when another server is to be used.
+    /// Resolves when the Sentinels name another master.
     pub(super) async fn switched(&self) {
         self.target.switched().await;
     }
 
-    /// Has all users let go of the connections of a generation, the current one or an earlier one: the
-    /// next command of each opens another. What runs on one ends with an error of its own.
+    /// Gives up all connections of a generation: their users open new ones for their next command.
+    /// Commands in flight fail by themselves. Does nothing if the generation is already over.
     pub(super) fn give_up(&self, generation: u64) {
         self.target.forget();
         let _ = self.generation.compare_exchange(generation, generation + 1, Ordering::AcqRel, Ordering::Acquire);
     }
 
-    /// Has the functions loaded again, before the next connection, if this refusal says that they are
-    /// missing, as after a restart or a flush.
+    /// If this error reply says that the functions are missing (after a restart or a flush), loads
+    /// them again before the next connection.
     pub(super) fn reload_if_missing(&self, refusal: &str, generation: u64) {
         if is_missing(refusal) {
             self.give_up(generation);

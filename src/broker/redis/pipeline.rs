@@ -1,7 +1,7 @@
-//! A thread's pipeline for publishing. While one round trip is in flight, new messages queue for the
-//! next; an idle pipeline sends at once. So the batches grow with the load. Each thread has a pipeline
-//! of its own, so that neither a publish nor its answer wakes another thread. What the commands of a
-//! round trip look like is `calls.rs`.
+//! A thread's pipeline for publishing. While one round trip is in flight, new messages queue for
+//! the next one; an idle pipeline sends immediately. The batches therefore grow with the load. Each
+//! thread has its own pipeline, so that neither a publish nor its result wakes another thread.
+//! `calls.rs` builds the commands of a round trip.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -21,23 +21,26 @@ use crate::message::Position;
 use crate::observability::metrics::latency::Moment;
 use crate::rules::Rules;
 
-/// About the most messages, and bytes, of one round trip.
+/// Soft limits on the messages and bytes of one round trip.
 const BATCH_MESSAGES: usize = 512;
 const BATCH_BYTES: usize = 1 << 20;
-/// About the most bytes of one round trip that one caller gets: the rest of a large batch waits behind the others.
+/// A soft limit on the bytes of one caller in a round trip. The rest of a larger batch waits behind
+/// other callers.
 const SHARE_BYTES: usize = 256 << 10;
-/// The most messages that wait; more are refused.
+/// The maximum number of waiting messages. Further ones are refused.
 const MOST_WAITING: usize = 65_536;
-/// The longest that a round trip takes, connecting included; who has waited as long for it to begin is not made to wait on.
+/// The time limit for a round trip, including connecting. Messages that have waited as long for
+/// their round trip to start are refused.
 const ROUND_TIMEOUT: Duration = CONNECT_TIMEOUT.saturating_add(ANSWER_TIMEOUT);
-/// A connection that was not needed for so long is closed: something on the way may have forgotten it.
+/// A connection that was idle for this long is closed, because a device in between may have dropped
+/// it.
 const IDLE: Duration = Duration::from_secs(30);
 
 const LATE: &str = "no answer in time";
 
 type Outcome = Result<Option<Position>, BrokerError>;
 
-/// What waits for the next round trip.
+/// The messages that wait for the next round trip.
 #[derive(Default)]
 pub(super) struct Pipeline {
     waiting: Mutex<Waiting>,
@@ -50,20 +53,20 @@ struct Waiting {
     messages: usize,
 }
 
-/// What was published together, and the caller that waits for the outcomes.
+/// Messages that were published together, and the caller that waits for the outcomes.
 struct Caller {
     batch: Vec<Publication>,
-    /// Of the messages that were published in earlier round trips.
+    /// The outcomes of messages from earlier round trips.
     outcomes: Vec<Outcome>,
-    /// How many of the next messages this round trip publishes.
+    /// How many of the next messages the current round trip publishes.
     taken: usize,
-    /// Since when it waits for a round trip.
+    /// When it started to wait for a round trip.
     since: Instant,
     sender: oneshot::Sender<Vec<Outcome>>,
 }
 
 impl Pipeline {
-    /// Publishes messages together with others.
+    /// Publishes messages, and returns one outcome for each, in their order.
     pub(super) async fn publish(&self, batch: Vec<Publication>) -> Vec<Outcome> {
         let count = batch.len();
         let (sender, outcomes) = oneshot::channel();
@@ -80,7 +83,7 @@ impl Pipeline {
         outcomes.await.unwrap_or_else(|_| unavailable(count, "this instance is stopping"))
     }
 
-    /// Sends batch after batch, for as long as the thread lives.
+    /// Sends batch after batch, as long as the thread runs.
     pub(super) async fn run(self: Arc<Self>, node: Arc<Node>, rules: Arc<Rules>) {
         let mut worker = Worker { node, rules, connection: None };
         loop {
@@ -100,8 +103,8 @@ impl Pipeline {
         }
     }
 
-    /// Takes a batch of what waits, in its order, less what nobody waits for any more. Of a large batch
-    /// it takes a share.
+    /// Takes a batch from the queue in order, without messages whose callers have gone. Takes only
+    /// a share of a large batch.
     fn take(&self) -> Vec<Caller> {
         let now = Instant::now();
         let mut waiting = self.lock();
@@ -120,19 +123,19 @@ impl Pipeline {
                 taken.push(caller);
             }
         }
-        // What a time of many had grown is given back; nothing happens where it is small.
+        // Frees the memory that a burst used; does nothing if the queue is small.
         waiting.callers.shrink_to(BATCH_MESSAGES);
         taken
     }
 
     fn lock(&self) -> MutexGuard<'_, Waiting> {
-        // The queue is whole after every line that holds it: a panic elsewhere does not spoil it.
+        // Every statement leaves the queue consistent, so a poisoned lock is safe to use.
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Waiting {
-    /// Lets a caller whose batch is not all published wait for another round trip, behind the others.
+    /// Queues a caller with unpublished messages again, behind the others.
     fn put_back(&mut self, caller: Caller) {
         self.messages += caller.rest().len();
         self.callers.push_back(caller);
@@ -140,17 +143,17 @@ impl Waiting {
 }
 
 impl Caller {
-    /// What is not published yet.
+    /// The messages that are not published yet.
     fn rest(&self) -> &[Publication] {
         &self.batch[self.outcomes.len()..]
     }
 
-    /// What the round trip publishes.
+    /// The messages of the current round trip.
     fn round(&self) -> &[Publication] {
         &self.rest()[..self.taken]
     }
 
-    /// Decides how much of the rest the next round trip publishes; returns its bytes.
+    /// Decides how many of its messages the next round trip publishes. Returns their bytes.
     fn take_share(&mut self) -> usize {
         let (mut taken, mut bytes) = (0, 0);
         for publication in self.rest() {
@@ -164,15 +167,16 @@ impl Caller {
         bytes
     }
 
-    /// Takes the outcomes of its part of a round trip, and answers if they are the last. Returns itself if they are not.
+    /// Takes the outcomes of its messages in a round trip. Sends all outcomes if none is missing;
+    /// otherwise returns itself.
     fn answered(mut self, outcomes: &mut impl Iterator<Item = Outcome>) -> Option<Self> {
         self.outcomes.extend(outcomes.take(self.taken));
         if self.rest().is_empty() {
-            // The caller may have disconnected; then there is nobody to answer.
+            // The receiver is gone if the caller has disconnected.
             let _ = self.sender.send(self.outcomes);
             return None;
         }
-        // What Redis may not have got must not be followed by what it gets.
+        // If Redis may not have stored a message, do not publish those after it.
         let failed = self.outcomes.iter().rev().take(self.taken).find_map(|outcome| match outcome {
             Err(error @ BrokerError::Unavailable(_)) => Some(error.clone()),
             _ => None,
@@ -192,7 +196,7 @@ impl Caller {
     }
 }
 
-/// The connection behind a pipeline.
+/// The connection of a pipeline.
 struct Worker {
     node: Arc<Node>,
     rules: Arc<Rules>,
@@ -200,13 +204,13 @@ struct Worker {
 }
 
 impl Worker {
-    /// Waits until there is something to do; meanwhile the connection may end.
+    /// Waits for new messages, and notices when the connection ends in the meantime.
     async fn idle_until(&mut self, arrived: impl Future<Output = ()>) {
         let Some(connection) = &mut self.connection else { return arrived.await };
         tokio::select! {
             biased;
             () = arrived => return,
-            // Nothing is due: what comes is the end.
+            // No reply is pending, so this returns only when the connection ends.
             _ = connection.exchange() => {}
             () = sleep(IDLE) => {}
         }
@@ -219,7 +223,8 @@ impl Worker {
             Ok(answers) => answers,
             Err(error) => return vec![Err(error); batch.len()],
         };
-        // A Redis that was restarted or flushed lacks the library: nothing of what needed it has happened.
+        // After a restart or a flush of Redis, the library is missing, and calls of it have had no
+        // effect.
         let missing = |answer: &Answer| answer.as_ref().is_err_and(|said| is_missing(said));
         let again: Vec<_> = (0..batch.len()).filter(|&index| missing(&answers[index])).collect();
         if !again.is_empty() {
@@ -233,14 +238,14 @@ impl Worker {
             }
         }
         let outcomes: Vec<Outcome> = answers.into_iter().map(|answer| answer.map_err(|said| refusal(&said))).collect();
-        // No master any more, perhaps: who is it now?
+        // This server may no longer be the master.
         if outcomes.iter().any(|outcome| matches!(outcome, Err(BrokerError::Unavailable(_)))) {
             self.connection = None;
         }
         outcomes
     }
 
-    /// The server's answers; an error if there are none.
+    /// Sends the batch and returns the replies; an error if there are none.
     async fn send(&mut self, batch: &[&Publication]) -> Result<Vec<Answer>, BrokerError> {
         let Self { node, rules, connection: slot } = self;
         let mut connection = match slot.take().filter(|connection| connection.generation == node.generation()) {
@@ -254,13 +259,13 @@ impl Worker {
         let answers = answers.unwrap_or_else(|_| Err(ClientError::timed_out()));
         let answers = answers.map_err(|error| BrokerError::from(&error))?;
         node.metrics.latency.redis_round_trip.observe(asked);
-        // Only a connection on which nothing is due any more is used again.
+        // Reuse the connection only if no reply is pending on it.
         *slot = Some(connection);
         Ok(answers)
     }
 }
 
-/// Sends what is queued and waits for the answers to calls; returns one for each of `count` messages.
+/// Sends the queued calls and waits for their replies. Returns one for each of `count` messages.
 async fn answers(connection: &mut Connection, calls: &[Call], count: usize) -> Result<Vec<Answer>, ClientError> {
     let mut answers = vec![Ok(None); count];
     let mut answered = 0;
@@ -293,7 +298,8 @@ mod tests {
         (0..messages).map(|_| publication()).collect()
     }
 
-    /// The channels of a round trip's messages, each with how many there are. All are answered with `outcome`.
+    /// Runs a round trip in which every message gets `outcome`. Returns its channels, each with the
+    /// number of its messages.
     fn round(pipeline: &Pipeline, outcome: &Outcome) -> Vec<(String, usize)> {
         let callers = pipeline.take();
         let published = callers.iter().map(|caller| (caller.round()[0].channel.to_string(), caller.taken)).collect();

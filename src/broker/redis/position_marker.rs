@@ -1,5 +1,5 @@
-//! Position markers: what `functions/publish.lua` publishes on a companion channel right before
-//! payloads, so that subscribers know where these stand in the history.
+//! Position markers. `functions/publish.lua` publishes a marker on a companion channel right before
+//! the payloads, so that subscribers know the positions of these payloads in the history.
 
 use std::sync::Arc;
 
@@ -7,40 +7,41 @@ use bytes::Bytes;
 
 use crate::message::{Message, Position};
 
-/// The companion of `sheet:q3` that announces one payload each is `livebridge:note:sheet:q3`.
+/// The prefix of the companion channel whose markers announce one payload each; the one of
+/// `sheet:q3` is `livebridge:note:sheet:q3`.
 pub(super) const SINGLE_PREFIX: &str = "livebridge:note:";
-/// The companion that announces several payloads at once is `livebridge:run:sheet:q3`. Redis uses it
-/// only if every instance that listens to the other one listens to it as well.
+/// The prefix of the companion channel whose markers announce several payloads. Redis uses it only
+/// if every instance that subscribes to the other one subscribes to it too.
 pub(super) const RUN_PREFIX: &str = "livebridge:run:";
 
-/// The most payloads that one marker announces, as in `functions/publish.lua`.
+/// The maximum number of payloads that a marker announces, as in `functions/publish.lua`.
 const MOST_IN_RUN: u64 = 1000;
 
-/// Announces the payloads that follow on the same connection.
+/// A marker that announces the next payloads on the same connection.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct PositionMarker {
     next: Position,
     stamp: u64,
     left: u64,
-    /// Of the payloads that are left, the last first; empty if none has a key.
+    /// The changes of the remaining payloads, in reverse order; empty if none has a key.
     keys: Vec<Change>,
 }
 
-/// What a payload does on a keyed channel: whether it removes a key, and which key.
+/// The change of a payload on a keyed channel: whether it removes a key, and which key.
 type Change = (bool, Option<Arc<str>>);
 
 impl PositionMarker {
-    /// Reads `EPOCH OFFSET STAMP REMOVED[ KEY]`; `None` if it is something else.
+    /// Parses `EPOCH OFFSET STAMP REMOVED[ KEY]`; `None` if the text has another form.
     pub(super) fn parse_single(text: &[u8]) -> Option<Self> {
         let text = std::str::from_utf8(text).ok()?;
         let (next, stamp, change) = position_and_rest(text)?;
-        // Most messages change no key, and then nothing is allocated.
+        // Most messages have no key, and this allocates nothing for them.
         let keys = if change == "0" { Vec::new() } else { vec![parse_change(change)?] };
         Some(Self { next, stamp, left: 1, keys })
     }
 
-    /// Reads `EPOCH OFFSET STAMP COUNT`, on a keyed channel followed by a line `REMOVED[ KEY]` for each
-    /// payload; `None` if it is something else.
+    /// Parses `EPOCH OFFSET STAMP COUNT`, on a keyed channel followed by a line `REMOVED[ KEY]` for
+    /// each payload; `None` if the text has another form.
     pub(super) fn parse_run(text: &[u8]) -> Option<Self> {
         let text = std::str::from_utf8(text).ok()?;
         let mut lines = text.split('\n');
@@ -51,7 +52,7 @@ impl PositionMarker {
         (keys.is_empty() || keys.len() as u64 == left).then_some(Self { next, stamp, left, keys })
     }
 
-    /// The message that the marker and the next payload make together.
+    /// Combines the marker and the next payload into a message.
     pub(super) fn message(&mut self, payload: Bytes) -> Message {
         let (removed, key) = self.keys.pop().unwrap_or_default();
         let message = Message { position: Some(self.next), stamp: self.stamp, key, removed, payload };
@@ -60,7 +61,7 @@ impl PositionMarker {
         message
     }
 
-    /// Whether all announced payloads have come.
+    /// Whether all announced payloads have arrived.
     pub(super) fn is_complete(&self) -> bool {
         self.left == 0
     }

@@ -1,6 +1,7 @@
-//! Whether a Redis is fit for livebridge. Nothing is changed in it: commands that write are tried on keys that do not exist, in a
-//! form that then does nothing, or with arguments that Redis refuses after it has looked at the permission. How the settings of a
-//! server are judged is in `diagnosis.rs`.
+//! Checks whether a Redis server is suitable for livebridge, without changing anything in it.
+//! Commands that write are tried on keys that do not exist, in a form that has no effect then, or
+//! with arguments that Redis refuses after checking the permission. `diagnosis.rs` judges the
+//! results.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -21,27 +22,24 @@ use crate::finding::Finding;
 use crate::observability::metrics::Metrics;
 use crate::rules::Rules;
 
-/// What stands for the `*` of a pattern in a name that nobody has.
+/// Replaces the `*` of a pattern, to form a name that no client uses.
 const SAMPLE: &str = "livebridge-check";
-/// How many times a round trip is measured; the fastest counts.
+/// How often a round trip is measured; the fastest one counts.
 const PINGS: usize = 5;
 
-/// All that can be said about a Redis.
+/// Checks a Redis server. Returns one finding per check.
 pub async fn check_redis(options: &RedisOptions, rules: &Rules) -> Vec<Finding> {
-    // Nobody counts what the checks cost.
+    // These metrics are discarded.
     let metrics = Arc::new(Metrics::new(1));
     let target = match Target::new(options, metrics.clone()) {
         Ok(target) => target,
         Err(RedisOptionsError::Url(UrlError { what, form })) => {
-            return vec![Finding::error(
-                format!("the Redis URL can't be understood: {what}"),
-                format!("it looks like {form}"),
-            )];
+            return vec![Finding::error(format!("invalid Redis URL: {what}"), format!("use a URL such as {form}"))];
         }
-        Err(error) => return vec![Finding::error(error.to_string(), "mend what it says")],
+        Err(error) => return vec![Finding::error(error.to_string(), "fix the reported problem")],
     };
     let place = target.place();
-    // What it is, is to be found out.
+    // Any role, because the checks report it.
     let node = Node::new(target, Role::Any, rules, metrics);
     let mut connection = match node.connect().await {
         Ok(connection) => connection,
@@ -58,14 +56,14 @@ pub async fn check_redis(options: &RedisOptions, rules: &Rules) -> Vec<Finding> 
             findings.extend(diagnosis::server(&facts));
         }
         Err(error) => findings.push(Finding::warning(
-            format!("Redis does not tell about itself: {}", cause(&error)),
+            format!("cannot read INFO: {}", cause(&error)),
             "allow INFO to this user, or check version (7 or newer), eviction and persistence by hand",
         )),
     }
     let channel = format!("livebridge:check:{:016x}", rand::random::<u64>());
     findings.push(permissions(&mut connection, &channel).await);
     findings.push(functions(&mut connection, &node).await);
-    findings.push(hearing(&node, &mut connection, &channel).await);
+    findings.push(receiving(&node, &mut connection, &channel).await);
     findings.extend(coverage(&node, &mut connection, rules).await);
     findings.extend(times(&mut connection).await);
     findings
@@ -75,12 +73,12 @@ async fn ask<T: FromRedisValue>(connection: &mut Connection, words: &[&str]) -> 
     connection.call(Cmd::new().arg(words)).await
 }
 
-/// What was wrong, in Redis' own words.
+/// The error reply of Redis, or else the error.
 fn cause(error: &ClientError) -> String {
     error.refusal().map_or_else(|| error.to_string(), str::to_owned)
 }
 
-/// The settings that INFO does not tell, by name; empty where they are not told.
+/// The settings that `INFO` does not report, by name; `None` if the user may not read them.
 async fn config(connection: &mut Connection) -> Option<Vec<(String, String)>> {
     let mut settings = Vec::new();
     for name in ["save", "client-output-buffer-limit"] {
@@ -90,7 +88,7 @@ async fn config(connection: &mut Connection) -> Option<Vec<(String, String)>> {
     Some(settings)
 }
 
-/// Tries the commands that publishing and reading use, on keys that nobody has.
+/// Tries the commands of publishing and reading, on keys that do not exist.
 async fn permissions(connection: &mut Connection, channel: &str) -> Finding {
     let key = format!("livebridge:{{{channel}}}:head");
     let key = key.as_str();
@@ -112,7 +110,8 @@ async fn permissions(connection: &mut Connection, channel: &str) -> Finding {
         &["HSTRLEN", key, "e"],
         &["HMGET", key, "e"],
         &["HDEL", key, "e"],
-        // A value short: refused, but only by the command itself.
+        // One value is missing, so Redis refuses the command, but only after checking the
+        // permission.
         &["HSET", key, "e", "1", "o"],
         &["ZADD", key, "XX", "1", "e"],
         &["ZREM", key, "e"],
@@ -130,7 +129,7 @@ async fn permissions(connection: &mut Connection, channel: &str) -> Finding {
             _ => {}
         }
     }
-    // RPUSH has no form that does nothing, except on a key of another type.
+    // RPUSH always has an effect, except on a key of another type.
     if ask::<String>(connection, &["TYPE", LIFE_KEY]).await.is_ok_and(|kind| kind == "string")
         && let Err(error) = ask::<Value>(connection, &["RPUSH", LIFE_KEY, ""]).await
         && error.code() == Some("NOPERM")
@@ -140,15 +139,15 @@ async fn permissions(connection: &mut Connection, channel: &str) -> Finding {
     diagnosis::permissions(&lacking)
 }
 
-/// A command as ACL rules name it: with its subcommand, where it has one.
+/// The name of a command in ACL rules, with its subcommand if it has one.
 fn acl_name(words: &[&str]) -> String {
     let name = if words[0] == "PUBSUB" { words[..2].join("|") } else { words[0].to_owned() };
     name.to_lowercase()
 }
 
-/// Whether the functions are there, or could be loaded.
+/// Whether the functions are loaded, or can be.
 async fn functions(connection: &mut Connection, node: &Node) -> Finding {
-    // Known names that lead to nothing: what is asked is whether one may.
+    // The arguments name nothing that exists, so only the permission matters.
     let may = async |connection: &mut Connection, words: &[&str]| !matches!(ask::<Value>(connection, words).await, Err(error) if is_refusal(&error));
     let held = node.library().held(connection).await;
     let functions = may(connection, &["FUNCTION", "LOAD", "#!lua name=livebridge_check\n"]).await
@@ -158,19 +157,19 @@ async fn functions(connection: &mut Connection, node: &Node) -> Finding {
     diagnosis::functions(held.unwrap_or(LibraryState::Nothing), functions, scripts)
 }
 
-/// Whether a message that is published is heard on a connection of its own.
-async fn hearing(node: &Node, connection: &mut Connection, channel: &str) -> Finding {
-    let heard = async {
+/// Whether a published message arrives on another connection.
+async fn receiving(node: &Node, connection: &mut Connection, channel: &str) -> Finding {
+    let received = async {
         let mut subscription = node.connect().await.map_err(|error| error.to_string())?;
         subscription.send(&["SUBSCRIBE", channel]);
-        let (mut subscribed, mut heard) = (false, false);
-        while !heard {
+        let (mut subscribed, mut received) = (false, false);
+        while !received {
             subscription.exchange().await.map_err(|error| error.to_string())?;
             let was_subscribed = subscribed;
             let frames = subscription.frames(|frame| {
                 match frame.accepted()? {
                     Frame::Subscribed(_) => subscribed = true,
-                    Frame::Message { .. } => heard = true,
+                    Frame::Message { .. } => received = true,
                     _ => {}
                 }
                 Ok(())
@@ -182,11 +181,14 @@ async fn hearing(node: &Node, connection: &mut Connection, channel: &str) -> Fin
         }
         Ok(())
     };
-    diagnosis::hearing(tokio::time::timeout(ANSWER_TIMEOUT, heard).await.unwrap_or_else(|_| Err("nothing came".into())))
+    diagnosis::receiving(
+        tokio::time::timeout(ANSWER_TIMEOUT, received).await.unwrap_or_else(|_| Err("none arrived in time".into())),
+    )
 }
 
-/// Whether the user's ACL covers the channels of the rules: it subscribes to a sample name of each pattern, and
-/// touches the keys of that in a way that changes none. `None` if the connection does not hold; `hearing` says so.
+/// Whether the ACL of this user covers the channels of the rules. Subscribes to a sample name for
+/// each pattern, and accesses its keys without changing them. `None` if the connection fails, which
+/// `receiving` reports.
 async fn coverage(node: &Node, connection: &mut Connection, rules: &Rules) -> Option<Finding> {
     let patterns: Vec<_> = rules.iter().map(|(pattern, _)| pattern.as_str()).collect();
     let samples: Vec<_> = patterns.iter().map(|pattern| pattern.replace('*', SAMPLE)).collect();
@@ -194,7 +196,7 @@ async fn coverage(node: &Node, connection: &mut Connection, rules: &Rules) -> Op
     let mut lacking = Vec::new();
     for ((pattern, sample), mut is_refused) in patterns.into_iter().zip(&samples).zip(refused) {
         for key in [sample.clone(), format!("livebridge:{{{sample}}}:history")] {
-            // Whatever the key holds, nothing of it is cut off.
+            // This range keeps every element of a list.
             let touched = ask::<Value>(connection, &["LTRIM", &key, "0", "-1"]).await;
             is_refused |= touched.is_err_and(|error| error.is_refused_key());
         }
@@ -205,7 +207,7 @@ async fn coverage(node: &Node, connection: &mut Connection, rules: &Rules) -> Op
     Some(diagnosis::coverage(&lacking))
 }
 
-/// For each channel, whether Redis refuses this user to subscribe to it.
+/// For each channel, whether Redis refuses the subscription.
 async fn refused_channels(node: &Node, channels: &[String]) -> Result<Vec<bool>, ClientError> {
     let mut connection = node.connect().await?;
     channels.iter().for_each(|channel| connection.send(&["SUBSCRIBE", channel]));
@@ -215,7 +217,8 @@ async fn refused_channels(node: &Node, channels: &[String]) -> Result<Vec<bool>,
         connection.frames(|frame| {
             match frame {
                 Frame::Subscribed(_) => refused.push(false),
-                // Not the command: that concerns all channels, and `hearing` names it.
+                // If Redis refuses the command as such, all channels are affected, and `receiving`
+                // reports it.
                 Frame::Refused(why) => refused.push(String::from_utf8_lossy(why).contains("channel")),
                 _ => {}
             }
@@ -225,7 +228,7 @@ async fn refused_channels(node: &Node, channels: &[String]) -> Result<Vec<bool>,
     Ok(refused)
 }
 
-/// How far the clocks are apart, and how long an answer takes.
+/// The difference of the clocks, and the round-trip time.
 async fn times(connection: &mut Connection) -> Vec<Finding> {
     let mut fastest: Option<(Duration, f64)> = None;
     for _ in 0..PINGS {
@@ -233,7 +236,7 @@ async fn times(connection: &mut Connection) -> Vec<Finding> {
         let Ok((seconds, micros)) = ask::<(f64, f64)>(connection, &["TIME"]).await else { continue };
         let took = asked.elapsed();
         let here = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64());
-        // In between Redis looked at its clock: half a round trip ago, as far as can be told.
+        // Assume that Redis read its clock halfway through the round trip.
         let ahead = seconds + micros / 1e6 - (here - took.as_secs_f64() / 2.0);
         if fastest.is_none_or(|(before, _)| took < before) {
             fastest = Some((took, ahead));

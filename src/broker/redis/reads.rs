@@ -1,6 +1,7 @@
-//! The connections on which histories are read, apart from the one that proves Redis alive: a page of
-//! megabytes delays neither a canary nor a publisher, and a late one fails alone. So that a few
-//! channels, or one, cannot take all of it, the reads in flight have a bound, and each channel a share.
+//! The connections for reading histories. They are separate from the one with the canary, so that a
+//! page of several megabytes delays neither a canary nor a publish, and a slow read fails alone.
+//! The number of reads in flight is limited, in all and per channel, so that a few channels cannot
+//! use all of it.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex as SyncMutex, MutexGuard, PoisonError};
@@ -17,37 +18,37 @@ use crate::broker::{BrokerError, ReadFrom};
 use crate::channel::ChannelName;
 use crate::observability::metrics::latency::Moment;
 
-/// How many reads of clients are in flight, and how many of one channel.
+/// The maximum number of reads in flight for clients, and of those for one channel.
 const READS_AT_ONCE: usize = 16;
 const READS_OF_A_CHANNEL: usize = 4;
-/// How many reads of the hub are in flight: as many as it begins at once.
+/// The maximum number of reads in flight for the hub: as many as it starts at once.
 const HUB_READS_AT_ONCE: usize = 64;
-/// How long a read waits for its turn; after that it is answered as unavailable.
+/// How long a read waits for its turn before it fails as unavailable.
 const TURN_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The lanes: a read waits only for reads of its own kind.
+/// The lanes. A read waits only for reads of its own kind.
 pub(super) struct Reads {
-    /// What clients ask for.
+    /// Reads for clients.
     clients: ReadLane,
-    /// What the hub asks to prove the order of a channel: a join waits for it.
+    /// Reads of the hub, which prove the order of a channel. A join waits for one.
     hub: ReadLane,
 }
 
-/// One connection for reads, and the bounds on what is in flight there.
+/// One connection for reads, and the limits on the reads in flight.
 pub(super) struct ReadLane {
     turn_timeout: Duration,
     open: Mutex<Option<SharedConnection>>,
     permits: Semaphore,
-    /// The shares of the channels that are being read, or wait for it.
+    /// The shares of the channels that have reads in flight or waiting.
     shares: SyncMutex<HashMap<ChannelName, Arc<Semaphore>>>,
 }
 
-/// The right to one read; given back when dropped.
+/// The permit for one read, returned on drop.
 #[derive(Debug)]
 pub(super) struct Turn<'a> {
     _any: SemaphorePermit<'a>,
     _own: OwnedSemaphorePermit,
-    // Dropped last: it forgets the channel's share once nobody holds a part of it.
+    // Dropped last: it removes the channel's entry when no other permit uses it.
     _share: Share<'a>,
 }
 
@@ -58,7 +59,7 @@ struct Share<'a> {
 }
 
 impl Reads {
-    /// Lanes on which nothing is open yet.
+    /// Creates lanes without connections.
     pub(super) fn new() -> Self {
         Self {
             clients: ReadLane::new(READS_AT_ONCE, TURN_TIMEOUT),
@@ -66,7 +67,7 @@ impl Reads {
         }
     }
 
-    /// The lane of a read.
+    /// The lane for a read.
     pub(super) fn lane(&self, from: ReadFrom) -> &ReadLane {
         match from {
             ReadFrom::Tail | ReadFrom::AfterDelivered(_) => &self.hub,
@@ -80,10 +81,10 @@ impl ReadLane {
         Self { turn_timeout, open: Mutex::new(None), permits: Semaphore::new(at_once), shares: SyncMutex::default() }
     }
 
-    /// Waits for a read's turn.
+    /// Waits for the turn of a read.
     ///
     /// # Errors
-    /// [`BrokerError::Unavailable`] if it does not come within [`TURN_TIMEOUT`].
+    /// [`BrokerError::Unavailable`] if the turn does not come within [`TURN_TIMEOUT`].
     pub(super) async fn turn(&self, channel: &ChannelName) -> Result<Turn<'_>, BrokerError> {
         let late = || BrokerError::Unavailable("too many histories are being read".into());
         let waiting = async {
@@ -101,7 +102,8 @@ impl ReadLane {
         Share { lane: self, channel: channel.clone(), semaphore }
     }
 
-    /// Sends a command and waits for its answer. A connection on which none came is given up, this one only.
+    /// Sends a command and waits for its reply. If none arrives, gives up this connection, but no
+    /// other.
     pub(super) async fn call<T: FromRedisValue>(&self, node: &Node, command: &Cmd) -> Result<T, ClientError> {
         let open = self.connection(node).await?;
         let asked = Moment::now();
@@ -130,7 +132,7 @@ impl ReadLane {
     }
 
     fn shares(&self) -> MutexGuard<'_, HashMap<ChannelName, Arc<Semaphore>>> {
-        // The table is whole after every line that holds it: a panic elsewhere does not spoil it.
+        // Every statement leaves the table consistent, so a poisoned lock is safe to use.
         self.shares.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -138,7 +140,7 @@ impl ReadLane {
 impl Drop for Share<'_> {
     fn drop(&mut self) {
         let mut shares = self.lane.shares();
-        // The table's and this one's.
+        // The two references are in the table and in `self`.
         if Arc::strong_count(&self.semaphore) <= 2 {
             shares.remove(&self.channel);
         }

@@ -1,15 +1,16 @@
-//! Replies that are kept after the buffer that they arrived in: the values of the redis crate, which
-//! knows how to turn them into Rust's types. Frames on the busy paths are read in place (`resp.rs`).
+//! Owned replies, as values of the redis crate, which converts them to Rust types. Frequent replies
+//! are read in place instead (`resp.rs`).
 
 use redis::Value;
 
 use super::error::ClientError;
 use super::resp::{Malformed, Measure};
 
-/// A value, or [`ClientError::Refused`] where Redis answered with an error.
+/// A value, or [`ClientError::Refused`] if Redis replied with an error.
 pub(super) type Reply = Result<Value, ClientError>;
 
-/// Reads the first reply and its length; `None` until it has arrived whole, to be called again with more.
+/// Parses the first reply and returns it with its length in bytes. `None` if it is incomplete; call
+/// again with more bytes.
 pub(super) fn parse(measure: &mut Measure, bytes: &[u8]) -> Result<Option<(Reply, usize)>, Malformed> {
     let Some(length) = measure.advance(bytes)? else { return Ok(None) };
     let reply = match bytes[..length].strip_prefix(b"-") {

@@ -1,32 +1,32 @@
-//! The bytes of a connection: RESP3 (the Redis serialization protocol specification). What is published
-//! and delivered is read in place, without a tree of values in between; other replies are only measured
-//! here, and made by `reply.rs`.
+//! RESP3, the protocol of Redis (see "Redis serialization protocol specification"). Frames for
+//! publishing and delivery are parsed in place, without building a tree of values. Other replies
+//! are only measured here, and parsed by `reply.rs`.
 
 use bytes::{BufMut, BytesMut};
 
-/// What one frame says.
+/// One frame.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Frame<'a> {
-    /// A message was published.
+    /// A published message.
     Message {
-        /// On which channel, or on which companion of one.
+        /// The channel, or a companion of one.
         channel: &'a [u8],
-        /// What.
+        /// The payload.
         payload: &'a [u8],
     },
-    /// A subscription is in force.
+    /// Confirms the subscription to this name.
     Subscribed(&'a [u8]),
-    /// A subscription is over.
+    /// Confirms the end of a subscription.
     Unsubscribed,
-    /// A number.
+    /// A number that is not negative.
     Number(u64),
-    /// An array, as functions answer.
+    /// An array, as the functions return it.
     Array(Items<'a>),
-    /// A map, as `HELLO` answers: keys and values in turn.
+    /// A map, as `HELLO` returns it: keys and values in turn.
     Map(Items<'a>),
-    /// The server refused a command; why.
+    /// An error reply, without the leading `-`.
     Refused(&'a [u8]),
-    /// Anything else.
+    /// Any other frame.
     Other,
 }
 
@@ -37,13 +37,13 @@ pub enum Item<'a> {
     Number(u64),
     /// A string.
     Text(&'a [u8]),
-    /// An error in place of an element; why.
+    /// An error in place of an element.
     Refused(&'a [u8]),
-    /// Anything else.
+    /// Any other element.
     Other,
 }
 
-/// The elements of an array that has arrived whole.
+/// The elements of a complete array.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Items<'a> {
     bytes: &'a [u8],
@@ -56,7 +56,7 @@ impl<'a> Iterator for Items<'a> {
     fn next(&mut self) -> Option<Item<'a>> {
         self.left = self.left.checked_sub(1)?;
         let mut reader = Reader { bytes: self.bytes, at: 0 };
-        // It was found whole and well-formed when the array was parsed.
+        // The parser has checked that the array is complete and well-formed.
         let item = reader.item().unwrap_or(Item::Other);
         self.bytes = &self.bytes[reader.at..];
         Some(item)
@@ -71,22 +71,23 @@ impl ExactSizeIterator for Items<'_> {}
 
 /// Bytes that are not RESP3.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("it sent something that is not RESP3")]
+#[error("the server sent invalid RESP3")]
 pub struct Malformed;
 
-/// As much as a server sends at most in one string (`proto-max-bulk-len`), and far more than it nests.
+/// The maximum length of a string, which is the default of `proto-max-bulk-len` in Redis, and a
+/// nesting depth that no reply reaches.
 const MOST_BYTES: usize = 512 << 20;
 const MOST_NESTED: u32 = 8;
 
-/// Why there is nothing to read.
+/// Why parsing stopped.
 enum Missing {
-    /// The rest has yet to arrive.
+    /// The frame is incomplete.
     Bytes,
-    /// It is not RESP3.
+    /// The bytes are not RESP3.
     Sense,
 }
 
-/// Parses the first frame, and returns it with its length in bytes; `None` if it is not complete.
+/// Parses the first frame and returns it with its length in bytes. `None` if it is incomplete.
 ///
 /// # Errors
 /// [`Malformed`] if the bytes are not RESP3.
@@ -99,11 +100,11 @@ pub fn parse(bytes: &[u8]) -> Result<Option<(Frame<'_>, usize)>, Malformed> {
     }
 }
 
-/// Finds the end of a frame while its bytes arrive, and looks at each of its elements once.
+/// Finds the end of a frame incrementally, and visits each of its elements once.
 #[derive(Debug)]
 pub(super) struct Measure {
     at: usize,
-    /// How many elements have yet to be passed over.
+    /// How many elements are left in the frame.
     left: usize,
 }
 
@@ -114,8 +115,11 @@ impl Default for Measure {
 }
 
 impl Measure {
-    /// The length of the frame that the bytes begin with, and the measure is ready for the next one;
-    /// `None` until it has arrived whole, to be called again with more.
+    /// The length of the first frame, in bytes; the measure is then ready for the next frame.
+    /// `None` if the frame is incomplete; call again with more bytes.
+    ///
+    /// # Errors
+    /// [`Malformed`] if the bytes are not RESP3.
     pub(super) fn advance(&mut self, bytes: &[u8]) -> Result<Option<usize>, Malformed> {
         let mut reader = Reader { bytes, at: self.at };
         while self.left > 0 {
@@ -180,7 +184,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// A line with its type, without its end.
+    /// A line with its type byte, without its end.
     fn line(&mut self) -> Result<&'a [u8], Missing> {
         let rest = &self.bytes[self.at..];
         let end = memchr::memchr(b'\n', rest).ok_or(Missing::Bytes)?;
@@ -188,7 +192,7 @@ impl<'a> Reader<'a> {
         rest[..end].strip_suffix(b"\r").filter(|line| !line.is_empty()).ok_or(Missing::Sense)
     }
 
-    /// The number in a line that announces as many bytes or parts; 0 for RESP2's null.
+    /// The number in a line that announces bytes or elements; 0 for the null of RESP2.
     fn count(&mut self) -> Result<usize, Missing> {
         let digits = &self.line()?[1..];
         if digits == b"-1" {
@@ -218,8 +222,8 @@ impl<'a> Reader<'a> {
         self.skip_all(parts, nested)
     }
 
-    /// Passes over one element, and of an array or the like over its head; returns how many elements
-    /// follow that are its parts.
+    /// Skips one element. For an array or another aggregate, skips only the header, and returns how
+    /// many nested elements follow.
     fn step(&mut self) -> Result<usize, Missing> {
         match self.bytes.get(self.at).ok_or(Missing::Bytes)? {
             b'$' | b'=' | b'!' => {

@@ -1,5 +1,5 @@
-//! Finds the master that Sentinels name, and notices when they name another one. Which server that is
-//! may change at any time; whether it really is a master is checked when a connection opens.
+//! Asks Redis Sentinels for the address of a master, and notices when the master changes. The
+//! address may change at any time; each new connection checks that the server really is a master.
 //! See the Redis documentation, "Sentinel client spec".
 
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -15,11 +15,11 @@ use super::error::ClientError;
 use super::resp::{Frame, Item};
 use crate::observability::metrics::Metrics;
 
-/// How long one Sentinel may take to answer before the next one is asked.
+/// The time limit for one Sentinel, after which the next one is asked.
 const SENTINEL_TIMEOUT: Duration = Duration::from_millis(500);
-/// How often the watched Sentinel is asked, in case its announcement did not arrive.
+/// How often the watched Sentinel is queried, in case its announcement was lost.
 const RECHECK: Duration = Duration::from_secs(2);
-/// The wait before another Sentinel is watched.
+/// The delay before watching another Sentinel.
 const NEXT_SENTINEL: Duration = Duration::from_millis(500);
 /// The channel on which a Sentinel announces `NAME OLD_HOST OLD_PORT NEW_HOST NEW_PORT`.
 const SWITCH: &[u8] = b"+switch-master";
@@ -27,11 +27,11 @@ const SWITCH: &[u8] = b"+switch-master";
 /// The Sentinels of one master.
 pub(super) struct Sentinels {
     sentinels: Vec<Endpoint>,
-    /// The name under which they know the master.
+    /// The name of the master.
     name: String,
-    /// The master's login and TLS; its address is what the Sentinels say.
+    /// The login and the TLS settings for the master; the Sentinels supply its address.
     template: Endpoint,
-    /// Which Sentinel answered last: it is asked first.
+    /// The index of the Sentinel that answered last, which is asked first.
     preferred: AtomicUsize,
     master: Mutex<Master>,
     metrics: Arc<Metrics>,
@@ -39,23 +39,24 @@ pub(super) struct Sentinels {
 
 #[derive(Default)]
 struct Master {
-    /// The master, until something shows that it may be another server.
+    /// The master, unless it may have changed.
     current: Option<Endpoint>,
-    /// The master that was named last. It is used while no Sentinel answers.
+    /// The last known master, used while no Sentinel answers.
     last: Option<Endpoint>,
 }
 
 impl Sentinels {
-    /// The Sentinels at some addresses. The login and the TLS settings of `template` are for the master.
+    /// Creates a client of the Sentinels at some addresses. The login and the TLS settings of
+    /// `template` are for the master.
     pub(super) fn new(sentinels: Vec<Endpoint>, name: String, template: Endpoint, metrics: Arc<Metrics>) -> Self {
         Self { sentinels, name, template, preferred: AtomicUsize::new(0), master: Mutex::default(), metrics }
     }
 
-    /// Where the master is.
+    /// The address of the master.
     ///
     /// # Errors
     /// [`ClientError::UnknownMaster`] if a Sentinel answers, but does not know the name.
-    /// [`ClientError::NoSentinel`] if none answers, and none has before.
+    /// [`ClientError::NoSentinel`] if no Sentinel answers, and none has answered before.
     pub(super) async fn master(&self) -> Result<Endpoint, ClientError> {
         if let Some(master) = self.lock().current.clone() {
             return Ok(master);
@@ -71,18 +72,18 @@ impl Sentinels {
                 *master = Master { current: Some(found.clone()), last: Some(found.clone()) };
                 Ok(found)
             }
-            // The Sentinels may be gone, and the master well.
+            // The master may work although all Sentinels are down.
             Err(error @ ClientError::NoSentinel(_)) => master.last.clone().ok_or(error),
             Err(error) => Err(error),
         }
     }
 
-    /// Asks the Sentinels again before the next connection.
+    /// Makes the next connection ask the Sentinels again.
     pub(super) fn forget(&self) {
         self.lock().current = None;
     }
 
-    /// Resolves when a Sentinel names another master than the one that is used.
+    /// Resolves when a Sentinel names another master than the current one.
     pub(super) async fn switched(&self) {
         loop {
             let preferred = self.preferred.load(Ordering::Relaxed);
@@ -96,7 +97,7 @@ impl Sentinels {
         }
     }
 
-    /// All Sentinels, to people.
+    /// The addresses of all Sentinels, for messages to people.
     pub(super) fn place(&self) -> String {
         let places: Vec<_> = self.sentinels.iter().map(Endpoint::place).collect();
         format!("the master {:?} of the Sentinels {}", self.name, places.join(", "))
@@ -114,7 +115,7 @@ impl Sentinels {
                     return master.map_err(|error| ClientError::NoSentinel(error.to_string()));
                 }
                 Ok(None) => failure = ClientError::UnknownMaster(self.name.clone()),
-                // That one knew no such master says more than that another one is silent.
+                // An unknown name is a better error than a Sentinel that does not answer.
                 Err(_) if matches!(failure, ClientError::UnknownMaster(_)) => {}
                 Err(error) => {
                     failure = ClientError::NoSentinel(format!("{}: {error}", self.sentinels[index].place()));
@@ -129,7 +130,7 @@ impl Sentinels {
         connection.call(Cmd::new().arg(&["SENTINEL", "GET-MASTER-ADDR-BY-NAME", &self.name])).await
     }
 
-    /// Listens to one Sentinel until it names another master.
+    /// Watches one Sentinel until it names another master.
     async fn watch(&self, sentinel: &Endpoint) -> Result<(), ClientError> {
         let mut connection = Connection::open(sentinel, Role::Any).await?;
         connection.send(&["SUBSCRIBE", "+switch-master"]);
@@ -166,7 +167,7 @@ impl Sentinels {
         }
     }
 
-    /// Whether an announcement is about this master.
+    /// Whether an announcement concerns this master.
     fn is_named(&self, announcement: &[u8]) -> bool {
         announcement.split(|&byte| byte == b' ').next() == Some(self.name.as_bytes())
     }
@@ -178,7 +179,7 @@ impl Sentinels {
     }
 
     fn lock(&self) -> MutexGuard<'_, Master> {
-        // What is behind the lock is whole after every line that holds it: a panic elsewhere does not spoil it.
+        // Every statement leaves the data consistent, so a poisoned lock is safe to use.
         self.master.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

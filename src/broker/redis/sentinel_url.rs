@@ -1,31 +1,32 @@
-//! URLs that name Sentinels: `redis+sentinel://user:password@host:26379,host:26379/MASTER/0`. User,
-//! password and database are for the master; `sentinel_user` and `sentinel_password` for the Sentinels.
+//! URLs of Sentinels: `redis+sentinel://user:password@host:26379,host:26379/MASTER/0`. User,
+//! password and database are for the master, `sentinel_user` and `sentinel_password` for the
+//! Sentinels.
 
 use super::url::{Address, Login, Url, UrlError};
 
 const FORM: &str = "redis+sentinel://user:password@host:26379,host:26379/MASTER/0\
                     ?sentinel_user=USER&sentinel_password=PASSWORD";
-/// Where Sentinels listen if a URL names no port.
+/// The port of a Sentinel, if the URL has none.
 const DEFAULT_PORT: u16 = 26379;
 
-/// What such a URL says.
+/// A parsed URL.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct SentinelUrl {
-    /// Where the Sentinels are.
+    /// The addresses of the Sentinels.
     pub(super) sentinels: Vec<(String, u16)>,
-    /// Who we are to the Sentinels.
+    /// The login for the Sentinels.
     pub(super) login: Login,
-    /// The URL of the master, with the first Sentinel's host in the place of its own.
+    /// The URL of the master, with the first Sentinel's host in place of its own.
     pub(super) master: String,
-    /// The name under which the Sentinels know the master.
+    /// The name of the master.
     pub(super) name: String,
 }
 
 impl SentinelUrl {
-    /// Reads a URL; `None` if it names no Sentinels.
+    /// Parses a URL; `None` if it has another scheme.
     ///
     /// # Errors
-    /// Which part of it is wrong.
+    /// The part of the URL that is not valid.
     pub(super) fn parse(text: &str) -> Option<Result<Self, UrlError>> {
         let (scheme, rest) = text.trim().split_once("://")?;
         let scheme = match scheme.to_ascii_lowercase().as_str() {
@@ -43,15 +44,15 @@ fn parse(scheme: &str, rest: &str) -> Result<SentinelUrl, UrlError> {
     let (user, hosts) = authority.rsplit_once('@').map_or(("", authority), |(user, hosts)| (user, hosts));
     let (name, database) = path.split_once('/').unwrap_or((path, ""));
     if name.is_empty() {
-        return Err(error("it does not say under which name the Sentinels know the master"));
+        return Err(error("it does not name the master"));
     }
     let name = percent_encoding::percent_decode_str(name).decode_utf8();
-    let name = name.map_err(|_| error("the name of the master is not UTF-8 when it is decoded"))?.into_owned();
+    let name = name.map_err(|_| error("the decoded name of the master is not UTF-8"))?.into_owned();
     let sentinels = hosts.split(',').map(sentinel).collect::<Result<Vec<_>, _>>()?;
     let at = if user.is_empty() { String::new() } else { format!("{user}@") };
     let first = hosts.split(',').next().unwrap_or_default();
     let master = format!("{scheme}://{at}{first}/{database}");
-    // What is wrong with user, password or database is said for the whole URL.
+    // An error in the user, password or database shows the form of the Sentinel URL.
     Url::parse(&master).map_err(|UrlError { what, .. }| UrlError { what, form: FORM })?;
     Ok(SentinelUrl { sentinels, login: login(query)?, master, name })
 }
@@ -62,7 +63,7 @@ fn sentinel(place: &str) -> Result<(String, u16), UrlError> {
     match Url::parse(&format!("redis://{place}")).map(|url| url.address) {
         Ok(Address::Tcp { host, port }) => Ok((host, if has_port { port } else { DEFAULT_PORT })),
         Ok(Address::Unix(_)) => Err(error("a Sentinel has a host and a port")),
-        Err(UrlError { what, .. }) => Err(error(&format!("of a Sentinel, {what}"))),
+        Err(UrlError { what, .. }) => Err(error(&format!("for a Sentinel: {what}"))),
     }
 }
 
@@ -72,7 +73,7 @@ fn login(query: &str) -> Result<Login, UrlError> {
         match &*name {
             "sentinel_user" => login.user = Some(value.into_owned()),
             "sentinel_password" => login.password = Some(value.into_owned()),
-            _ => return Err(error("there is a parameter after a `?` that is not known")),
+            _ => return Err(error("it has an unknown parameter after a `?`")),
         }
     }
     Ok(login)
@@ -106,7 +107,7 @@ mod tests {
     #[test]
     fn of_a_wrong_url_the_wrong_part_is_named_and_nothing_shown() {
         for (text, part) in [
-            ("redis+sentinel://u:SECRET@a:1,b:2", "under which name"),
+            ("redis+sentinel://u:SECRET@a:1,b:2", "does not name the master"),
             ("redis+sentinel://u:SECRET@a:1,b:x/m", "port"),
             ("redis+sentinel://u:SECRET@/m", "no host"),
             ("redis+sentinel://u:SECRET@a,/m", "no host"),

@@ -1,5 +1,6 @@
-//! A connection on which many ask at once: commands are sent as they come, and replies return in the
-//! same order. A task owns the connection, and ends with it or with the last handle.
+//! A connection that several callers share. It sends commands in the order of the calls; replies
+//! return in the same order. A task owns the connection. The connection ends with the task, and the
+//! task with the last handle.
 
 use std::collections::VecDeque;
 
@@ -13,10 +14,10 @@ use super::endpoint::ANSWER_TIMEOUT;
 use super::error::ClientError;
 use super::reply::Reply;
 
-/// How many commands wait to be sent; more wait at the sender.
+/// How many commands wait to be sent. Beyond that, callers wait.
 const QUEUE: usize = 64;
 
-/// A handle.
+/// A handle of a shared connection.
 #[derive(Clone)]
 pub(super) struct SharedConnection {
     requests: mpsc::Sender<Request>,
@@ -29,7 +30,7 @@ struct Request {
 }
 
 impl SharedConnection {
-    /// Shares a connection; it lives on the given runtime.
+    /// Shares a connection. Its task runs on this runtime.
     pub(super) fn new(connection: Connection, runtime: &Handle) -> Self {
         let generation = connection.generation;
         let (requests, arriving) = mpsc::channel(QUEUE);
@@ -42,16 +43,16 @@ impl SharedConnection {
         self.generation
     }
 
-    /// Whether two handles are on one connection.
+    /// Whether two handles refer to the same connection.
     pub(super) fn is_same(&self, other: &Self) -> bool {
         self.requests.same_channel(&other.requests)
     }
 
-    /// Sends a command and waits for its reply, within the time that one may take.
+    /// Sends a command and waits for its reply, for at most [`ANSWER_TIMEOUT`].
     ///
     /// # Errors
-    /// [`ClientError::Refused`] if Redis answered with an error; after any other, the connection is of
-    /// no more use.
+    /// [`ClientError::Refused`] if Redis replied with an error. After any other error, the
+    /// connection cannot be used any more.
     pub(super) async fn call<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, ClientError> {
         let (sender, reply) = oneshot::channel();
         let request = Request { command: command.get_packed_command(), sender };
@@ -79,7 +80,7 @@ async fn drive(mut connection: Connection, mut requests: mpsc::Receiver<Request>
                 let answered = exchanged.and_then(|()| {
                     connection.replies(|reply| {
                         let sender = waiting.pop_front().ok_or(ClientError::Unexpected("Redis"))?;
-                        // The caller may have given up.
+                        // The receiver is gone if the caller has given up.
                         let _ = sender.send(reply);
                         Ok(())
                     })

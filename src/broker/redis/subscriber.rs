@@ -1,5 +1,6 @@
-//! The supervisor of the connection that hears messages: connects without end, subscribes what is wanted, and trusts the
-//! connection only as long as a canary sent through Redis comes back on it.
+//! Supervises the connection that receives messages: reconnects forever, subscribes to the wanted
+//! channels, and trusts the connection only as long as a canary sent through Redis comes back on
+//! it.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
@@ -21,22 +22,23 @@ use crate::channel::ChannelName;
 use crate::observability::log_throttle::LogThrottle;
 use crate::observability::metrics::Metrics;
 
-/// How often the canary flies.
+/// The interval of the canaries.
 const BEAT: Duration = Duration::from_secs(1);
-/// After so many canaries in a row that did not come back the connection is taken for deaf: long enough for a slow command
-/// of somebody else. Counted, not timed, so that a stall of this process itself proves nothing.
-const DEAF_AFTER: u32 = 4;
-/// A connection that lived so long was a good one: the next attempt after it comes at once.
+/// After this many missing canaries in a row, the connection counts as broken. The number leaves
+/// time for a slow command of another client. It counts canaries instead of time, so that a stall
+/// of this process proves nothing.
+const MOST_MISSING: u32 = 4;
+/// A connection that lasted this long resets the backoff.
 const GOOD_AFTER: Duration = Duration::from_secs(4);
-/// Why there is no connection at first.
+/// The health before the first connection.
 const NOT_YET: &str = "not connected yet";
 
-/// What is to be heard, and whether it is.
+/// The wanted channels, and the health of the subscription.
 pub(super) struct Subscriber {
     wanted: Mutex<Wanted>,
     changed: Notify,
     health: Mutex<Health>,
-    /// The same in short, for those who ask at every publish.
+    /// Whether `health` is up, without a lock, for every publish.
     is_up: AtomicBool,
     sink: Arc<dyn EventSink>,
     metrics: Arc<Metrics>,
@@ -48,14 +50,15 @@ pub(super) struct Subscriber {
 enum Ended {
     #[error(transparent)]
     Connection(ClientError),
-    #[error("a canary could not be sent: {0}")]
+    #[error("cannot send a canary: {0}")]
     Canary(ClientError),
-    #[error("the connection is deaf: messages sent through Redis do not come back")]
-    Deaf,
+    #[error("the subscription receives nothing: the canary did not come back")]
+    NoCanary,
 }
 
 impl Ended {
-    /// Why, to those who ask whether it works: without Redis' own words, which are for the log.
+    /// The reason for clients: with the error code of Redis, but without its text, which is only
+    /// for the log.
     fn public(&self) -> String {
         match self {
             Self::Connection(error @ ClientError::Refused(_)) | Self::Canary(error) => {
@@ -67,7 +70,7 @@ impl Ended {
 }
 
 impl Subscriber {
-    /// A subscriber that wants nothing yet. `instance` must differ between instances.
+    /// Creates a subscriber without channels. `instance` must be unique among the instances.
     pub(super) fn new(instance: &str, sink: Arc<dyn EventSink>, metrics: Arc<Metrics>) -> Self {
         Self {
             wanted: Mutex::default(),
@@ -102,7 +105,7 @@ impl Subscriber {
         if self.is_up.load(Ordering::Acquire) { Health::Up } else { lock(&self.health).clone() }
     }
 
-    /// Keeps a connection for as long as the process lives.
+    /// Keeps a connection open as long as the process runs.
     pub(super) async fn supervise(self: Arc<Self>, node: Arc<Node>) {
         let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
         loop {
@@ -110,7 +113,7 @@ impl Subscriber {
             let ended = self.listen(&node).await;
             self.wanted().disconnected();
             self.set_down(&ended);
-            // Publishing shares the fate: a half-dead Redis must not take what it will lose.
+            // Stop publishing too: a server in this state may lose the messages that it accepts.
             node.give_up(node.generation());
             if began.elapsed() > GOOD_AFTER {
                 backoff.reset();
@@ -119,7 +122,7 @@ impl Subscriber {
         }
     }
 
-    /// One connection's life; returns why it ended.
+    /// Runs one connection. Returns why it ended.
     async fn listen(&self, node: &Node) -> Ended {
         let connection = match node.connect().await {
             Ok(connection) => connection,
@@ -127,14 +130,14 @@ impl Subscriber {
         };
         let unanswered = AtomicU32::new(0);
         tokio::select! {
-            ended = self.hear(connection, &unanswered) => Ended::Connection(ended),
+            ended = self.receive(connection, &unanswered) => Ended::Connection(ended),
             ended = self.send_canaries(node, &unanswered) => ended,
             () = node.switched() => Ended::Connection(ClientError::Switched),
         }
     }
 
-    /// Subscribes what is wanted and hands over what is heard, until the connection breaks.
-    async fn hear(&self, mut connection: Connection, unanswered: &AtomicU32) -> ClientError {
+    /// Subscribes to the wanted channels and passes on events, until the connection fails.
+    async fn receive(&self, mut connection: Connection, unanswered: &AtomicU32) -> ClientError {
         let mut subscriptions = Subscriptions::default();
         subscriptions.subscribe_canary(&self.canary, &mut connection);
         let all = self.wanted().connected();
@@ -148,12 +151,12 @@ impl Subscriber {
             }
             let has_room = self.sink.has_room();
             tokio::select! {
-                // With no room for more, Redis holds what follows, as much as it is configured to.
+                // While the sink is full, Redis buffers messages, up to its configured limit.
                 () = async { self.sink.room().await }, if !has_room => {}
                 () = self.changed.notified() => self.send_pending(&mut subscriptions, &mut connection),
                 exchanged = connection.exchange(), if has_room => {
                     let mut refused = Vec::new();
-                    let heard = exchanged.and_then(|()| {
+                    let received = exchanged.and_then(|()| {
                         let mut wanted = self.wanted();
                         connection.frames(|frame| {
                             match frame {
@@ -182,24 +185,24 @@ impl Subscriber {
                         let is_wanted = |channel: &ChannelName| self.wanted().contains(channel);
                         subscriptions.retry(channels, is_wanted, &mut connection).into_iter().for_each(|channel| self.refuse(channel));
                     }
-                    if let Err(error) = heard {
+                    if let Err(error) = received {
                         return error;
                     }
-                    // The hub works on the same thread.
+                    // The hub runs on the same thread.
                     tokio::task::yield_now().await;
                 }
             }
         }
     }
 
-    /// Sends canaries, until one can't be sent or too many did not come back.
+    /// Sends canaries, until one cannot be sent or too many are missing.
     async fn send_canaries(&self, node: &Node, unanswered: &AtomicU32) -> Ended {
         let mut beats = tokio::time::interval(BEAT);
         beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             beats.tick().await;
-            if unanswered.fetch_add(1, Ordering::Relaxed) >= DEAF_AFTER {
-                return Ended::Deaf;
+            if unanswered.fetch_add(1, Ordering::Relaxed) >= MOST_MISSING {
+                return Ended::NoCanary;
             }
             if let Err(error) = node.publish_plain(&self.canary, "beat").await {
                 return Ended::Canary(error);
@@ -213,12 +216,13 @@ impl Subscriber {
         subscriptions.subscribe(wanted);
     }
 
-    /// Redis refuses a channel: it is not wanted any more, and for a while not asked for again.
+    /// Handles a channel that Redis refuses: removes it from the wanted channels, and refuses
+    /// further requests for some time.
     fn refuse(&self, channel: ChannelName) {
         self.wanted().refuse(&channel);
         static REPEATED: LazyLock<LogThrottle> = LazyLock::new(LogThrottle::default);
         if let Some(times) = REPEATED.happened("channel") {
-            tracing::warn!(%channel, times, "Redis lets this user not subscribe to the channel; `livebridge check` says more");
+            tracing::warn!(%channel, times, "Redis does not allow this user to subscribe to the channel; run `livebridge check`");
         }
         self.sink.push(Event::Refused(channel));
     }
@@ -229,7 +233,7 @@ impl Subscriber {
             if why != NOT_YET {
                 self.metrics.broker_reconnects.inc();
             }
-            tracing::info!(channels, "Redis answers: publishing and receiving work");
+            tracing::info!(channels, "connected to Redis: publishing and receiving work");
         }
     }
 
@@ -238,11 +242,11 @@ impl Subscriber {
         if before == Health::Up {
             self.metrics.broker_disconnects.inc();
         }
-        // One line for each outage, however many attempts it takes.
+        // Logs one line per outage, regardless of the number of attempts.
         if before == Health::Up || before == Health::Down(NOT_YET.into()) {
             tracing::warn!(
                 error = %ended,
-                "Redis is unavailable: clients stay connected, publishing is refused, trying again"
+                "Redis is unavailable; clients stay connected, publishing is refused; reconnecting"
             );
         }
     }
@@ -259,6 +263,6 @@ impl Subscriber {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // What is behind these locks is whole after every line that holds one: a panic elsewhere does not spoil it.
+    // Every statement leaves the data consistent, so a poisoned lock is safe to use.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,7 +1,7 @@
-//! What one connection was asked to subscribe, and what Redis said of it. One command names many
-//! channels, and Redis refuses the whole command for one of them. So the commands are remembered until
-//! they are answered, and the channels of a refused one are tried one by one. Few commands are in
-//! flight at once: a channel that has priority waits for these only, however many others are due.
+//! The subscriptions of one connection, pending and confirmed. A command subscribes to many
+//! channels, and Redis refuses the whole command because of one of them. So this module remembers
+//! each command until Redis answers it, and retries the channels of a refused command one by one.
+//! Only a few commands are in flight at once, so that a channel with priority waits only for these.
 
 use std::collections::VecDeque;
 
@@ -11,27 +11,27 @@ use super::position_marker::{RUN_PREFIX, SINGLE_PREFIX};
 use super::wanted::{ByKind, KINDS};
 use crate::channel::ChannelName;
 
-/// How many channels one command names.
+/// The maximum number of channels in one command.
 const CHUNK: usize = 500;
 /// How many `SUBSCRIBE` commands are in flight at once.
 const COMMANDS_AT_ONCE: usize = 2;
-/// The names of a channel: itself and its companions.
+/// The number of names of a channel: its own and those of its companions.
 const NAMES: usize = 3;
 
-/// What a connection has asked for, and what it has yet to ask for.
+/// The subscriptions of a connection.
 #[derive(Default)]
 pub(super) struct Subscriptions {
-    /// The commands that are not answered yet, in the order in which they were sent.
+    /// The commands without a complete reply, in the order in which they were sent.
     unanswered: VecDeque<Sent>,
-    /// How many of them subscribe channels.
+    /// How many of them are `SUBSCRIBE` commands for channels.
     subscribing: usize,
-    /// The channels that are yet to be subscribed, those of the first kind first.
+    /// The channels to subscribe to, in one queue per kind; the first kind has priority.
     due: [VecDeque<ChannelName>; KINDS],
 }
 
 struct Sent {
     what: What,
-    /// How many names Redis has yet to confirm.
+    /// How many names Redis has not confirmed yet.
     names: usize,
 }
 
@@ -42,25 +42,25 @@ enum What {
 }
 
 impl Subscriptions {
-    /// Subscribes the canary's channel.
+    /// Subscribes to the channel of the canary.
     pub(super) fn subscribe_canary(&mut self, canary: &str, connection: &mut Connection) {
         connection.send(&["SUBSCRIBE", canary]);
         self.unanswered.push_back(Sent { what: What::Canary, names: 1 });
     }
 
-    /// Has channels subscribed as soon as it is their turn.
+    /// Queues channels to subscribe to.
     pub(super) fn subscribe(&mut self, channels: ByKind) {
         for (queue, channels) in self.due.iter_mut().zip(channels) {
             queue.extend(channels);
         }
     }
 
-    /// Whether a command can be sent.
+    /// Whether a `SUBSCRIBE` command can be sent.
     pub(super) fn has_due(&self) -> bool {
         self.subscribing < COMMANDS_AT_ONCE && self.due.iter().any(|queue| !queue.is_empty())
     }
 
-    /// Subscribes the channels whose turn it is, those that are still wanted.
+    /// Sends `SUBSCRIBE` commands for the next channels that are still wanted.
     pub(super) fn send_due(&mut self, is_wanted: impl Fn(&ChannelName) -> bool, connection: &mut Connection) {
         while self.subscribing < COMMANDS_AT_ONCE
             && let Some(chunk) = self.take_due(&is_wanted)
@@ -79,7 +79,7 @@ impl Subscriptions {
                     chunk.push(channel);
                 }
             }
-            // A long queue gives its memory back as it empties.
+            // Frees the memory of a long queue as it empties.
             queue.shrink_to(queue.len().max(CHUNK));
             if !chunk.is_empty() {
                 return Some(chunk);
@@ -88,14 +88,14 @@ impl Subscriptions {
         None
     }
 
-    /// Subscribes channels, and the companions on which their positions come.
+    /// Subscribes to channels and to the companions for their position markers.
     fn subscribe_at_once(&mut self, channels: &[ChannelName], connection: &mut Connection) {
         connection.send(&command("SUBSCRIBE", channels));
         self.subscribing += 1;
         self.unanswered.push_back(Sent { what: What::Subscribe(channels.to_vec()), names: channels.len() * NAMES });
     }
 
-    /// Ends the subscriptions of channels.
+    /// Ends the subscriptions to channels.
     pub(super) fn unsubscribe(&mut self, channels: &[ChannelName], connection: &mut Connection) {
         for chunk in channels.chunks(CHUNK) {
             connection.send(&command("UNSUBSCRIBE", chunk));
@@ -103,7 +103,7 @@ impl Subscriptions {
         }
     }
 
-    /// Redis confirmed a name.
+    /// Handles the confirmation of a name.
     pub(super) fn confirmed(&mut self) {
         let Some(first) = self.unanswered.front_mut() else { return };
         first.names -= 1;
@@ -118,19 +118,22 @@ impl Subscriptions {
         Some(what)
     }
 
-    /// Redis refused a command. Returns the channels that it named, if it was for the lack of a
-    /// permission and does not concern the connection as such.
+    /// Handles the refusal of a command. If a permission is missing, returns the channels of the
+    /// command.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] if the refusal concerns the whole connection.
     pub(super) fn refused(&mut self, why: &[u8]) -> Result<Vec<ChannelName>, ClientError> {
         match self.take_answered() {
             Some(What::Subscribe(channels)) if why.starts_with(b"NOPERM") => Ok(channels),
-            // What is heard without being wanted is ignored.
+            // Messages of unwanted channels are ignored.
             Some(What::Unsubscribe) if why.starts_with(b"NOPERM") => Ok(Vec::new()),
             _ => Err(ClientError::Refused(String::from_utf8_lossy(why).into_owned())),
         }
     }
 
-    /// Subscribes the channels of a refused command one by one, if they are still wanted. Returns the
-    /// channel if it was the only one, and so is the one that Redis refuses.
+    /// Subscribes to the channels of a refused command one by one, if they are still wanted. If the
+    /// command had only one channel, returns it, because this is the one that Redis refuses.
     pub(super) fn retry(
         &mut self,
         channels: Vec<ChannelName>,
@@ -151,7 +154,7 @@ impl Subscriptions {
 fn command(name: &str, channels: &[ChannelName]) -> Vec<String> {
     let mut command = Vec::with_capacity(1 + channels.len() * NAMES);
     command.push(name.to_owned());
-    // Companions first: when the channel itself is confirmed, its markers are heard already.
+    // Companions first: markers already arrive when Redis confirms the channel itself.
     let names = |channel: &ChannelName| -> [String; NAMES] {
         [format!("{SINGLE_PREFIX}{channel}"), format!("{RUN_PREFIX}{channel}"), channel.to_string()]
     };

@@ -1,4 +1,4 @@
-//! Which server to connect to: always the same one, or the master that Sentinels name.
+//! The server to connect to: always the same one, or the master that Sentinels name.
 
 use std::sync::Arc;
 
@@ -8,19 +8,19 @@ use super::sentinel::Sentinels;
 use super::sentinel_url::SentinelUrl;
 use crate::observability::metrics::Metrics;
 
-/// What the settings name.
+/// The kind of the Redis URL.
 pub(super) enum Target {
-    /// One server.
+    /// A fixed server.
     Server(Endpoint),
     /// The master of some Sentinels.
     Sentinels(Box<Sentinels>),
 }
 
 impl Target {
-    /// Reads the URL, and the files that the options name.
+    /// Parses the URL and reads the files that the options name.
     ///
     /// # Errors
-    /// Which part of the options is wrong.
+    /// [`RedisOptionsError`] if the URL, a file or their combination is not valid.
     pub(super) fn new(options: &RedisOptions, metrics: Arc<Metrics>) -> Result<Self, RedisOptionsError> {
         let Some(parsed) = SentinelUrl::parse(&options.url) else {
             return Endpoint::new(options).map(Self::Server);
@@ -43,14 +43,14 @@ impl Target {
         }
     }
 
-    /// Something showed that the server may be another one now.
+    /// The master may have changed, so the next connection asks the Sentinels again.
     pub(super) fn forget(&self) {
         if let Self::Sentinels(sentinels) = self {
             sentinels.forget();
         }
     }
 
-    /// Resolves when another server is to be used.
+    /// Resolves when the Sentinels name another master.
     pub(super) async fn switched(&self) {
         match self {
             Self::Server(_) => std::future::pending().await,
@@ -58,7 +58,7 @@ impl Target {
         }
     }
 
-    /// What is connected to, to people: without user and password.
+    /// The address for messages to people, without user and password.
     pub(super) fn place(&self) -> String {
         match self {
             Self::Server(endpoint) => endpoint.place(),

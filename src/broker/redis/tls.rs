@@ -1,5 +1,5 @@
-//! TLS to Redis: whom to trust and who we are, from files; the handshake; and what its failures mean. The
-//! one file of the broker that names rustls.
+//! TLS to Redis: certificates from files, the handshake, and explanations of its errors. The only
+//! file of the broker that uses rustls.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -14,71 +14,71 @@ use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio_rustls::rustls::{AlertDescription, CertificateError, ClientConfig, Error, RootCertStore};
 
-/// How long a handshake may take: less than connecting as a whole, so that time is left to find out what
-/// else answers there.
+/// The time limit for a handshake. It is shorter than the one for connecting, which leaves time to
+/// probe which protocol the port speaks.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_millis(1500);
 
-/// How TLS is to be spoken. The files are PEM.
+/// TLS settings. All files are in PEM format.
 #[derive(Clone, Debug, Default)]
 pub struct TlsOptions {
-    /// The authorities to trust, in place of the system's.
+    /// Certificates of the trusted authorities, instead of those of the system.
     pub ca: Option<PathBuf>,
-    /// The certificate that is shown to Redis, with what leads from it to its authority.
+    /// The client certificate, with its chain.
     pub certificate: Option<PathBuf>,
-    /// The key of the certificate.
+    /// The private key of the client certificate.
     pub key: Option<PathBuf>,
-    /// The name that the certificate of Redis must have, in place of the URL's host.
+    /// The expected name in the certificate of Redis, instead of the host of the URL.
     pub server_name: Option<String>,
 }
 
-/// Why TLS can't be spoken as the settings say.
+/// Why the TLS settings are not valid.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsSettingsError {
-    /// A file can't be read, or holds something else.
+    /// A file cannot be read, or has the wrong contents.
     #[error("{setting} {path}: {why}")]
     File {
-        /// The flag that names it.
+        /// The command-line option.
         setting: &'static str,
-        /// Which file.
+        /// The path of the file.
         path: String,
-        /// Why.
+        /// The reason.
         why: String,
     },
-    /// One of two settings that belong together.
+    /// Only one of two options that belong together is set.
     #[error("--redis-cert and --redis-key belong together: set both, or neither")]
     HalfACertificate,
-    /// The certificate and the key are no pair.
+    /// The certificate and the key do not match.
     #[error("--redis-cert and --redis-key: {0}")]
     Pair(Error),
-    /// The system has no certificates to trust.
-    #[error(
-        "no certificate authorities are found on this system; install ca-certificates, or name them with --redis-ca"
-    )]
+    /// The system has no trusted certificates.
+    #[error("no certificate authorities found on this system; install ca-certificates, or name them with --redis-ca")]
     NoRoots,
-    /// What should be a server's name is none.
-    #[error("no certificate can be for the host of the Redis URL; set --redis-server-name to a DNS name or an address")]
+    /// The server name is not valid.
+    #[error(
+        "the host of the Redis URL is not valid in a certificate; set --redis-server-name to a DNS name or an address"
+    )]
     ServerName,
 }
 
-/// What went wrong between us and Redis, in terms of TLS, and the mend.
+/// A TLS error with a suggested fix.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{what}; {mend}")]
+#[error("{what}; {fix}")]
 pub(super) struct TlsProblem {
     pub(super) what: String,
-    pub(super) mend: &'static str,
+    pub(super) fix: &'static str,
 }
 
-/// What it takes to speak TLS with one server.
+/// The TLS configuration for one server.
 #[derive(Clone)]
 pub(super) struct Tls {
     connector: TlsConnector,
     name: ServerName<'static>,
-    /// The name is a setting, whatever the host.
+    /// The server name is a setting and does not depend on the host.
     is_fixed: bool,
 }
 
 impl Tls {
-    /// Reads the files. The host is the URL's.
+    /// Reads the files. `host` is the host of the URL.
     pub(super) fn new(options: &TlsOptions, host: &str) -> Result<Self, TlsSettingsError> {
         let name = options.server_name.as_deref().unwrap_or(host).to_owned();
         let name = ServerName::try_from(name).map_err(|_| TlsSettingsError::ServerName)?;
@@ -107,10 +107,10 @@ impl Tls {
         Ok(Self { connector: TlsConnector::from(Arc::new(config)), name, is_fixed })
     }
 
-    /// The same for another server.
+    /// The same configuration for another server.
     ///
     /// # Errors
-    /// [`TlsSettingsError::ServerName`] if no certificate can be for the host.
+    /// [`TlsSettingsError::ServerName`] if the host is not valid as the name in a certificate.
     pub(super) fn for_host(&self, host: &str) -> Result<Self, TlsSettingsError> {
         if self.is_fixed {
             return Ok(self.clone());
@@ -119,7 +119,7 @@ impl Tls {
         Ok(Self { name, ..self.clone() })
     }
 
-    /// Shakes hands.
+    /// Performs the handshake.
     pub(super) async fn connect(&self, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
         let late = || io::Error::new(io::ErrorKind::TimedOut, "no answer to the TLS handshake in time");
         let shaken = timeout(HANDSHAKE_TIMEOUT, self.connector.connect(self.name.clone(), stream));
@@ -130,7 +130,7 @@ impl Tls {
 fn certificates(setting: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsSettingsError> {
     let read = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
     match read {
-        Ok(found) if found.is_empty() => Err(file_error(setting, path, &"there is no PEM certificate in it")),
+        Ok(found) if found.is_empty() => Err(file_error(setting, path, &"it has no PEM certificate")),
         found => found.map_err(|why| file_error(setting, path, &why)),
     }
 }
@@ -139,7 +139,7 @@ fn file_error(setting: &'static str, path: &Path, why: &dyn std::fmt::Display) -
     TlsSettingsError::File { setting, path: path.display().to_string(), why: why.to_string() }
 }
 
-/// Whether TLS is spoken at the other end, whatever the certificate there.
+/// Whether the server speaks TLS, regardless of its certificate.
 pub(super) async fn is_spoken(stream: TcpStream) -> bool {
     let config = ClientConfig::builder().with_root_certificates(RootCertStore::empty()).with_no_client_auth();
     let Ok(name) = ServerName::try_from("localhost") else { return false };
@@ -153,22 +153,22 @@ fn cause(error: &io::Error) -> Option<&Error> {
     error.get_ref()?.downcast_ref()
 }
 
-/// What an error means if it comes from TLS.
+/// Explains an error, if TLS caused it.
 pub(super) fn explain(error: &io::Error) -> Option<TlsProblem> {
     use CertificateError::{
         Expired, ExpiredContext, NotValidForName, NotValidForNameContext, NotValidYet, NotValidYetContext,
         UnknownIssuer,
     };
-    let (what, mend) = match cause(error)? {
+    let (what, fix) = match cause(error)? {
         Error::InvalidCertificate(Expired | ExpiredContext { .. }) => {
-            ("the certificate of Redis has expired".into(), "renew it")
+            ("the certificate of Redis has expired".into(), "renew the certificate")
         }
         Error::InvalidCertificate(NotValidYet | NotValidYetContext { .. }) => {
-            ("the certificate of Redis is not valid yet".into(), "see that the clocks of both machines are right")
+            ("the certificate of Redis is not valid yet".into(), "check the clocks of both machines")
         }
         Error::InvalidCertificate(UnknownIssuer) => (
-            "the certificate of Redis is not trusted here".into(),
-            "name the file of the authority that signed it with --redis-ca",
+            "the certificate of Redis is not trusted".into(),
+            "set --redis-ca to the certificate of the authority that signed it",
         ),
         Error::InvalidCertificate(NotValidForName) => (wrong_name(None), SERVER_NAME),
         Error::InvalidCertificate(NotValidForNameContext { expected, .. }) => {
@@ -185,26 +185,29 @@ pub(super) fn explain(error: &io::Error) -> Option<TlsProblem> {
             | AlertDescription::AccessDenied,
         ) => (
             "Redis does not accept this client certificate".into(),
-            "see that --redis-cert is valid and signed by an authority of Redis' tls-ca-cert-file",
+            "check that --redis-cert is valid and signed by an authority in the tls-ca-cert-file of Redis",
         ),
-        other => (format!("TLS with Redis fails: {other}"), "see that both ends speak TLS 1.2 or 1.3"),
+        other => (format!("TLS with Redis fails: {other}"), "check that both ends support TLS 1.2 or 1.3"),
     };
-    Some(TlsProblem { what, mend })
+    Some(TlsProblem { what, fix })
 }
 
-const SERVER_NAME: &str = "name in the URL a host that it is for, or set --redis-server-name";
+const SERVER_NAME: &str = "use one of its names as the host in the URL, or set --redis-server-name";
 
 fn wrong_name(name: Option<&str>) -> String {
-    format!("the certificate of Redis is for other names than {}", name.unwrap_or("the host of the URL"))
+    format!("the certificate of Redis is not valid for {}", name.unwrap_or("the host of the URL"))
 }
 
-/// A plain URL, and a port that speaks TLS.
+/// The port speaks TLS, but the URL does not ask for it.
 pub(super) fn speaks_tls() -> TlsProblem {
-    TlsProblem { what: "this port speaks TLS, and the URL does not".into(), mend: "write rediss:// in the Redis URL" }
+    TlsProblem {
+        what: "this port speaks TLS, but the URL does not ask for it".into(),
+        fix: "use rediss:// in the Redis URL",
+    }
 }
 
-/// A URL with TLS, and a port that speaks plain Redis.
+/// The URL asks for TLS, but the port speaks plain Redis.
 pub(super) fn speaks_plain() -> TlsProblem {
-    let mend = "write redis:// in the Redis URL, or name the TLS port of Redis";
-    TlsProblem { what: "this port speaks plain Redis, and the URL asks for TLS".into(), mend }
+    let fix = "use redis:// in the Redis URL, or the TLS port of Redis";
+    TlsProblem { what: "this port speaks plain Redis, but the URL asks for TLS".into(), fix }
 }

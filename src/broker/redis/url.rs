@@ -1,41 +1,41 @@
-//! Redis URLs: what they say, and which part of a wrong one is wrong. No error repeats any of a URL, for
-//! each part may be a piece of a password that was not encoded.
+//! Parses Redis URLs. An error names the wrong part, but never repeats any text of the URL, because
+//! each part may be a piece of an unencoded password.
 
 use std::path::PathBuf;
 
 use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo};
 
-const TCP_FORM: &str = "redis://user:password@host:6379/0, with TLS rediss://user:password@host:6379/0";
+const TCP_FORM: &str = "redis://user:password@host:6379/0, or with TLS rediss://user:password@host:6379/0";
 const UNIX_FORM: &str = "unix:///run/redis.sock?db=0&user=USER&pass=PASSWORD";
 const ENCODING: &str = "in a user or password, write `/` as %2F, `?` as %3F, `#` as %23, `@` as %40 and `%` as %25";
 
-/// A Redis URL that can't be understood.
+/// A Redis URL that is not valid.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("cannot use the Redis URL: {what}; it looks like {form}")]
+#[error("cannot use the Redis URL: {what}; use a URL such as {form}")]
 pub struct UrlError {
-    /// Which part is wrong.
+    /// The part that is wrong.
     pub(super) what: String,
-    /// The right form.
+    /// An example of the right form.
     pub(super) form: &'static str,
 }
 
-/// What a URL says.
+/// A parsed URL.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Url {
     pub(super) address: Address,
-    /// Whether TLS is to be spoken.
+    /// Whether the scheme asks for TLS.
     pub(super) tls: bool,
     pub(super) login: Login,
 }
 
-/// Where a server listens.
+/// The address of a server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Address {
     Tcp { host: String, port: u16 },
     Unix(PathBuf),
 }
 
-/// Who we are to a server, and which database we use.
+/// User, password and database.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Login {
     pub(super) user: Option<String>,
@@ -44,13 +44,13 @@ pub(super) struct Login {
 }
 
 impl Url {
-    /// Reads a URL.
+    /// Parses a URL.
     ///
     /// # Errors
-    /// The part that is wrong.
+    /// The part of the URL that is wrong.
     pub(super) fn parse(text: &str) -> Result<Self, UrlError> {
         let Some((scheme, rest)) = text.trim().split_once("://") else {
-            return Err(tcp_error("it does not begin with a scheme and `://`"));
+            return Err(tcp_error("it does not start with a scheme and `://`"));
         };
         match scheme.to_ascii_lowercase().as_str() {
             "redis" | "valkey" => parse_tcp(rest, false),
@@ -65,22 +65,22 @@ impl Url {
 }
 
 fn parse_tcp(rest: &str, tls: bool) -> Result<Url, UrlError> {
-    // The crate is built without TLS, and would refuse the scheme.
+    // The redis crate is built without TLS, and would refuse the scheme `rediss`.
     let url = redis::parse_redis_url(&format!("redis://{rest}")).ok_or_else(|| authority_error(rest))?;
     if url.host_str().is_none_or(str::is_empty) || url.port() == Some(0) {
         return Err(authority_error(rest));
     }
     if url.fragment().is_some() {
-        return Err(tcp_error(format!("there is something after a `#`; {ENCODING}")));
+        return Err(tcp_error(format!("it has a `#`; {ENCODING}")));
     }
     if url.query_pairs().any(|(name, _)| name != "protocol") {
-        return Err(tcp_error(format!("there is a parameter after a `?` that is not known; {ENCODING}")));
+        return Err(tcp_error(format!("it has an unknown parameter after a `?`; {ENCODING}")));
     }
     let database = database(url.path().trim_matches('/'), TCP_FORM)?;
     let info = url.into_connection_info().map_err(|error| {
         tcp_error(match error.to_string() {
-            text if text.contains("wildcard") => "its host is an address to listen on, not to connect to",
-            text if text.contains("UTF-8") => "its user or password is not UTF-8 when it is decoded",
+            text if text.contains("wildcard") => "its host is a wildcard address, which is only valid for listening",
+            text if text.contains("UTF-8") => "its decoded user or password is not UTF-8",
             _ => "a part of it is not valid",
         })
     })?;
@@ -96,14 +96,14 @@ fn parse_tcp(rest: &str, tls: bool) -> Result<Url, UrlError> {
 fn parse_unix(rest: &str) -> Result<Url, UrlError> {
     let error = |what: &str| UrlError { what: what.into(), form: UNIX_FORM };
     if !rest.starts_with('/') {
-        return Err(error("the path of its socket is not absolute: there are three slashes"));
+        return Err(error("the path of its socket is not absolute; write three slashes"));
     }
     let url = redis::parse_redis_url(&format!("unix://{rest}")).ok_or_else(|| error("its path is not valid"))?;
     if url.fragment().is_some() {
-        return Err(error("there is something after a `#`, which is %23"));
+        return Err(error("it has a `#`; write %23 for a `#` in the path"));
     }
     if url.query_pairs().any(|(name, _)| !["db", "user", "pass", "protocol"].contains(&&*name)) {
-        return Err(error("it has a parameter that is not known; known are db, user and pass"));
+        return Err(error("it has an unknown parameter; only db, user and pass are supported"));
     }
     let number = url.query_pairs().find(|(name, _)| name == "db").map(|(_, number)| number.into_owned());
     let database = database(&number.unwrap_or_default(), UNIX_FORM)?;
@@ -126,15 +126,15 @@ fn database(text: &str, form: &'static str) -> Result<u32, UrlError> {
     if text.is_empty() { Ok(0) } else { text.parse().map_err(wrong) }
 }
 
-/// Which part of `user:password@host:port` is wrong.
+/// Finds the wrong part of `user:password@host:port`.
 fn authority_error(rest: &str) -> UrlError {
     let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
     let place = authority.rsplit('@').next().unwrap_or_default();
     let is_open_ipv6 = !place.starts_with('[') && place.matches(':').count() > 1;
     let port = place.rsplit_once(':').filter(|(host, _)| !host.starts_with('[') || host.ends_with(']'));
     match port {
-        _ if is_open_ipv6 => tcp_error("an IPv6 address stands in brackets, as in redis://[::1]:6379"),
-        _ if place.is_empty() || place.starts_with(':') => tcp_error("it names no host"),
+        _ if is_open_ipv6 => tcp_error("an IPv6 address needs brackets, as in redis://[::1]:6379"),
+        _ if place.is_empty() || place.starts_with(':') => tcp_error("it has no host"),
         Some((_, port)) if port.parse().is_ok_and(|port: u16| port > 0) => tcp_error("its host is not valid"),
         Some(_) => tcp_error(format!("its port is not a number from 1 to 65535; {ENCODING}")),
         None => tcp_error("its host is not valid"),
@@ -194,22 +194,25 @@ mod tests {
             ("redis://u:SECRET@host:0", "port"),
             ("redis://u:SEC/RET@host", "write `/` as %2F"),
             ("redis://u:SEC#RET@host", "write `/` as %2F"),
-            ("redis://host#SECRET", "after a `#`"),
+            ("redis://host#SECRET", "it has a `#`"),
             ("redis://host?SECRET=1", "after a `?`"),
-            ("redis://::1:6379", "in brackets"),
+            ("redis://::1:6379", "needs brackets"),
             ("redis://[::1:6379", "host"),
-            ("redis://0.0.0.0", "to listen on"),
+            ("redis://0.0.0.0", "only valid for listening"),
             ("redis://u:SECRET@host/a", "database"),
             ("redis://host/-1", "database"),
             ("redis://host/0/1", "database"),
             ("redis://u:%FFSECRET@host", "UTF-8"),
             ("unix://r.sock", "three slashes"),
             ("unix:///r.sock?pass=SECRET&db=x", "database"),
-            ("unix:///r.sock?password=SECRET", "known are db, user and pass"),
+            ("unix:///r.sock?password=SECRET", "only db, user and pass"),
         ] {
             let error = Url::parse(text).expect_err(text).to_string();
             assert!(error.contains(part), "{text}: {error}");
-            assert!(error.contains("it looks like redis://") || error.contains("it looks like unix:///"), "{error}");
+            assert!(
+                error.contains("use a URL such as redis://") || error.contains("use a URL such as unix:///"),
+                "{error}"
+            );
             assert!(!error.contains("SEC") && !error.contains("RET"), "{error}");
         }
     }

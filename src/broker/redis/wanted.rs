@@ -1,5 +1,5 @@
-//! Which channels an instance wants to be subscribed to, in which order they are subscribed, and which
-//! ones Redis refused a short while ago. No connection here.
+//! The channels that an instance wants to be subscribed to, the order of subscribing, and the
+//! channels that Redis has refused recently. This module does no I/O.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -9,23 +9,24 @@ use tokio::time::Instant;
 use crate::broker::RequestSize;
 use crate::channel::ChannelName;
 
-/// How long a channel that Redis refused is refused without asking again.
+/// How long a refused channel is refused again without asking Redis.
 const REFUSED_FOR: Duration = Duration::from_secs(30);
-/// How many refused channels are remembered; beyond that Redis is asked again.
+/// How many refused channels are remembered. Beyond that, those older than [`REFUSED_FOR`] are
+/// dropped, or all if none is; livebridge then asks Redis again.
 const MOST_REFUSED: usize = 10_000;
 
-/// How many kinds of channels are told apart when they are subscribed.
+/// The number of kinds of channels in the order of subscribing.
 pub(super) const KINDS: usize = 4;
-/// Channels to be subscribed, in this order: those that were subscribed before a reconnect, then those
-/// that clients have asked for since; of each, those of small requests first.
+/// Channels to subscribe to, by kind. Channels that were subscribed before a reconnect come before
+/// those that clients have requested since. Of each group, those of small requests come first.
 pub(super) type ByKind = [Vec<ChannelName>; KINDS];
 
-/// The channels that are wanted, and what is known of them.
+/// The wanted channels and their state.
 #[derive(Default)]
 pub(super) struct Wanted {
     channels: HashMap<ChannelName, Interest>,
-    /// Channels whose being wanted changed since they were last sent to Redis; `None` while there is no
-    /// connection, whose successor begins with all.
+    /// Channels that were added or removed since the last command to Redis. `None` while there is
+    /// no connection; the next one starts with all channels.
     pending: Option<Vec<ChannelName>>,
     /// Channels that Redis refused, and when.
     refused: HashMap<ChannelName, Instant>,
@@ -33,9 +34,9 @@ pub(super) struct Wanted {
 
 #[derive(Clone, Copy)]
 struct Interest {
-    /// The size of the request that was the first to want it.
+    /// The size of the first request for the channel.
     request: RequestSize,
-    /// Redis has confirmed it at least once: its clients are served.
+    /// Whether Redis has confirmed the subscription at least once, so that its clients are served.
     is_live: bool,
 }
 
@@ -46,13 +47,13 @@ impl Interest {
 }
 
 impl Wanted {
-    /// Wants a channel, for a client's request of that size.
+    /// Adds a channel, for a client's request of that size.
     pub(super) fn insert(&mut self, channel: &ChannelName, request: RequestSize) {
         self.channels.entry(channel.clone()).or_insert(Interest { request, is_live: false });
         self.changed(channel);
     }
 
-    /// Wants it no more.
+    /// Removes a channel.
     pub(super) fn remove(&mut self, channel: &ChannelName) {
         self.channels.remove(channel);
         self.changed(channel);
@@ -69,13 +70,13 @@ impl Wanted {
         self.channels.contains_key(channel)
     }
 
-    /// The wanted channel of that name.
+    /// The wanted channel with this name.
     pub(super) fn get(&self, name: &[u8]) -> Option<&ChannelName> {
         let (channel, _) = self.channels.get_key_value(std::str::from_utf8(name).ok()?)?;
         Some(channel)
     }
 
-    /// Redis confirmed the subscription to a name, which may be that of a channel.
+    /// Handles the confirmation of a name, which may be that of a channel or of a companion.
     pub(super) fn confirm(&mut self, name: &[u8]) {
         let interest = std::str::from_utf8(name).ok().and_then(|name| self.channels.get_mut(name));
         if let Some(interest) = interest {
@@ -83,18 +84,18 @@ impl Wanted {
         }
     }
 
-    /// A connection begins: returns all that it is to subscribe.
+    /// Starts a connection. Returns all channels to subscribe to.
     pub(super) fn connected(&mut self) -> ByKind {
         self.pending = Some(Vec::new());
         self.by_kind(self.channels.keys().cloned())
     }
 
-    /// The connection is over.
+    /// Ends the connection.
     pub(super) fn disconnected(&mut self) {
         self.pending = None;
     }
 
-    /// What changed since the last call: channels to subscribe, and channels to unsubscribe.
+    /// The changes since the last call: channels to subscribe to, and channels to unsubscribe from.
     pub(super) fn take_pending(&mut self) -> (ByKind, Vec<ChannelName>) {
         let pending: HashSet<_> = self.pending.replace(Vec::new()).into_iter().flatten().collect();
         let (wanted, unwanted): (Vec<_>, Vec<_>) = pending.into_iter().partition(|channel| self.contains(channel));
@@ -110,12 +111,12 @@ impl Wanted {
         kinds
     }
 
-    /// Whether Redis refused the channel a short while ago.
+    /// Whether Redis has refused the channel recently.
     pub(super) fn is_refused(&self, channel: &ChannelName) -> bool {
         self.refused.get(channel).is_some_and(|since| since.elapsed() < REFUSED_FOR)
     }
 
-    /// Redis refuses the channel: it is not wanted any more.
+    /// Removes a channel that Redis refused, and remembers the refusal.
     pub(super) fn refuse(&mut self, channel: &ChannelName) {
         self.channels.remove(channel);
         if self.refused.len() >= MOST_REFUSED {

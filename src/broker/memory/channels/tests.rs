@@ -1,4 +1,4 @@
-//! What the table of channels keeps, forgets and refuses: counted, with times that the tests
+//! Tests of what the table of channels keeps, forgets and refuses, with times that the tests
 //! choose.
 
 use std::sync::Arc;
@@ -15,7 +15,7 @@ const SECOND: Micros = 1_000_000;
 const HISTORY: History = History { messages: 100, age: Duration::from_secs(300) };
 const KEYED: Keyed = Keyed { keys: 10_000, bytes: 4 << 20 };
 
-/// A table and its rules: what starts with `sheet` is keyed.
+/// A table and its rules: channels whose names start with `sheet` are keyed.
 struct World {
     channels: Channels,
     history: History,
@@ -29,7 +29,7 @@ impl World {
 
     fn send(&mut self, publication: Publication) -> Result<Published, BrokerError> {
         let keyed = publication.channel.as_str().starts_with("sheet").then_some(KEYED);
-        // Any digest does that differs where the payloads do.
+        // Any digest works that differs for different payloads.
         let digest = publication.payload.len() as u64;
         self.channels.publish(publication, digest, self.history, keyed, self.now)
     }
@@ -54,7 +54,7 @@ impl World {
         self.now += time;
     }
 
-    /// What the table says that it holds is what it holds.
+    /// The sums that the table keeps match its contents.
     fn check_sums(&self) {
         let Channels { held, by_idle, by_age, bytes, log_bytes, .. } = &self.channels;
         let fixed = |(name, _): (&ChannelName, _)| CHANNEL_BYTES + name.as_str().len();

@@ -1,6 +1,6 @@
--- What livebridge does inside Redis, each call atomic: channels, their names, rules and keys.
--- library.rs joins the files of this folder into a library of Redis Functions, or into a script
--- where functions are forbidden, and puts RULES and DEFAULT_RULE in front.
+-- The code that livebridge runs inside Redis; each call is atomic. This file: channels with their
+-- names, rules and keys. library.rs joins the files of this folder into a library of Redis
+-- Functions, or into a script where functions are not allowed, and prepends RULES and DEFAULT_RULE.
 --
 -- Keys of a channel, all in its hash slot:
 --   livebridge:{CHANNEL}:head     string: EPOCH OFFSET STAMP BYTES, and on a keyed channel
@@ -8,21 +8,22 @@
 --                                   OFFSET, STAMP  of the newest message (stamp: milliseconds)
 --                                   BYTES          payload bytes of all messages of the epoch
 --                                   KEY_BYTES      bytes of all keys and values
---                                   REMOVED        how many removed keys are remembered
+--                                   REMOVED        number of remembered removals
 --                                   FORGOTTEN      removals up to this offset are forgotten
---   livebridge:{CHANNEL}:history  list, two elements for each message: a header, which is the head as
---                                 it was before the message, EPOCH OFFSET STAMP BYTES, and for a
---                                 message with a key also REMOVED KEY; then the payload
+--   livebridge:{CHANNEL}:history  list with two elements per message: a header and the payload. The
+--                                 header is the head before the message, EPOCH OFFSET STAMP BYTES,
+--                                 for a message with a key followed by REMOVED KEY.
 --   livebridge:{CHANNEL}:values   hash: key -> offset (16 digits), stamp (13), removed (1), payload
 --   livebridge:{CHANNEL}:order    sorted set: key, by the offset of its last change
 --   livebridge:{CHANNEL}:removed  sorted set: removed key, by the offset of its removal
---   livebridge:{CHANNEL}:id:ID    string: EPOCH:OFFSET, the answer to an idempotency id
--- And once: livebridge:life       string: the microsecond since which this data set has been whole
+--   livebridge:{CHANNEL}:id:ID    string: EPOCH:OFFSET of the message with this idempotency id
+-- One key for all channels:
+--   livebridge:life               string: microsecond since which this data set is complete
 
 local RETAIN, REMEMBER = 86400, 600
 local MOST_REMOVED = 1000
 local MOST_CACHED = 4096
--- The offset, the stamp and whether it is removed, before a key's value.
+-- The length of the offset, the stamp and the removal flag before a key's value.
 local VALUE_PREFIX = 30
 local LIFE = 'livebridge:life'
 -- Defined in format1.lua.
@@ -58,7 +59,7 @@ local function is_control(code) return code < 0x20 or (code >= 0x7F and code <= 
 local SPACES = {[0x20] = 1, [0x85] = 1, [0xA0] = 1, [0x1680] = 1, [0x2028] = 1, [0x2029] = 1,
   [0x202F] = 1, [0x205F] = 1, [0x3000] = 1}
 
--- Why a text is not a channel name, or nil; the same rules as channel.rs.
+-- Returns why a text is not a channel name, or nil. The rules are those of channel.rs.
 local function channel_problem(name)
   if #name == 0 then return 'a channel name must not be empty' end
   if #name > 255 then return 'a channel name has at most 255 bytes' end
@@ -75,15 +76,15 @@ local function channel_problem(name)
   end
 end
 
--- Whether a text can be a key or an id; the same rules as http/query.rs.
+-- Whether a text is a valid key or id. The rules are those of http/query.rs.
 local function is_key(text)
   if #text == 0 or #text > 255 then return false end
   if not string.find(text, '[%c\128-\255]') then return true end
   return each_code_point(text, function(code) return not is_control(code) and code ~= 0xFFFD end)
 end
 
--- Whether a name matches a pattern, given as the pieces between its asterisks; as Pattern in
--- rules.rs: leftmost matches, so the time is linear in the name for each piece.
+-- Whether a name matches a pattern, given as the pieces between its asterisks. Like ChannelPattern
+-- in channel.rs: always takes the leftmost match, so the time for each piece is linear in the name.
 local function matches(pieces, name)
   local count, first = #pieces, pieces[1]
   if string.sub(name, 1, #first) ~= first then return false end
@@ -107,7 +108,7 @@ end
 
 local cached, cached_count = {}, 0
 
--- A channel's names and rule; an error text if it can't be a channel.
+-- Returns the names and the rule of a channel; nil and an error text if the name is not valid.
 local function channel_of(name)
   local it = cached[name]
   if it then return it end
@@ -127,8 +128,8 @@ end
 
 local function microseconds(time) return time[1] * 1000000 + time[2] end
 
--- The fields of a channel's head, and the counts of a keyed channel as text; nothing if it has no
--- head. Raises UNREADABLE.
+-- Returns the fields of a channel's head, with the counts of a keyed channel as text; nothing if it
+-- has no head. Raises UNREADABLE.
 local function head_of(it)
   local head = redis.call('GET', it.head)
   if not head then return end
@@ -137,21 +138,23 @@ local function head_of(it)
   return epoch, tonumber(offset), tonumber(stamp), tonumber(bytes), counts
 end
 
--- How many messages the history list holds; none if it is something else, or foreign elements stand in it.
+-- Returns the number of messages in the history list; 0 if the key has another type or the list has
+-- foreign elements.
 local function messages_kept(it)
   local length = redis.pcall('LLEN', it.history)
   return type(length) == 'number' and length % 2 == 0 and length / 2 or 0
 end
 
--- What a keyed channel counts: bytes of its keys and values, removed keys remembered, and up to
--- which offset removals are forgotten.
+-- Parses the counts of a keyed channel: bytes of its keys and values, number of remembered
+-- removals, and the offset up to which removals are forgotten.
 local function key_counts(counts)
   local bytes, removed, forgotten = string.match(counts, '^ (%d+) (%d+) (%d+)$')
   return tonumber(bytes or 0), tonumber(removed or 0), tonumber(forgotten or 0)
 end
 
--- The header of the message with an offset, and what it says: the stamp of the message before, and the
--- bytes up to there. Nothing if what stands in its place is no such header. The list begins at `first`.
+-- Returns the header of the message with an offset, and its contents: the stamp of the previous
+-- message, and the bytes up to it. Returns nothing if that element is not such a header. `first` is
+-- the offset of the first message in the list.
 local function header_at(it, offset, first)
   local header = redis.call('LINDEX', it.history, 2 * (offset - first))
   if not header then return end
@@ -159,16 +162,16 @@ local function header_at(it, offset, first)
   if tonumber(before) == offset - 1 then return header, tonumber(stamp), tonumber(bytes) end
 end
 
--- The stamp of a message; nothing if it can't be read.
+-- Returns the stamp of a message; nothing if it is unreadable.
 local function stamp_at(it, offset, first, tail, tail_stamp)
   if offset == tail then return tail_stamp end
   local _, stamp = header_at(it, offset + 1, first)
   return stamp
 end
 
--- The oldest offset in the history that is still kept: by count, by age, and newer than a stamp; the
--- tail's next if none is, and then also whether that is so because foreign elements stand in the
--- history. Stamps never decrease, so each look halves what is left.
+-- Returns the oldest offset in the history within the limits on count and age, and newer than a
+-- stamp. If there is none, returns the offset after the tail, and true if foreign elements are the
+-- reason. Stamps never decrease, so this is a binary search.
 local function oldest_kept(it, first, tail, tail_stamp, milliseconds, newer_than)
   local rule = it.rule
   local low, high = math.max(first, tail + 1 - rule.messages), tail + 1

@@ -1,10 +1,11 @@
--- Format 1, which livebridge 0.1 stored and asks for: taking over what it left, and answering its
--- instances while a fleet is upgraded.
+-- Format 1, which livebridge 0.1 uses: converts its stored data, and answers its instances during a
+-- rolling upgrade.
 --   livebridge:{CHANNEL}:meta  hash: e epoch, o offset, t stamp
---   livebridge:{CHANNEL}:log   stream: ID is OFFSET-STAMP; fields p payload, k key, r '1' if removed
+--   livebridge:{CHANNEL}:log   stream: ID is OFFSET-STAMP, fields are p payload, k key and, for a
+--                              removal, r '1'
 --   livebridge:{CHANNEL}:keys  hash: key -> OFFSET-STAMP-REMOVED:PAYLOAD
 
--- Copies a keyed channel's values; returns the counts for the head.
+-- Copies the values of a keyed channel. Returns the counts for the head.
 local function adopt_values(it)
   local all = redis.call('HGETALL', it.base .. 'keys')
   local bytes, removed = 0, 0
@@ -24,7 +25,7 @@ local function adopt_values(it)
   return bytes, removed
 end
 
--- Copies the stream into the list, from its newest hole on; returns the bytes of its payloads.
+-- Copies the stream into the list, from its newest hole on. Returns the bytes of its payloads.
 local function adopt_log(it, epoch, tail)
   local expected, bytes, from, previous = nil, 0, '-', 0
   repeat
@@ -47,7 +48,8 @@ local function adopt_log(it, epoch, tail)
   return bytes
 end
 
--- Takes over what format 1 stored of a channel; false if it stored nothing that can be read.
+-- Converts the stored data of a channel from format 1. Returns false if there is none or it is
+-- unreadable.
 function adopt(it)
   local meta = it.base .. 'meta'
   local held = redis.call('HMGET', meta, 'e', 'o', 't', 'kf')
@@ -76,9 +78,11 @@ local function adopt_channel(keys)
   return {}
 end
 
--- livebridge_read 1 CHANNEL COUNT BYTES MODE [EPOCH OFFSET [STAMP]]: a whole page, as format 1 has it:
--- {epoch, tail offset, tail stamp, gap reason, gap offset, through offset, through stamp, entry, ...},
--- each entry {offset, stamp, key or '', removed, payload}.
+-- livebridge_read 1 CHANNEL COUNT BYTES MODE [EPOCH OFFSET [STAMP]]
+-- Returns a whole page in format 1:
+--   {epoch, tail offset, tail stamp, gap reason, gap offset, through offset, through stamp,
+--    entry, ...}
+-- with entries {offset, stamp, key or '', removed, payload}.
 local function read(keys, args)
   local found = plan(keys, args)
   if found[1] == 'adopt' then
@@ -101,7 +105,7 @@ local function read(keys, args)
     end
   elseif found[8] == 'keys' then
     if page[4] ~= '' or args[3] == 'keys' then page[5] = '0' end
-    -- Format 1 takes all values as one page.
+    -- Format 1 returns all values in one page.
     local whole = found[6] == found[2] and found or plan_read(it, {'1000000', '1000000000', 'keys', '', page[4] == '' and args[5] or '0'}, 0)
     page[6], page[7] = page[2], page[3]
     for i = 9, #whole, 2 do

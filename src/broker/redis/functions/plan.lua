@@ -1,12 +1,12 @@
--- Reading: says which elements answer a read, so that the reader fetches just these with a plain
--- command. Payloads never pass through here, nothing is written, and the work does not depend on how
--- much is stored or how large it is.
+-- Reading: returns which elements answer a read, and the reader then fetches them with a plain
+-- command. These functions read no payloads and write nothing. Their cost does not depend on the
+-- number or size of the stored messages.
 
--- How many messages that can't be read are passed over in search of one that can.
+-- How many unreadable messages to skip in search of a readable one.
 local MOST_SKIPPED = 64
 
--- Whether nothing can have been published, on a channel that had no messages at one microsecond,
--- until another: nothing that began meanwhile can have expired yet, and the data set was not lost.
+-- Whether a channel that was empty at `from` certainly received no messages until `to` (in
+-- microseconds): no messages from this time can have expired yet, and Redis has lost no data.
 local function was_empty_until(from, to)
   local life = redis.pcall('GET', LIFE)
   if type(life) ~= 'string' then return false end
@@ -14,7 +14,7 @@ local function was_empty_until(from, to)
   return since ~= nil and since <= from and to >= from and to - from < RETAIN * 1000000
 end
 
--- Whether the history went another way than what an instance has delivered.
+-- Whether the history has diverged from what an instance has delivered.
 local function diverged(it, first, tail, tail_stamp, offset, stamp)
   if offset > tail then return true end
   if stamp == 0 or offset < first then return false end
@@ -22,7 +22,8 @@ local function diverged(it, first, tail, tail_stamp, offset, stamp)
   return stored ~= nil and stored ~= stamp
 end
 
--- The last offset, from one on, up to which count and bytes allow a page; one message always fits.
+-- Returns the last offset of a page that starts at `from`, within the limits on count and bytes. A
+-- page has at least one message.
 local function last_of_page(it, tail, first, from, count, bytes, before, total)
   local last = math.min(tail, from + count - 1)
   local function size_through(offset)
@@ -43,7 +44,7 @@ local function last_of_page(it, tail, first, from, count, bytes, before, total)
   return low
 end
 
--- The next offset that can be read; the tail's next if none of the next few can.
+-- Returns the next readable offset; the offset after the tail if none of the next few is readable.
 local function next_readable(it, first, tail, tail_stamp, from)
   for offset = from, math.min(from + MOST_SKIPPED, tail) do
     if header_at(it, offset, first) and stamp_at(it, offset, first, tail, tail_stamp) then return offset end
@@ -51,7 +52,7 @@ local function next_readable(it, first, tail, tail_stamp, from)
   return tail + 1
 end
 
--- Adds to a plan: the list elements from an offset on.
+-- Adds the list elements from an offset on to a plan.
 local function plan_list(plan, it, first, tail, tail_stamp, from, count, bytes, total)
   if from > tail or count < 1 then return plan end
   local first_header, _, before = header_at(it, from, first)
@@ -59,7 +60,7 @@ local function plan_list(plan, it, first, tail, tail_stamp, from, count, bytes, 
   local last_header = last and header_at(it, last, first)
   local stamp = last_header and stamp_at(it, last, first, tail, tail_stamp)
   if not stamp then
-    -- Foreign elements: what precedes them comes by itself, and then they are skipped.
+    -- Foreign elements: first return the messages before them, and skip them in the next plan.
     last = next_readable(it, first, tail, tail_stamp, from)
     if last > from then
       if plan[4] == '' then plan[4] = 'history_trimmed' end
@@ -76,7 +77,7 @@ local function plan_list(plan, it, first, tail, tail_stamp, from, count, bytes, 
   return plan
 end
 
--- Adds to a plan: the keys that changed after an offset, oldest change first.
+-- Adds the keys that changed after an offset to a plan, oldest change first.
 local function plan_keys(plan, it, tail, after, count, bytes)
   local found = redis.call('ZRANGEBYSCORE', it.order, string.format('(%d', after), '+inf', 'WITHSCORES', 'LIMIT', 0, count)
   local size, through = 0, nil
@@ -95,13 +96,13 @@ local function plan_keys(plan, it, tail, after, count, bytes)
   return plan
 end
 
--- A plan without messages for one who has them all.
+-- Returns a plan without messages, for a reader that has them all.
 local function plan_nothing(epoch, tail, tail_stamp)
   local offset, stamp = string.format('%d', tail), string.format('%d', tail_stamp)
   return {epoch, offset, stamp, '', '0', offset, stamp, ''}
 end
 
--- A plan for a channel without messages.
+-- Returns a plan for a channel without messages.
 local function plan_empty(now, mode, their_epoch, offset)
   local epoch, reason = string.format('%.0f', now), ''
   if mode == 'after' or mode == 'delivered' then
@@ -110,8 +111,8 @@ local function plan_empty(now, mode, their_epoch, offset)
   return {epoch, '0', '0', reason, '0', '0', '0', ''}
 end
 
--- A plan for a channel of which something can't be read. Asked again it is the same, or readers would be told of one gap
--- after the other.
+-- Returns a plan for a channel with unreadable data. A repeated read gets the same plan, so that
+-- readers do not get one gap after another.
 local function plan_unreadable(it, now, mode, their_epoch, offset)
   local fine, epoch, tail, tail_stamp = pcall(head_of, it)
   if not (fine and epoch) then return plan_empty(now, mode, their_epoch, offset) end
@@ -157,7 +158,7 @@ local function plan_read(it, args, now)
     if at and at >= milliseconds - it.rule.age then
       plan_list(plan, it, first, tail, tail_stamp, from, count, bytes, total)
       if plan[4] == '' or not it.rule.keyed then return plan end
-      -- Instead of what can't be read, the values of the keys.
+      -- Return the values of the keys in place of unreadable messages.
       plan = plan_nothing(epoch, tail, tail_stamp)
     end
     reason = 'history_trimmed'
@@ -171,22 +172,25 @@ local function plan_read(it, args, now)
     plan[4], plan[5] = reason, string.format('%d', forgotten)
     return plan_keys(plan, it, tail, 0, count, bytes)
   end
-  -- Under another epoch stand messages that the instance may have delivered already: their stamps tell.
+  -- The instance may already have delivered some messages of the other epoch; their stamps show
+  -- which.
   local newer_than = reason == 'epoch_changed' and mode == 'delivered' and stamp or -1
   local from = oldest_kept(it, first, tail, tail_stamp, milliseconds, newer_than)
-  -- What can't be read is no reason to go back.
+  -- Unreadable messages are no reason to return earlier ones again.
   if reason == 'history_trimmed' and from <= offset then from = next_readable(it, first, tail, tail_stamp, offset + 1) end
   plan[4], plan[5] = reason, string.format('%d', from - 1)
   return plan_list(plan, it, first, tail, tail_stamp, from, count, bytes, total)
 end
 
 -- livebridge_plan 1 CHANNEL COUNT BYTES MODE [EPOCH OFFSET [STAMP]]
--- MODE: tail, oldest, last, after, delivered; keys, with an OFFSET of its own to go on after.
--- Returns {} where the channel keeps no history; {'adopt'} if an earlier format stored it; {'diverged'}
--- if the history went another way than what was delivered; else
---   {epoch, tail offset, tail stamp, gap reason or '', gap offset, through offset, through stamp, KIND, ...}
--- with KIND '' for no messages; 'list', first and last index, first and last header; or 'keys', then
--- offset and key of each, and the forgotten offset in place of the gap's.
+-- MODE is tail, oldest, last, after, delivered, or keys, where OFFSET is the one to continue after.
+-- Returns {} if the channel keeps no history; {'adopt'} if an earlier format stored it;
+-- {'diverged'} if the history has diverged from what the instance delivered; otherwise
+--   {epoch, tail offset, tail stamp, gap reason or '', gap offset, through offset, through stamp,
+--    KIND, ...}
+-- KIND is '' if there are no messages; 'list', followed by the first and last index and the first
+-- and last header; or 'keys', followed by offset and key of each. With 'keys', the gap offset is
+-- FORGOTTEN.
 local function plan(keys, args)
   local it, problem = channel_of(keys[1])
   if not it then return redis.error_reply(problem) end
@@ -197,13 +201,14 @@ local function plan(keys, args)
   if fine then return answer end
   local why = text_of(answer)
   if not (string.find(why, 'WRONGTYPE', 1, true) or string.find(why, 'UNREADABLE', 1, true)) then error(answer) end
-  -- What can't be read is as if it were not there; the next publish begins a new epoch.
+  -- Treat unreadable data as absent. The next publish starts a new epoch.
   return plan_unreadable(it, now, args[3], args[4], tonumber(args[5]))
 end
 
 -- livebridge_renew 1 CHANNEL EPOCH OFFSET STAMP
--- Begins a new epoch if the history went another way than what an instance has delivered: what
--- follows must not be taken for its continuation. Changes one field, so a full Redis allows it.
+-- Starts a new epoch if the history has diverged from what an instance has delivered, so that
+-- clients do not take later messages for its continuation. Changes one field, so a full Redis
+-- allows it.
 local function renew(keys, args)
   local it = channel_of(keys[1])
   if not it then return {} end
@@ -217,8 +222,8 @@ local function renew(keys, args)
 end
 
 -- livebridge_life 1 livebridge:life [renew]
--- Notes since when this data set has been whole: from now on, unless that is known; with `renew`
--- because something that was stored turned out to be gone.
+-- Records that this data set is complete from now on, unless a time is already recorded. With
+-- `renew`, replaces the time, because stored messages have been lost.
 local function life(keys, args)
   local now = string.format('%.0f', microseconds(redis.call('TIME')))
   if args[1] == 'renew' then redis.call('SET', LIFE, now) else redis.call('SET', LIFE, now, 'NX') end

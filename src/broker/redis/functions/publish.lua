@@ -1,24 +1,25 @@
 -- Publishing: one message, or many of a channel in one call.
 
 local MOST_ROWS = 1000
--- Messages larger than this are trimmed one by one; of smaller ones a few more may stay.
+-- A history of larger messages is trimmed exactly; one of smaller messages may exceed its limit by
+-- some elements.
 local SMALL, SLACK = 1024, 32
-local ID_REUSED = {err = 'LIVEBRIDGE_ID_REUSED the id stands for another message'}
+local ID_REUSED = {err = 'LIVEBRIDGE_ID_REUSED the id was used for another message'}
 local NOT_KEYED = {err = 'LIVEBRIDGE_NOT_KEYED the channel is not keyed; change its rule'}
 
 local function text_of(failure) return type(failure) == 'table' and failure.err or tostring(failure) end
 
--- Notes that messages were lost: positions from before the first message of a channel, which prove that nothing was
--- missed as long as nothing was lost, prove it from now on only.
+-- Records that messages were lost. From now on, a position from before the first message of a
+-- channel proves that nothing was missed only if it is newer than the loss.
 local function note_loss() redis.call('SET', LIFE, string.format('%.0f', microseconds(redis.call('TIME')))) end
 
--- Removes all that is stored of a channel: something in it can't be read.
+-- Removes all stored data of a channel, because some of it is unreadable.
 local function reset(it)
   redis.call('UNLINK', it.head, it.history, it.values, it.order, it.removed, it.base .. 'meta', it.base .. 'log', it.base .. 'keys')
   note_loss()
 end
 
--- Whether a stored message is another than a row; false if it is not kept any more.
+-- Whether a stored message differs from a row; false if the message is no longer stored.
 local function differs(it, row, offset, last)
   local first = last - messages_kept(it) + 1
   local header = offset >= first and offset <= last and header_at(it, offset, first)
@@ -28,8 +29,8 @@ local function differs(it, row, offset, last)
     or redis.call('LINDEX', it.history, 2 * (offset - first) + 1) ~= row.payload
 end
 
--- The answer to a message whose id is known: its offset, 'EPOCH:OFFSET' if that is another epoch's,
--- or an error.
+-- Returns the answer for a known id: its offset; 'EPOCH:OFFSET' if it has another epoch; or an
+-- error.
 local function remembered(it, row, epoch, last)
   local known = redis.pcall('GET', it.base .. 'id:' .. row.id)
   if type(known) ~= 'string' then return end
@@ -39,7 +40,7 @@ local function remembered(it, row, epoch, last)
   return differs(it, row, tonumber(offset), last) and ID_REUSED or tonumber(offset)
 end
 
--- Forgets the oldest removal; returns its offset and the bytes that it took.
+-- Forgets the oldest removal. Returns its offset and the freed bytes.
 local function forget_removal(it)
   local oldest = redis.call('ZPOPMIN', it.removed)
   local size = redis.call('HSTRLEN', it.values, oldest[1])
@@ -48,8 +49,8 @@ local function forget_removal(it)
   return tonumber(oldest[2]), #oldest[1] + size - VALUE_PREFIX
 end
 
--- Keeps the newest value of a key. Returns the new counts, or an error if that is beyond the rule's
--- bounds.
+-- Stores the newest value of a key. Returns the new counts, or nil and an error if they exceed the
+-- limits of the rule.
 local function set_value(it, row, offset, stamp, bytes, removed, forgotten)
   local rule, key = it.rule, row.key
   local old = redis.call('HSTRLEN', it.values, key)
@@ -80,14 +81,14 @@ local function set_value(it, row, offset, stamp, bytes, removed, forgotten)
   return bytes, removed, forgotten
 end
 
--- Announces the accepted rows and publishes their payloads, each as a message of its own. Several
--- share one position marker if all that listen for markers understand that; livebridge before
--- format 2 does not, and needs one for each.
+-- Publishes position markers and payloads of the accepted rows, each payload as a message of its
+-- own. Several payloads share one marker if all subscribers of markers support this. Before format
+-- 2, livebridge needs a marker for each payload.
 local function announce(it, rows, epoch, first, stamp)
   local count = #rows
   if count > 1 then
-    local heard = redis.pcall('PUBSUB', 'NUMSUB', it.note, it.run)
-    if not heard.err and heard[2] == heard[4] then
+    local subscribers = redis.pcall('PUBSUB', 'NUMSUB', it.note, it.run)
+    if not subscribers.err and subscribers[2] == subscribers[4] then
       local lines = {string.format('%s %d %d %d', epoch, first, stamp, count)}
       if it.rule.keyed then
         for i, row in ipairs(rows) do
@@ -107,8 +108,8 @@ local function announce(it, rows, epoch, first, stamp)
   end
 end
 
--- Sets the expiries anew, and drops what has aged, or all but the elements that were just appended if
--- foreign ones stand in the history: nobody could read it until it is trimmed.
+-- Renews the expiries, and drops expired messages. If the history has foreign elements, drops
+-- everything but the elements that were just appended, because the rest is unreadable.
 local function refresh(it, offset, stamp, length, appended)
   local rule = it.rule
   local first = offset - length / 2 + 1
@@ -121,8 +122,9 @@ local function refresh(it, offset, stamp, length, appended)
   end
 end
 
--- Ends an append: bounds the history and writes the head. The expiries are set with the first message
--- of each second, a second longer than asked: for each message they would be a quarter of the cost.
+-- Completes an append: trims the history and writes the head. Renews the expiries only with the
+-- first message of each second, and therefore sets them a second longer: doing so for each message
+-- would be a quarter of the cost.
 local function conclude(it, head, offset, stamp, stamp_before, length, appended, slack)
   if length % 2 == 1 or length > 2 * offset then error('UNREADABLE history') end
   local most = 2 * it.rule.messages
@@ -138,12 +140,12 @@ local function conclude(it, head, offset, stamp, stamp_before, length, appended,
   end
 end
 
--- Where a channel stands before its first message; takes over what an earlier format has stored.
+-- Returns the state of a channel before its first message. Converts data of an earlier format.
 local function begin(it, time)
   if redis.call('EXISTS', it.base .. 'meta') == 1 and adopt(it) then return head_of(it) end
   local epoch = string.format('%.0f', microseconds(time))
   if redis.call('UNLINK', it.history, it.values, it.order, it.removed) > 0 then
-    -- The head was there, and has gone before its time.
+    -- The head has disappeared before its expiry.
     note_loss()
   else
     redis.call('SET', LIFE, epoch, 'NX')
@@ -194,7 +196,7 @@ local function append(it, rows)
     answers[i + 1] = answer
   end
   if offset == last then return answers end
-  -- What would be trimmed at once is not stored at all.
+  -- Do not store messages that the limit would trim immediately.
   local beyond = offset - last - rule.messages
   if beyond > 0 then command = {'RPUSH', it.history, unpack(command, 3 + 2 * beyond)} end
   local length = redis.call(unpack(command))
@@ -208,18 +210,18 @@ local function append(it, rows)
   return answers
 end
 
--- Appends rows; a channel whose stored state can't be read begins a new epoch.
+-- Appends rows. If the stored state of the channel is unreadable, starts a new epoch.
 local function append_safely(it, rows)
   local fine, answers = pcall(append, it, rows)
   if fine then return answers end
   local why = text_of(answers)
   if not (string.find(why, 'WRONGTYPE', 1, true) or string.find(why, 'UNREADABLE', 1, true)) then error(answers) end
-  redis.log(redis.LOG_WARNING, 'livebridge: what is stored of the channel ' .. it.name .. ' is unreadable; it begins a new epoch')
+  redis.log(redis.LOG_WARNING, 'livebridge: the stored data of the channel ' .. it.name .. ' is unreadable; starting a new epoch')
   reset(it)
   return append(it, rows)
 end
 
--- Appends one message to a channel without keys: the same as append, in the fewest steps.
+-- Appends one message to a channel without keys, like append, but in as few steps as possible.
 local function append_plain(it, payload)
   local head = redis.pcall('GET', it.head)
   local epoch, last, stamp_before, bytes
@@ -241,15 +243,15 @@ local function append_plain(it, payload)
   return {epoch, offset}
 end
 
--- Why a row makes no sense, or nil.
+-- Returns why a row is not valid, or nil.
 local function row_problem(row)
-  if row.key and not is_key(row.key) then return invalid('a key has 1 to 255 bytes of UTF-8 without control characters') end
-  if row.id and not is_key(row.id) then return invalid('an id has 1 to 255 bytes of UTF-8 without control characters') end
-  if row.remove and not row.key then return invalid('remove needs the key that is to be removed') end
+  if row.key and not is_key(row.key) then return invalid('a key must have 1 to 255 bytes of UTF-8 without control characters') end
+  if row.id and not is_key(row.id) then return invalid('an id must have 1 to 255 bytes of UTF-8 without control characters') end
+  if row.remove and not row.key then return invalid('remove needs the key to remove') end
 end
 
 -- livebridge_publish 1 CHANNEL PAYLOAD [key KEY] [remove] [id ID]
--- Returns {EPOCH, OFFSET}, or {} where the channel keeps no history.
+-- Returns {EPOCH, OFFSET}, or {} if the channel keeps no history.
 local function publish(keys, args)
   local name, payload = keys[1], args[1]
   if not name or not payload then
@@ -286,7 +288,7 @@ end
 
 local COLUMNS = {payload = true, key = true, remove = true, id = true}
 
--- The rows of livebridge_publish_many; an error text if they make no sense.
+-- Returns the rows of livebridge_publish_many; nil and an error text if they are not valid.
 local function rows_of(it, args)
   local columns = {}
   for column in string.gmatch(args[1], '[^,]+') do
@@ -304,12 +306,12 @@ local function rows_of(it, args)
       local value = args[1 + r * width + c]
       if columns[c] == 'payload' or value ~= '' then row[columns[c]] = value end
     end
-    if row.remove and row.remove ~= '1' then return nil, invalid('remove is 1, or empty') end
+    if row.remove and row.remove ~= '1' then return nil, invalid('remove must be 1 or empty') end
     local problem = width > 1 and row_problem(row)
     if problem then return nil, problem end
     if row.key and not it.rule.keyed then
       if not it.rule.messages then return nil, NOT_KEYED.err end
-      -- The others of the call may be somebody else's.
+      -- The other rows may come from another client, so refuse only this one.
       row.refused = NOT_KEYED
     end
     rows[r + 1] = row
@@ -318,10 +320,11 @@ local function rows_of(it, args)
 end
 
 -- livebridge_publish_many 1 CHANNEL COLUMNS VALUE...
--- COLUMNS is 'payload', or names more, as 'payload,key,remove,id'; then the values follow, message
--- by message, an empty one for what a message lacks.
--- Returns {EPOCH, ANSWER, ...}: for each message its offset; 'EPOCH:OFFSET' if its id was known from
--- another epoch; or an error of its own, which leaves the others alone. {} without a history.
+-- COLUMNS is 'payload' or a longer list, such as 'payload,key,remove,id'. The values follow,
+-- message by message; an empty value means that the message lacks this column.
+-- Returns {EPOCH, ANSWER, ...} with one answer per message: its offset; 'EPOCH:OFFSET' if its id is
+-- known from another epoch; or an error, which does not affect the others. Returns {} without a
+-- history.
 local function publish_many(keys, args)
   local name = keys[1]
   if not name or not args[1] then

@@ -1,4 +1,4 @@
-//! What a read and a retry are answered, and whether they leave anything.
+//! Tests of the results of reads and retries, and of what they leave in the table.
 
 use super::*;
 
@@ -25,7 +25,7 @@ fn a_position_from_before_the_first_message_misses_nothing() {
     let mut world = World::new(1 << 20);
     let before = world.read("a", ReadFrom::Tail).tail;
     world.later(SECOND);
-    // As long as there is nothing the position stays what it is.
+    // As long as the channel has no messages, the position stays the same.
     for from in [ReadFrom::After(before.position), ReadFrom::AfterDelivered(before)] {
         assert_eq!(world.read("a", from), Page { gap: None, messages: Vec::new(), through: before, tail: before });
     }
@@ -37,7 +37,7 @@ fn a_position_from_before_the_first_message_misses_nothing() {
         assert_eq!((page.gap, offsets(&page)), (None, vec![1, 2]));
         assert_eq!(page.through.position, Position::new(first.epoch, 2));
     }
-    // What is gone is told all the same.
+    // A loss is still reported.
     world.later(301 * SECOND);
     let page = world.read("a", ReadFrom::After(before.position));
     assert_eq!(page.gap.map(|gap| gap.resumes_after), Some(Position::new(first.epoch, 2)));
@@ -74,7 +74,7 @@ fn a_position_is_not_taken_for_one_from_before_the_first_message() {
         if existing {
             world.publish("a", 1);
         }
-        // Of another process, of a time too long ago or yet to come, or not offset 0.
+        // From another process, too old, in the future, or not at offset 0.
         for epoch in [START - 1, START, now - RETAIN, now + SECOND] {
             let page = refused(&world, epoch, 0);
             assert_eq!(page.gap.map(|gap| gap.resumes_after), Some(Position::new(world.now, 0)));
@@ -94,7 +94,7 @@ fn two_lives_of_a_channel_never_share_an_epoch_and_the_first_is_not_mistaken_for
     let first = world.publish("b", 1);
     assert!(first.epoch >= before.epoch);
     world.channels.drop_channel(&name("b"));
-    // They came before the message that has gone with the channel, or at its beginning.
+    // Both positions are from before the message that was dropped with the channel.
     for position in [before, Position::new(first.epoch, 0)] {
         assert_eq!(reason(&world.read("b", ReadFrom::After(position))), Some(GapReason::EpochChanged));
     }
@@ -118,7 +118,7 @@ fn a_channel_ends_a_day_after_its_last_message() {
     world.later(1);
     assert_eq!(world.read("a", ReadFrom::Tail).tail.position, Position::new(world.now, 0));
     assert_eq!(world.publish("a", 1).offset, 1);
-    // Though its place in the order is that of its first message.
+    // Even though its entry in the order has the time of its first message.
     world.later(IDLE_STEP / 2);
     let last = world.publish("a", 1);
     world.later(RETAIN - 1);
@@ -137,7 +137,7 @@ fn age_and_count_bound_exactly_what_is_read() {
     }
     assert_eq!(offsets(&world.read("a", ReadFrom::Oldest)), [3, 4, 5]);
     world.later(7 * SECOND + 1000);
-    // No step was made meanwhile: they still take memory.
+    // Nothing has dropped the expired messages: they still use memory.
     assert_eq!(offsets(&world.read("a", ReadFrom::Oldest)), [4, 5]);
     assert_eq!(offsets(&world.read("a", ReadFrom::Last(3))), [4, 5]);
     let epoch = world.read("a", ReadFrom::Tail).tail.position.epoch;

@@ -1,4 +1,4 @@
-//! What is given back, what makes room for what, and what is refused.
+//! Tests of freeing memory, of making room for a message, and of refusals.
 
 use super::*;
 
@@ -9,7 +9,7 @@ fn what_expires_is_dropped_and_nothing_else_is_looked_at() {
         world.publish(&format!("c{number}"), 1);
         world.later(SECOND / 1000);
     }
-    // All but the last second's have aged; a step for each message and one for its channel.
+    // All but the messages of the last second have expired; one step for each message and channel.
     world.later(296 * SECOND);
     assert!(!world.channels.expire(world.now, 1));
     world.later(4 * SECOND);
@@ -145,7 +145,7 @@ fn a_channel_is_not_dropped_for_a_message_of_its_own() {
     let mut world = World::new(1 << 20);
     let keyed = |channel: &str, key: &str| Publication { key: Some(key.into()), ..publication(channel, 20_000) };
     world.send(keyed("sheet", "first")).expect("there is room");
-    // Keys alone fill the memory.
+    // Fills the memory with keys alone.
     for number in 0.. {
         world.channels.shorten_logs(0);
         if world.channels.bytes + 42_000 > 1 << 20 {
@@ -199,7 +199,7 @@ fn forty_thousand_ids_cost_each_publish_no_more_than_one() {
     let mut world = World::new(1 << 30);
     for number in 0..40_000 {
         assert!(matches!(world.send(with_id("a", 1, &number.to_string())), Ok(Published::New(_))));
-        // Nothing is due, so nothing but the message itself was touched.
+        // Nothing has expired, so publishing touched only the message itself.
         assert!(world.now < world.channels.next_expiry);
         world.later(1000);
     }
