@@ -8,22 +8,22 @@ use std::sync::{Arc, LazyLock};
 
 use futures::FutureExt;
 use libfuzzer_sys::fuzz_target;
-use livebridge::access::{Action, Asker, Grant};
+use livebridge::access::{Action, Credentials, Permissions};
 use livebridge::app::App;
 use livebridge::http::publish::parse_batch;
 use serde_json::Value;
 
 static APP: LazyLock<Arc<App>> = LazyLock::new(common::app);
 /// Everybody may do everything.
-static GRANT: LazyLock<Grant> = LazyLock::new(|| {
-    let identified = APP.access.identify(&Asker::default(), Action::Publish).now_or_never();
+static PERMISSIONS: LazyLock<Permissions> = LazyLock::new(|| {
+    let identified = APP.access.identify(&Credentials::default(), Action::Publish).now_or_never();
     identified.expect("nothing is waited for").expect("nobody is refused")
 });
 
 fuzz_target!(|body: &[u8]| {
     let lines: Vec<&[u8]> = body.split(|&byte| byte == b'\n').collect();
     let written: Vec<_> = lines.iter().filter(|line| !line.iter().all(u8::is_ascii_whitespace)).collect();
-    let batch = match parse_batch(&APP, &["other".parse().expect("a name")], &GRANT, body, Some("id")) {
+    let batch = match parse_batch(&APP, &["other".parse().expect("a name")], &PERMISSIONS, body, Some("id")) {
         Ok(batch) => batch,
         Err(error) => {
             let line = error.line.expect("a number");

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use hyper::header::{HeaderMap, HeaderValue};
 use libfuzzer_sys::fuzz_target;
-use livebridge::address::{TrustedProxies, parse_network};
+use livebridge::transport::address::{TrustedProxies, parse_network};
 use livebridge::http::forwarded::client_address;
 
 const PROXY: &str = "10.0.0.1";

@@ -15,8 +15,8 @@ use livebridge::access::origin::Origins;
 use livebridge::access::secret::Secret;
 use livebridge::access::token::Tokens;
 use livebridge::access::token_key::Key;
-use livebridge::access::{Access, Action, Grant};
-use livebridge::http::credentials::asker;
+use livebridge::access::{Access, Action, Permissions};
+use livebridge::http::credentials::credentials;
 use livebridge::rules::Rules;
 use serde_json::Value;
 
@@ -33,8 +33,8 @@ static ACCESS: LazyLock<Arc<Access>> = LazyLock::new(|| {
     Access::new(Vec::new(), Some(tokens), Origins::default(), Some("lb".into()), Arc::new(Rules::default()))
 });
 
-fn identify(headers: &HeaderMap) -> Option<Grant> {
-    ACCESS.identify(&asker(&ACCESS, headers), Action::Subscribe).now_or_never().expect("nothing is waited for").ok()
+fn identify(headers: &HeaderMap) -> Option<Permissions> {
+    ACCESS.identify(&credentials(&ACCESS, headers), Action::Subscribe).now_or_never().expect("nothing is waited for").ok()
 }
 
 fuzz_target!(|input: (Vec<(u8, Vec<u8>)>, Vec<u8>, Vec<u8>)| {

@@ -4,17 +4,18 @@ use std::sync::Arc;
 
 use livebridge::access::Access;
 use livebridge::access::origin::Origins;
-use livebridge::admission::{self, Admission, AddressLimits};
 use livebridge::app::{App, Limits, Rates};
+use livebridge::broker::Broker;
 use livebridge::broker::memory::MemoryBroker;
-use livebridge::budget::Budget;
 use livebridge::drain::Drain;
 use livebridge::hub::Hub;
-use livebridge::intake::Intake;
-use livebridge::log;
-use livebridge::metrics::Metrics;
+use livebridge::hub::dispatch::Dispatcher;
+use livebridge::hub::log::LogBounds;
+use livebridge::observability::log_throttle::LogThrottle;
+use livebridge::observability::metrics::Metrics;
 use livebridge::rules::Rules;
-use livebridge::sparing::Sparing;
+use livebridge::transport::admission::{AddressLimits, Admission, ConnectionLimits};
+use livebridge::transport::byte_budget::Budget;
 
 pub const MOST_CHANNELS: usize = 5;
 pub const MOST_MESSAGES: usize = 8;
@@ -32,23 +33,33 @@ pub fn app() -> Arc<App> {
     };
     let metrics = Arc::new(Metrics::new(1));
     let rules = Arc::new(Rules::default());
-    let broker = Arc::new(MemoryBroker::new(Arc::new(Intake::default()), rules.clone()));
-    let bounds = log::Bounds { entries: 16, bytes: 1024 };
-    let hub = Hub::new(broker, rules.clone(), bounds, 1 << 20, 1, Arc::default(), metrics.clone());
-    let nobody = || AddressLimits { connections: None, handshakes: None };
+    let dispatcher = Arc::new(Dispatcher::new(1 << 20, 1, metrics.clone()));
+    let broker: Arc<dyn Broker> = Arc::new(MemoryBroker::new(dispatcher.clone(), rules.clone()));
+    let outgoing = Budget::new(1 << 20);
+    let bounds = LogBounds { entries: 16, bytes: 1024 };
+    let hub = Hub::new(dispatcher, broker.clone(), rules.clone(), bounds, outgoing.clone());
+    let nobody = || AddressLimits {
+        connections: None,
+        handshakes: None,
+        published_messages: None,
+        published_bytes: None,
+        new_channels: None,
+    };
     let bounds =
-        admission::Bounds { connections: None, public: nobody(), near: nobody(), proxies: Default::default() };
+        ConnectionLimits { connections: None, public: nobody(), near: nobody(), proxies: Default::default() };
     let admission = Admission::new(bounds, 1024, 1, metrics.clone());
     Arc::new(App {
         instance: "fuzz".into(),
         default_channel: "live".parse().expect("a name"),
         limits,
+        broker,
         hub,
         metrics,
         admission,
         access: Access::new(Vec::new(), None, Origins::default(), None, rules),
         incoming: Budget::new(1 << 20),
-        failures: Sparing::default(),
+        outgoing,
+        failures: LogThrottle::default(),
         drain: Drain::default(),
     })
 }
