@@ -10,7 +10,7 @@ use libfuzzer_sys::fuzz_target;
 use livebridge::app::App;
 use livebridge::http::query::Query;
 use livebridge::message::Position;
-use livebridge::topic::Start;
+use livebridge::hub::topic::Start;
 
 static APP: LazyLock<Arc<App>> = LazyLock::new(common::app);
 

@@ -10,7 +10,7 @@ use livebridge::app::App;
 use livebridge::channel::{ChannelName, MAX_LENGTH};
 use livebridge::http::error::ApiError;
 use livebridge::http::query::{MOST_KEY_BYTES, Query};
-use livebridge::topic::Start;
+use livebridge::hub::topic::Start;
 
 static APP: LazyLock<Arc<App>> = LazyLock::new(common::app);
 
