@@ -1,6 +1,13 @@
-//! The table of channels of this instance. Opens and forgets channels in the broker, and reads
-//! missing messages from the broker's history; `dispatch.rs` appends the messages that arrive. The
-//! hub knows neither sockets nor encodings nor Redis.
+//! The channels of this instance. Opens and forgets channels in the broker, and reads missing
+//! messages from the broker's history. The hub knows neither sockets nor encodings nor Redis. In
+//! reading order:
+//!
+//! * [`dispatch`]: the sink for the events of the broker, which wait in its [`event_queue`]. It holds
+//!   the table of channels, and passes each message to the topic of its channel.
+//! * [`topic`]: one channel: its [`sequence`] checks the order, its [`log`] stores the messages.
+//! * [`wake_list`]: tells a shard which topics have new entries.
+//!
+//! Reads for subscribers: `history`, `shared_reads`, [`held_page`].
 
 pub mod dispatch;
 pub mod event_queue;

@@ -1,4 +1,5 @@
-//! `POST /publish`: publishes a message to one or several channels, or a batch of messages.
+//! `POST /publish`: validates requests that publish a message to one or several channels, or a
+//! batch of messages. `App::publish` hands the batch to the broker.
 
 use std::borrow::Cow;
 use std::pin::pin;

@@ -53,6 +53,18 @@ pub struct StartingPoint {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FellBehind;
 
+/// The result of an event.
+#[derive(Debug)]
+#[must_use]
+pub(crate) struct Change {
+    /// Whether to read the history.
+    pub(crate) next: Next,
+    /// How many messages without a position were dropped.
+    pub(crate) dropped: u64,
+    /// The shards to wake. Empty, without an allocation, if all have been notified before.
+    pub(crate) wake: Vec<usize>,
+}
+
 /// A channel with subscribers on this instance.
 pub struct Topic {
     /// The name of the channel.
@@ -364,16 +376,4 @@ impl State {
     fn needed(&self) -> u64 {
         self.served.iter().copied().min().unwrap_or(u64::MAX)
     }
-}
-
-/// The result of an event.
-#[derive(Debug)]
-#[must_use]
-pub(crate) struct Change {
-    /// Whether to read the history.
-    pub(crate) next: Next,
-    /// How many messages without a position were dropped.
-    pub(crate) dropped: u64,
-    /// The shards to wake. Empty, without an allocation, if all have been notified before.
-    pub(crate) wake: Vec<usize>,
 }

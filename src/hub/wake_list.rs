@@ -1,4 +1,5 @@
-//! Wakes a shard, with the list of topics that have new entries for it.
+//! Wakes a shard, which waits here in `Shard::fan_out`, with the list of topics that have new
+//! entries for it.
 
 use std::sync::{Arc, Mutex, PoisonError};
 

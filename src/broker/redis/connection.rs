@@ -38,7 +38,8 @@ pub(super) struct Connection {
     unflushed: bool,
     /// How much of the next reply has been parsed.
     measure: Measure,
-    /// See [`super::node::Node::generation`].
+    /// The generation of the node when this connection was opened. If it differs from
+    /// [`super::node::Node::generation`], do not reuse the connection.
     pub(super) generation: u64,
 }
 
@@ -198,16 +199,6 @@ impl Connection {
         }
         self.give_back();
         answer.unwrap_or(Err(ClientError::Closed))
-    }
-}
-
-impl<'a> Frame<'a> {
-    /// Returns the frame, or [`ClientError::Refused`] if it is an error.
-    pub(super) fn accepted(self) -> Result<Self, ClientError> {
-        match self {
-            Frame::Refused(why) => Err(ClientError::Refused(String::from_utf8_lossy(why).into_owned())),
-            accepted => Ok(accepted),
-        }
     }
 }
 

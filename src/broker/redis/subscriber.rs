@@ -1,6 +1,8 @@
 //! Supervises the connection that receives messages: reconnects forever, subscribes to the wanted
 //! channels, and trusts the connection only as long as a canary sent through Redis comes back on
-//! it.
+//! it. `Wanted` says which channels to subscribe to, `Subscriptions` keeps track of the `SUBSCRIBE`
+//! commands in flight, and `Node` opens the `Connection`. Events go to the sink, which is the
+//! `Dispatcher` of the hub (`server.rs` connects them).
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};

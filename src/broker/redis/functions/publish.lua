@@ -1,4 +1,5 @@
--- Publishing: one message, or many of a channel in one call.
+-- Publishing: one message, or many of a channel in one call. Read channel.lua first. Entry points:
+-- publish and publish_many, at the end.
 
 local MOST_ROWS = 1000
 -- A history of larger messages is trimmed exactly; one of smaller messages may exceed its limit by
@@ -221,7 +222,10 @@ local function append_safely(it, rows)
   return append(it, rows)
 end
 
--- Appends one message to a channel without keys, like append, but in as few steps as possible.
+-- Appends one message without an id to a channel without keys. The same as append, except that it
+--   parses the head itself, and leaves a missing or unreadable one to append_safely;
+--   has no loop, because there is one row, which is never refused, repeated or trimmed at once;
+--   uses the old head as the header of the message, and never asks for run markers.
 local function append_plain(it, payload)
   local head = redis.pcall('GET', it.head)
   local epoch, last, stamp_before, bytes
