@@ -1,4 +1,5 @@
-//! What all connections of a thread share: buffers, a clock, counts. Only that thread touches it, so nothing is locked.
+//! The state that all connections of a thread share: buffers, a clock, counters. Only that thread
+//! uses it, so nothing is locked.
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -12,26 +13,26 @@ use super::pace::Pace;
 use crate::app::App;
 use crate::transport::socket::Socket;
 
-/// The bytes that are read from a socket at once.
+/// The size of the read buffer, in bytes.
 const READ_BYTES: usize = 64 << 10;
 
-/// What a thread's connections share.
+/// The state that the connections of a thread share.
 pub struct Context {
-    /// What the whole instance shares.
+    /// The state that the whole instance shares.
     pub app: Arc<App>,
-    /// The turns of clients that catch up.
+    /// Limits the time for clients that catch up.
     pub pace: Pace,
     now: Cell<Seconds>,
     alive: Cell<usize>,
-    /// What is not in the metrics yet: counted here, where it costs no atomic operation.
+    /// Counters that are not in the metrics yet. Counting here needs no atomic operation.
     written: Cell<Written>,
-    /// For the batches of one connection, used in its turn.
+    /// Scratch batch for per-connection encoding, reused by all.
     pub(super) scratch: RefCell<EncodedBatch>,
-    /// What is read from a socket.
+    /// Read buffer, reused by all connections.
     pub(super) read_buffer: RefCell<Box<[u8]>>,
 }
 
-/// What sockets took.
+/// Counters of writes.
 #[derive(Clone, Copy, Default)]
 struct Written {
     messages: u64,
@@ -39,7 +40,7 @@ struct Written {
     bytes: u64,
 }
 
-/// A connection that exists, until this is dropped.
+/// Counts a connection as existing until dropped.
 pub struct Alive(Rc<Context>);
 
 impl Context {
@@ -55,7 +56,7 @@ impl Context {
         })
     }
 
-    /// The clock of the thread, which advances about once a second.
+    /// The time of the thread, which advances about once a second.
     pub fn now(&self) -> Seconds {
         self.now.get()
     }
@@ -64,7 +65,7 @@ impl Context {
         self.now.set(Seconds(self.now.get().0.saturating_add(seconds)));
     }
 
-    /// How long clients are waited for: for a page of history as long as others for a response.
+    /// Timeouts. For a page, the same as for reading an HTTP response.
     pub(super) fn times(&self) -> Times {
         let limits = &self.app.limits;
         Times {
@@ -73,18 +74,18 @@ impl Context {
         }
     }
 
-    /// Counts a connection for as long as it exists.
+    /// Counts a connection until the result is dropped.
     pub(super) fn count_alive(self: &Rc<Self>) -> Alive {
         self.alive.set(self.alive.get() + 1);
         Alive(self.clone())
     }
 
-    /// How many connections exist.
+    /// The number of existing connections.
     pub(super) fn alive(&self) -> usize {
         self.alive.get()
     }
 
-    /// Writes what the socket takes now, and counts it. Never waits.
+    /// Writes as many bytes as the socket takes now, and counts them. Never waits.
     pub(super) fn write(&self, socket: &Socket, bytes: &[u8]) -> io::Result<usize> {
         let taken = socket.try_write(bytes);
         let mut counted = self.written.get();
@@ -100,7 +101,7 @@ impl Context {
         self.written.set(counted);
     }
 
-    /// Hands what was counted to the metrics.
+    /// Adds the counters to the metrics.
     pub(super) fn publish_counts(&self) {
         let Written { messages, writes, bytes } = self.written.take();
         self.app.metrics.messages_out.inc_by(messages);

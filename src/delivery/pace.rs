@@ -1,19 +1,19 @@
-//! How much of a thread's time goes to clients that catch up. Writing them a page of history costs a
-//! hundred times as much as a delivery, and ten thousand of them may come at once. Each writes one
-//! batch in a turn, and the thread grants a few turns each time that it has looked for new messages,
-//! connections and requests.
+//! Limits the time that a thread spends on clients that catch up. Writing a page of history costs a
+//! hundred times as much as a delivery, and ten thousand such clients may connect at once. A client
+//! writes one batch per permit. The thread adds a few permits each time that it has polled its
+//! other tasks.
 
 use std::cell::Cell;
 
 use tokio::sync::{Notify, Semaphore};
 
-/// How many turns are granted at once. With 64 KiB in each they take about half a millisecond.
+/// The number of permits added at once. With 64 KiB each, they take about half a millisecond.
 const TURNS: usize = 4;
 
-/// The turns of the clients of a thread that catch up, in the order in which they asked.
+/// Permits for the clients of a thread that catch up, in the order of their requests.
 pub struct Pace {
     turns: Semaphore,
-    /// How many turns were used since they were last granted.
+    /// The number of permits used since the last grant.
     used: Cell<usize>,
     changed: Notify,
 }
@@ -23,9 +23,9 @@ impl Pace {
         Self { turns: Semaphore::new(TURNS), used: Cell::new(0), changed: Notify::new() }
     }
 
-    /// Waits for a turn, which the caller uses at once.
+    /// Waits for a permit, which the caller uses immediately.
     pub(super) async fn turn(&self) {
-        // Closed never.
+        // The semaphore is never closed.
         if let Ok(turn) = self.turns.acquire().await {
             turn.forget();
         }
@@ -33,7 +33,7 @@ impl Pace {
         self.changed.notify_one();
     }
 
-    /// Grants turns, for as long as the thread lives. To be polled between the rounds of the thread's tasks.
+    /// Adds permits as long as the thread runs. Poll it once per round of the tasks of the thread.
     pub async fn grant(&self) {
         loop {
             self.changed.notified().await;
@@ -59,7 +59,7 @@ mod tests {
         let mut second = Box::pin(pace.turn());
         assert!(first.as_mut().now_or_never().is_none() && second.as_mut().now_or_never().is_none());
         assert!(grant.as_mut().now_or_never().is_none());
-        // One that has gone meanwhile takes no turn from others.
+        // A dropped waiter uses no permit.
         drop(second);
         assert!(first.now_or_never().is_some());
         assert!((1..TURNS).all(|_| pace.turn().now_or_never().is_some()) && pace.turn().now_or_never().is_none());

@@ -1,6 +1,6 @@
 //! The event sink of the broker. Queues events and processes them in order, on the hub's task or on
-//! the thread that published. Appends messages to the logs of the topics and wakes the shards. It
-//! does not know the broker: the hub's task reads the history.
+//! the thread that published (memory broker only). Appends messages to the logs of the topics and
+//! wakes the shards. It does not know the broker: the hub's task reads the history.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -149,7 +149,7 @@ impl Dispatcher {
         self.process_events(&mut pending) != Progress::Blocked && self.queue.len() == 0
     }
 
-    /// Processes the events that the last call left, or otherwise those queued since.
+    /// Continues with events left from the last call. If there are none, takes the queued ones.
     fn process_events(&self, pending: &mut Pending) -> Progress {
         if pending.events.is_empty() {
             let Some(Taken { dropped, since }) = self.queue.take(&mut pending.events) else { return Progress::Idle };

@@ -99,8 +99,7 @@ impl Sequencer {
                     self.deliver(message, out);
                     Next::Continue
                 }
-                // On a connection without losses, even a duplicate shows that the history has
-                // diverged.
+                // Redis sends each message once, so a repeated offset means another history.
                 Relation::Repeats | Relation::Ahead => self.begin_check(vec![message], None),
             },
         }
@@ -127,12 +126,10 @@ impl Sequencer {
         let mut held = held.into_iter();
         while let Some(message) = held.next() {
             match self.relation(&message) {
-                // While earlier messages are missing, not even the first message of a new epoch is
-                // the next one.
+                // If messages are missing, do not accept offset 1 of a new epoch yet.
                 Relation::Follows if !(incomplete && self.is_foreign(&message)) => self.deliver(message, out),
                 Relation::Repeats => {}
-                // This epoch caused the read, and the history does not have it: it has already
-                // ended.
+                // The page has no such epoch, so that epoch is over: drop the message.
                 Relation::Ahead if self.is_foreign(&message) && foreign == epoch(&message) => {}
                 Relation::Follows | Relation::Ahead => {
                     let foreign = if self.is_foreign(&message) { epoch(&message) } else { None };
@@ -156,9 +153,8 @@ impl Sequencer {
                 _ => Relation::Ahead,
             }
         } else if position.epoch > delivered.epoch && position.offset == 1 && self.nothing_ends_with_it(delivered) {
-            // The first message of a new epoch, right after the delivered ones, on a connection
-            // without losses: the old epoch has ended, and subscribers have received all of it. But
-            // the values of a keyed channel are lost with it, which must be reported.
+            // No message was lost, so offset 1 starts the next epoch. On a keyed channel the old
+            // values are gone, so report a gap.
             Relation::Follows
         } else if position.epoch < delivered.epoch {
             Relation::Repeats

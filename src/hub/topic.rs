@@ -75,8 +75,7 @@ pub struct Topic {
     pub id: u64,
     state: Mutex<State>,
     ready: Notify,
-    /// Per shard: when the first message arrived that the shard has been notified of but has not
-    /// read; 0 if there is none.
+    /// Per shard: arrival time of its oldest unread message; 0 if it has read everything.
     marks: Box<[AtomicU64]>,
     /// The size of the logs of all topics, in bytes; each topic adds its own.
     total: Arc<AtomicUsize>,
@@ -354,8 +353,8 @@ impl Topic {
         self.total.fetch_add(after.wrapping_sub(before), Ordering::Relaxed);
     }
 
-    /// Called before a shard reads: entries appended from now on wake it again. Returns when the
-    /// message arrived for which the shard was woken.
+    /// Called before a shard reads: entries appended from now on wake it again. Returns the arrival
+    /// time of the message that woke the shard.
     pub fn unmark(&self, shard: usize) -> Option<Moment> {
         Moment::from_bits(self.marks[shard].swap(0, Ordering::AcqRel))
     }

@@ -11,8 +11,8 @@
 --                                   REMOVED        number of remembered removals
 --                                   FORGOTTEN      removals up to this offset are forgotten
 --   livebridge:{CHANNEL}:history  list with two elements per message: a header and the payload. The
---                                 header is the head before the message, EPOCH OFFSET STAMP BYTES,
---                                 for a message with a key followed by REMOVED KEY.
+--                                 header is a copy of `head`, EPOCH OFFSET STAMP BYTES, as it was
+--                                 before this message; then REMOVED KEY, if the message has a key.
 --   livebridge:{CHANNEL}:values   hash: key -> offset (16 digits), stamp (13), removed (1), payload
 --   livebridge:{CHANNEL}:order    sorted set: key, by the offset of its last change
 --   livebridge:{CHANNEL}:removed  sorted set: removed key, by the offset of its removal

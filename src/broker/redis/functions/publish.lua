@@ -10,8 +10,8 @@ local NOT_KEYED = {err = 'LIVEBRIDGE_NOT_KEYED the channel is not keyed; change 
 
 local function text_of(failure) return type(failure) == 'table' and failure.err or tostring(failure) end
 
--- Records that messages were lost. From now on, a position from before the first message of a
--- channel proves that nothing was missed only if it is newer than the loss.
+-- Records that messages were lost. After this, offset 0 is trusted only if its epoch is later than
+-- the loss.
 local function note_loss() redis.call('SET', LIFE, string.format('%.0f', microseconds(redis.call('TIME')))) end
 
 -- Removes all stored data of a channel, because some of it is unreadable.
@@ -123,9 +123,8 @@ local function refresh(it, offset, stamp, length, appended)
   end
 end
 
--- Completes an append: trims the history and writes the head. Renews the expiries only with the
--- first message of each second, and therefore sets them a second longer: doing so for each message
--- would be a quarter of the cost.
+-- Completes an append: trims the history and writes the head. Renewing the expiries on every
+-- message would cost 25 %. So renew once per second, with a TTL one second longer.
 local function conclude(it, head, offset, stamp, stamp_before, length, appended, slack)
   if length % 2 == 1 or length > 2 * offset then error('UNREADABLE history') end
   local most = 2 * it.rule.messages
