@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::dialect::Personal;
+use super::dialect::SubscriberData;
 use super::encoding::Encoding;
 use crate::broker::Page;
 use crate::channel::ChannelName;
@@ -41,19 +41,19 @@ pub struct EncodedBatch {
     last_positioned: Option<usize>,
     close: Option<Close>,
     /// The last partly written frame: its index and bytes. Subscribers share them.
-    cut: RefCell<Option<(usize, Bytes)>>,
+    partial_frame: RefCell<Option<(usize, Bytes)>>,
     /// The budget for partly written frames.
     outgoing: Arc<Budget>,
     /// Incremented by each `fill`.
     generation: u64,
     /// The inputs of the frames, if they differ per subscriber.
-    personal: PersonalKey,
+    per_subscriber: PerSubscriberInputs,
 }
 
 /// The inputs of the frames of a per-subscriber encoding. Subscribers with the same inputs share
 /// the frames.
 #[derive(Default)]
-struct PersonalKey {
+struct PerSubscriberInputs {
     /// Generation and first entry of the shared batch; (0, 0) for none.
     shared: (u64, u64),
     /// The positions of the subscriber in its channels before the first entry.
@@ -65,7 +65,7 @@ struct PersonalKey {
 }
 
 /// The progress of a subscriber in a batch after a write.
-pub(super) struct Written {
+pub(super) struct BatchProgress {
     /// The sequence number of the next entry. A partly written entry counts as written.
     pub(super) next: u64,
     /// The position of the subscriber after the write.
@@ -83,13 +83,13 @@ impl EncodedBatch {
     }
 
     /// Encodes the log from `cursor` on, for all subscribers of an encoding. For a per-subscriber
-    /// encoding, stores only the entries; `encode_personal` writes the frames. Returns whether
+    /// encoding, stores only the entries; `encode_per_subscriber` writes the frames. Returns whether
     /// there are entries or a close.
     pub fn fill(&mut self, topic: &Topic, cursor: u64, encoding: &Encoding) -> bool {
         self.generation += 1;
         let read = self.read_log(topic, cursor, SHARED_BYTES);
         debug_assert!(read.is_ok(), "the log keeps what a shard has not reported as served");
-        if encoding.is_personal() {
+        if encoding.is_per_subscriber() {
             self.ends.resize(self.entries.len(), 0);
         } else {
             self.encode(|entry, bytes| {
@@ -103,7 +103,7 @@ impl EncodedBatch {
     /// per-subscriber encoding. Does nothing if the last call had the same arguments, as
     /// subscribers of the same channels usually have the same positions. `positions` are the
     /// subscriber's positions in its channels; `positions[index]` is the batch's channel.
-    pub(super) fn encode_personal(
+    pub(super) fn encode_per_subscriber(
         &mut self,
         shared: &Self,
         cursor: u64,
@@ -112,27 +112,27 @@ impl EncodedBatch {
     ) {
         let key = (shared.generation, cursor);
         // Compare while collecting, because most positions are the same.
-        let mut known = self.personal.shared == key && self.personal.index == index;
+        let mut known = self.per_subscriber.shared == key && self.per_subscriber.index == index;
         let mut count = 0;
         for position in positions {
-            known &= self.personal.before.get(count) == Some(&position);
+            known &= self.per_subscriber.before.get(count) == Some(&position);
             if !known {
-                self.personal.before.truncate(count);
-                self.personal.before.push(position);
+                self.per_subscriber.before.truncate(count);
+                self.per_subscriber.before.push(position);
             }
             count += 1;
         }
-        if known && count == self.personal.before.len() {
+        if known && count == self.per_subscriber.before.len() {
             return;
         }
         self.clear();
         self.first = cursor;
         self.entries.extend_from_slice(&shared.entries[(cursor - shared.first) as usize..]);
-        let mut personal = std::mem::take(&mut self.personal);
-        personal.before.truncate(count);
-        personal.positions.clone_from(&personal.before);
-        self.encode_own(channel, encoding, (&mut personal.positions, index));
-        self.personal = PersonalKey { shared: key, index, ..personal };
+        let mut inputs = std::mem::take(&mut self.per_subscriber);
+        inputs.before.truncate(count);
+        inputs.positions.clone_from(&inputs.before);
+        self.encode_own(channel, encoding, (&mut inputs.positions, index));
+        self.per_subscriber = PerSubscriberInputs { shared: key, index, ..inputs };
     }
 
     /// Reads the log from `cursor` on, for one subscriber.
@@ -165,11 +165,11 @@ impl EncodedBatch {
     ) {
         self.encode(|entry, bytes| {
             let mut writer = encoding.writer(bytes);
-            if !encoding.is_personal() {
+            if !encoding.is_per_subscriber() {
                 return encoding.dialect.write_entry(channel, entry, &mut writer);
             }
             positions[index] = entry.position().or(positions[index]);
-            encoding.dialect.write_personal_entry(channel, entry, &Personal { positions }, &mut writer)
+            encoding.dialect.write_subscriber_entry(channel, entry, &SubscriberData { positions }, &mut writer)
         });
     }
 
@@ -212,7 +212,7 @@ impl EncodedBatch {
 
     /// The sequence number at which the next batch starts. Skips the entry that closes subscribers,
     /// if there is one; it has no frame.
-    pub fn next(&self) -> u64 {
+    pub fn resume_at(&self) -> u64 {
         self.end() + u64::from(self.close.is_some())
     }
 
@@ -237,14 +237,14 @@ impl EncodedBatch {
     }
 
     /// Progress of a subscriber that started at `sequence` and wrote `length` bytes.
-    pub(super) fn written(&self, sequence: u64, length: usize) -> Written {
+    pub(super) fn written(&self, sequence: u64, length: usize) -> BatchProgress {
         let byte = self.offset(sequence) + length;
         let whole = self.ends.partition_point(|&end| end <= byte);
         let begins = whole.checked_sub(1).map_or(0, |last| self.ends[last]);
-        let cut = self.ends.get(whole).filter(|_| byte > begins);
-        let given = if cut.is_some() { whole + 1 } else { whole };
-        let (rest, exceeds) = cut.map_or((Bytes::new(), false), |&end| self.rest(whole, begins..end, byte));
-        Written {
+        let partial = self.ends.get(whole).filter(|_| byte > begins);
+        let given = if partial.is_some() { whole + 1 } else { whole };
+        let (rest, exceeds) = partial.map_or((Bytes::new(), false), |&end| self.rest(whole, begins..end, byte));
+        BatchProgress {
             next: self.first + given as u64,
             position: self.last_position((sequence - self.first) as usize..given),
             rest,
@@ -258,10 +258,10 @@ impl EncodedBatch {
         if frame.end - byte <= FREE_REST {
             return (Bytes::copy_from_slice(&self.bytes[byte..frame.end]), false);
         }
-        let mut cut = self.cut.borrow_mut();
-        let known = cut.as_ref().filter(|(known, _)| *known == index).map(|(_, bytes)| (bytes.clone(), true));
+        let mut partial = self.partial_frame.borrow_mut();
+        let known = partial.as_ref().filter(|(known, _)| *known == index).map(|(_, bytes)| (bytes.clone(), true));
         let (bytes, fits) = known.unwrap_or_else(|| hold_anyway(self.bytes[frame.clone()].to_vec(), &self.outgoing));
-        *cut = Some((index, bytes.clone()));
+        *partial = Some((index, bytes.clone()));
         (bytes.slice(byte - frame.start..), !fits)
     }
 
@@ -289,8 +289,8 @@ impl EncodedBatch {
         self.ends.clear();
         self.bytes.clear();
         self.close = None;
-        self.cut.take();
-        self.personal.shared = (0, 0);
+        self.partial_frame.take();
+        self.per_subscriber.shared = (0, 0);
         if self.bytes.capacity() > 4 * SHARED_BYTES {
             self.bytes = Vec::new();
         }
@@ -312,7 +312,7 @@ mod tests {
     use crate::message::Message;
 
     #[test]
-    fn personal_frames_are_encoded_once_for_those_who_hold_the_same_positions() {
+    fn frames_per_subscriber_are_encoded_once_for_equal_positions() {
         let channel: ChannelName = "b".parse().expect("valid");
         let message = |offset| {
             let position = Some(Position::new(7, offset));
@@ -328,7 +328,7 @@ mod tests {
         let mut scratch = EncodedBatch::default();
         let mut encode = |shared: &EncodedBatch, cursor, positions: &[Option<Position>], index| {
             let of = (&channel, &BARE_MULTI_CHANNEL_EVENTS);
-            scratch.encode_personal(shared, cursor, of, (positions.iter().copied(), index));
+            scratch.encode_per_subscriber(shared, cursor, of, (positions.iter().copied(), index));
             let text = String::from_utf8(scratch.bytes.clone()).expect("UTF-8");
             // Marks the buffer to detect reuse.
             scratch.bytes[0] = b'!';
@@ -357,7 +357,7 @@ mod tests {
         // `clear` forgets the cached frames.
         scratch.clear();
         let of = (&channel, &BARE_MULTI_CHANNEL_EVENTS);
-        scratch.encode_personal(&next, 6, of, ([none, none].into_iter(), 0));
+        scratch.encode_per_subscriber(&next, 6, of, ([none, none].into_iter(), 0));
         assert!(scratch.bytes.starts_with(b"id: 7:3,\n"));
     }
 }

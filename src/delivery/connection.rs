@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::task::{Context as TaskContext, Waker};
 
 use super::batch::EncodedBatch;
-use super::context::{Alive, Context};
+use super::context::{ConnectionCount, Context};
 use super::encoding::Encoding;
 use super::framing::{FrameWriter, Transport};
 use super::keepalive::{Due, Keepalive};
@@ -20,7 +20,7 @@ use crate::transport::admission::Admitted;
 use crate::transport::socket::Socket;
 
 /// Stop reading from a client while its outbox has this many bytes.
-const MOST_POSTED: usize = 16 << 10;
+const OUTBOX_LIMIT: usize = 16 << 10;
 
 /// The connection of a client, shared between its own task and the fan-out of its thread.
 pub struct Connection {
@@ -32,7 +32,7 @@ pub struct Connection {
     woken: Cell<bool>,
     /// The connection is abandoned: the task ends without waiting.
     dead: Cell<bool>,
-    alive: Alive,
+    alive: ConnectionCount,
     /// The index in the shard's slab.
     pub(super) key: usize,
     admitted: Admitted,
@@ -115,7 +115,7 @@ impl Connection {
     }
 
     /// Writes pending bytes, for the task. Later changes wake the task again.
-    pub(super) fn take_turn(&self) -> Waits {
+    pub(super) fn write_due(&self) -> Waits {
         self.woken.set(false);
         self.pump()
     }
@@ -132,20 +132,20 @@ impl Connection {
     }
 
     /// Adds notices for the client to the outbox.
-    pub(super) fn notify(&self, write: impl FnOnce(&'static Encoding, &mut FrameWriter<'_>)) {
-        self.session.borrow_mut().notify(write);
+    pub(super) fn queue_notice(&self, write: impl FnOnce(&'static Encoding, &mut FrameWriter<'_>)) {
+        self.session.borrow_mut().queue_notice(write);
         self.wake();
     }
 
     /// Adds control bytes to the outbox.
-    pub(super) fn post(&self, write: impl FnOnce(&mut Vec<u8>)) {
-        self.session.borrow_mut().post(write);
+    pub(super) fn queue_control(&self, write: impl FnOnce(&mut Vec<u8>)) {
+        self.session.borrow_mut().queue_control(write);
         self.wake();
     }
 
     /// Whether the outbox is full, so the client is not read now.
     pub(super) fn must_read_first(&self) -> bool {
-        self.session.borrow().posted() >= MOST_POSTED
+        self.session.borrow().outbox_bytes() >= OUTBOX_LIMIT
     }
 
     /// Closes the connection after the partly written frame.
@@ -158,7 +158,7 @@ impl Connection {
     /// because the fan-out may not have reached this connection.
     pub(super) fn finish(&self, close: Close) {
         if self.session.borrow().ending().is_none() {
-            while self.pump() == Waits::Turn {}
+            while self.pump() == Waits::Permit {}
             self.close(close);
         }
     }
@@ -197,7 +197,7 @@ impl Connection {
         match self.keepalive.check(now, ending, self.context().times(), || self.session.borrow().reads_page()) {
             Due::Nothing => {}
             Due::Ping if self.must_read_first() => {}
-            Due::Ping => self.notify(|encoding, out| encoding.dialect.write_keepalive(out)),
+            Due::Ping => self.queue_notice(|encoding, out| encoding.dialect.write_keepalive(out)),
             Due::Gone => {
                 self.session.borrow_mut().end(Close::new(Code::Gone, ""));
                 self.give_up();

@@ -25,7 +25,7 @@ pub struct Context {
     now: Cell<Seconds>,
     alive: Cell<usize>,
     /// Counters that are not in the metrics yet. Counting here needs no atomic operation.
-    written: Cell<Written>,
+    written: Cell<WriteCounts>,
     /// Scratch batch for per-connection encoding, reused by all.
     pub(super) scratch: RefCell<EncodedBatch>,
     /// Read buffer, reused by all connections.
@@ -34,14 +34,14 @@ pub struct Context {
 
 /// Counters of writes.
 #[derive(Clone, Copy, Default)]
-struct Written {
+struct WriteCounts {
     messages: u64,
     writes: u64,
     bytes: u64,
 }
 
 /// Counts a connection as existing until dropped.
-pub struct Alive(Rc<Context>);
+pub struct ConnectionCount(Rc<Context>);
 
 impl Context {
     pub(super) fn new(app: Arc<App>) -> Rc<Self> {
@@ -75,9 +75,9 @@ impl Context {
     }
 
     /// Counts a connection until the result is dropped.
-    pub(super) fn count_alive(self: &Rc<Self>) -> Alive {
+    pub(super) fn count_alive(self: &Rc<Self>) -> ConnectionCount {
         self.alive.set(self.alive.get() + 1);
-        Alive(self.clone())
+        ConnectionCount(self.clone())
     }
 
     /// The number of existing connections.
@@ -102,21 +102,21 @@ impl Context {
     }
 
     /// Adds the counters to the metrics.
-    pub(super) fn publish_counts(&self) {
-        let Written { messages, writes, bytes } = self.written.take();
+    pub(super) fn flush_counts(&self) {
+        let WriteCounts { messages, writes, bytes } = self.written.take();
         self.app.metrics.messages_out.inc_by(messages);
         self.app.metrics.writes.inc_by(writes);
         self.app.metrics.bytes_out.inc_by(bytes);
     }
 }
 
-impl Alive {
+impl ConnectionCount {
     pub(super) fn context(&self) -> &Rc<Context> {
         &self.0
     }
 }
 
-impl Drop for Alive {
+impl Drop for ConnectionCount {
     fn drop(&mut self) {
         self.0.alive.set(self.0.alive.get() - 1);
     }

@@ -3,7 +3,7 @@
 //! nor sockets, logs or Redis. To add one, add a file here and a line in `encoding.rs`.
 //!
 //! A dialect has no state: subscribers share the messages that it writes. Data of one subscriber
-//! comes as [`Personal`].
+//! comes as [`SubscriberData`].
 
 pub mod events;
 pub mod json;
@@ -31,7 +31,7 @@ pub struct SubscriptionStart<'a> {
 
 /// Data of one subscriber for its frames.
 #[derive(Clone, Copy, Debug)]
-pub struct Personal<'a> {
+pub struct SubscriberData<'a> {
     /// The positions of the client in its channels after the entry.
     pub positions: &'a [Option<Position>],
 }
@@ -52,8 +52,8 @@ pub struct Command {
 /// A message format for both directions.
 pub trait Dialect: Sync {
     /// Whether frames differ per subscriber. Entries are then written by
-    /// [`Dialect::write_personal_entry`].
-    fn is_personal(&self) -> bool {
+    /// [`Dialect::write_subscriber_entry`].
+    fn is_per_subscriber(&self) -> bool {
         false
     }
 
@@ -73,11 +73,11 @@ pub trait Dialect: Sync {
     ///
     /// # Errors
     /// As [`Dialect::write_entry`].
-    fn write_personal_entry(
+    fn write_subscriber_entry(
         &self,
         channel: &ChannelName,
         entry: &Entry,
-        _: &Personal<'_>,
+        _: &SubscriberData<'_>,
         out: &mut FrameWriter<'_>,
     ) -> Result<(), Close> {
         self.write_entry(channel, entry, out)

@@ -42,8 +42,8 @@ impl Encoding {
     }
 
     /// Whether frames differ per subscriber, so that they cannot be shared by all.
-    pub fn is_personal(&self) -> bool {
-        self.dialect.is_personal()
+    pub fn is_per_subscriber(&self) -> bool {
+        self.dialect.is_per_subscriber()
     }
 
     /// Whether both are the same encoding.

@@ -8,11 +8,11 @@ use std::cell::Cell;
 use tokio::sync::{Notify, Semaphore};
 
 /// The number of permits added at once. With 64 KiB each, they take about half a millisecond.
-const TURNS: usize = 4;
+const PERMITS: usize = 4;
 
 /// Permits for the clients of a thread that catch up, in the order of their requests.
 pub struct Pace {
-    turns: Semaphore,
+    permits: Semaphore,
     /// The number of permits used since the last grant.
     used: Cell<usize>,
     changed: Notify,
@@ -20,14 +20,14 @@ pub struct Pace {
 
 impl Pace {
     pub(super) fn new() -> Self {
-        Self { turns: Semaphore::new(TURNS), used: Cell::new(0), changed: Notify::new() }
+        Self { permits: Semaphore::new(PERMITS), used: Cell::new(0), changed: Notify::new() }
     }
 
     /// Waits for a permit, which the caller uses immediately.
-    pub(super) async fn turn(&self) {
+    pub(super) async fn acquire(&self) {
         // The semaphore is never closed.
-        if let Ok(turn) = self.turns.acquire().await {
-            turn.forget();
+        if let Ok(permit) = self.permits.acquire().await {
+            permit.forget();
         }
         self.used.set(self.used.get() + 1);
         self.changed.notify_one();
@@ -37,7 +37,7 @@ impl Pace {
     pub async fn grant(&self) {
         loop {
             self.changed.notified().await;
-            self.turns.add_permits(self.used.take());
+            self.permits.add_permits(self.used.take());
         }
     }
 }
@@ -51,19 +51,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_more_than_a_few_turns_are_used_before_others_run() {
+    fn only_a_few_permits_are_used_before_other_tasks_run() {
         let pace = Pace::new();
         let mut grant = pin!(pace.grant());
-        assert!((0..TURNS).all(|_| pace.turn().now_or_never().is_some()));
-        let mut first = pin!(pace.turn());
-        let mut second = Box::pin(pace.turn());
+        assert!((0..PERMITS).all(|_| pace.acquire().now_or_never().is_some()));
+        let mut first = pin!(pace.acquire());
+        let mut second = Box::pin(pace.acquire());
         assert!(first.as_mut().now_or_never().is_none() && second.as_mut().now_or_never().is_none());
         assert!(grant.as_mut().now_or_never().is_none());
         // A dropped waiter uses no permit.
         drop(second);
         assert!(first.now_or_never().is_some());
-        assert!((1..TURNS).all(|_| pace.turn().now_or_never().is_some()) && pace.turn().now_or_never().is_none());
+        assert!(
+            (1..PERMITS).all(|_| pace.acquire().now_or_never().is_some()) && pace.acquire().now_or_never().is_none()
+        );
         assert!(grant.now_or_never().is_none());
-        assert!((0..TURNS).all(|_| pace.turn().now_or_never().is_some()) && pace.turn().now_or_never().is_none());
+        assert!(
+            (0..PERMITS).all(|_| pace.acquire().now_or_never().is_some()) && pace.acquire().now_or_never().is_none()
+        );
     }
 }

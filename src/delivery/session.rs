@@ -35,8 +35,8 @@ pub type SubscriptionKey = usize;
 pub enum Waits {
     /// New messages.
     News,
-    /// Its next turn: it has written enough for now.
-    Turn,
+    /// A permit of [`super::pace`]: it has written enough for now.
+    Permit,
     /// The socket is full.
     Room,
     /// A read of the history for a subscription.
@@ -57,7 +57,7 @@ pub struct Session {
     outbox: Vec<u8>,
     blocked: bool,
     /// The subscription that catches up next.
-    turn: SubscriptionKey,
+    next_to_catch_up: SubscriptionKey,
     /// Messages written since the last [`Session::take_delivered`].
     delivered: u32,
     ending: Option<Box<Close>>,
@@ -73,7 +73,7 @@ impl Session {
             rest: Bytes::new(),
             outbox: head,
             blocked: false,
-            turn: 0,
+            next_to_catch_up: 0,
             delivered: 0,
             ending: None,
         }
@@ -133,20 +133,20 @@ impl Session {
     }
 
     /// Adds control bytes to the outbox.
-    pub fn post(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
+    pub fn queue_control(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
         if self.ending.is_none() {
             write(&mut self.outbox);
         }
     }
 
     /// Adds notices for the client to the outbox.
-    pub fn notify(&mut self, write: impl FnOnce(&'static Encoding, &mut FrameWriter<'_>)) {
+    pub fn queue_notice(&mut self, write: impl FnOnce(&'static Encoding, &mut FrameWriter<'_>)) {
         let encoding = self.encoding;
-        self.post(|out| write(encoding, &mut encoding.writer(out)));
+        self.queue_control(|out| write(encoding, &mut encoding.writer(out)));
     }
 
     /// The size of the outbox, in bytes.
-    pub fn posted(&self) -> usize {
+    pub fn outbox_bytes(&self) -> usize {
         self.outbox.len()
     }
 
@@ -189,12 +189,12 @@ impl Session {
 
     /// Passes the answer of a read of the history to a subscription to `topic`; `None` if the
     /// channel no longer keeps a history. Ignored if that subscription has ended.
-    pub fn answered(&mut self, key: SubscriptionKey, topic: &Topic, page: Option<Arc<HeldPage>>) {
+    pub fn set_page(&mut self, key: SubscriptionKey, topic: &Topic, page: Option<Arc<HeldPage>>) {
         if let Some(subscription) = self.subscriptions.get_mut(key)
             && subscription.topic().id == topic.id
             && subscription.question().is_some()
         {
-            subscription.answered(page);
+            subscription.set_page(page);
         }
     }
 
@@ -211,14 +211,14 @@ impl Session {
         let Some(Cursor::Log(cursor)) = self.subscriptions.get(key).map(|subscription| &subscription.cursor) else {
             return true;
         };
-        if self.blocked || *cursor >= batch.next() {
+        if self.blocked || *cursor >= batch.resume_at() {
             return true;
         }
         let beyond_frames = *cursor < batch.first() || *cursor >= batch.end();
         if beyond_frames || !self.outbox.is_empty() || self.ending.is_some() {
             return false;
         }
-        let batch = if self.encoding.is_personal() {
+        let batch = if self.encoding.is_per_subscriber() {
             self.encode_offered(key, *cursor, batch, scratch);
             scratch
         } else {
@@ -247,16 +247,16 @@ impl Session {
             }
             let mut asks = None;
             let mut moved = false;
-            let (turn, capacity) = (self.turn, self.subscriptions.capacity());
-            for key in (0..capacity).map(|key| (turn + key) % capacity) {
+            let (first, capacity) = (self.next_to_catch_up, self.subscriptions.capacity());
+            for key in (0..capacity).map(|key| (first + key) % capacity) {
                 match self.catch_up(key, scratch, write)? {
                     CatchUp::Done => {}
                     CatchUp::Moved => {
                         moved = true;
                         written += scratch.bytes();
                         if written >= OWN_BYTES {
-                            self.turn = key + 1;
-                            return Ok(Waits::Turn);
+                            self.next_to_catch_up = key + 1;
+                            return Ok(Waits::Permit);
                         }
                     }
                     CatchUp::Asks(from) => asks = asks.or(Some(Waits::History(key, from))),
@@ -320,7 +320,7 @@ impl Session {
     fn encode_offered(&self, key: SubscriptionKey, cursor: u64, batch: &EncodedBatch, scratch: &mut EncodedBatch) {
         let positions = self.subscriptions.iter().map(|(_, subscription)| subscription.position);
         let channel = &self.subscriptions[key].topic().channel;
-        scratch.encode_personal(batch, cursor, (channel, self.encoding), (positions, self.index_of(key)));
+        scratch.encode_per_subscriber(batch, cursor, (channel, self.encoding), (positions, self.index_of(key)));
     }
 
     /// Index among the live subscriptions.
@@ -334,7 +334,7 @@ impl Session {
 
     fn encode(&self, key: SubscriptionKey, batch: &mut EncodedBatch) {
         let (mut positions, mut index) = (Vec::new(), 0);
-        if self.encoding.is_personal() {
+        if self.encoding.is_per_subscriber() {
             positions.extend(self.subscriptions.iter().map(|(_, subscription)| subscription.position));
             index = self.index_of(key);
         }

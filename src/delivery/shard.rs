@@ -27,8 +27,8 @@ use crate::transport::socket::Socket;
 
 /// The number of offers after which the fan-out yields. Requests and pings are then answered while
 /// the fan-out is busy, and messages published meanwhile share the next write.
-const TURN: usize = 64;
-const STEPS: usize = 3;
+const OFFERS_PER_YIELD: usize = 64;
+const YIELDS: usize = 3;
 /// The interval of the check for silent connections. One check for all of them, instead of a timer
 /// for each.
 const SWEEP: Duration = Duration::from_secs(1);
@@ -48,11 +48,11 @@ pub struct Shard {
 /// The subscribers of a topic on this thread.
 struct LocalTopic {
     topic: Arc<Topic>,
-    feeds: Vec<Rc<Feed>>,
+    groups: Vec<Rc<EncodingGroup>>,
 }
 
 /// The subscribers of a topic with the same encoding, and up to where they have been served.
-struct Feed {
+struct EncodingGroup {
     encoding: &'static Encoding,
     subscribers: RefCell<Slab<(Rc<Connection>, SubscriptionKey)>>,
     served: Cell<u64>,
@@ -103,8 +103,8 @@ impl Shard {
         let encoding = connection.session().encoding();
         let topic = new.membership.topic().clone();
         let made = connection.subscribe(new, |key, subscription| {
-            let feed = self.feed(subscription.topic(), encoding);
-            feed.subscribers.borrow_mut().insert((connection.clone(), key))
+            let group = self.group(subscription.topic(), encoding);
+            group.subscribers.borrow_mut().insert((connection.clone(), key))
         });
         if topic.is_refused() {
             // The topic was refused before this shard subscribed, so wake the shard now.
@@ -119,32 +119,33 @@ impl Shard {
         let encoding = connection.session().encoding();
         let mut topics = self.topics.borrow_mut();
         let Some(local) = topics.get_mut(&subscription.topic().id) else { return };
-        local.feeds.retain(|feed| {
-            if !feed.encoding.is(encoding) {
+        local.groups.retain(|group| {
+            if !group.encoding.is(encoding) {
                 return true;
             }
-            let mut subscribers = feed.subscribers.borrow_mut();
+            let mut subscribers = group.subscribers.borrow_mut();
             subscribers.remove(subscription.fan_out_key);
             !subscribers.is_empty()
         });
-        if local.feeds.is_empty() {
-            local.topic.abandoned(self.index);
+        if local.groups.is_empty() {
+            local.topic.record_no_subscribers(self.index);
             topics.remove(&subscription.topic().id);
         }
     }
 
-    fn feed(&self, topic: &Arc<Topic>, encoding: &'static Encoding) -> Rc<Feed> {
+    fn group(&self, topic: &Arc<Topic>, encoding: &'static Encoding) -> Rc<EncodingGroup> {
         let mut topics = self.topics.borrow_mut();
         let local = topics.entry(topic.id).or_insert_with(|| {
-            topic.served(self.index, None);
-            LocalTopic { topic: topic.clone(), feeds: Vec::new() }
+            topic.record_served(self.index, None);
+            LocalTopic { topic: topic.clone(), groups: Vec::new() }
         });
-        if let Some(feed) = local.feeds.iter().find(|feed| feed.encoding.is(encoding)) {
-            return feed.clone();
+        if let Some(group) = local.groups.iter().find(|group| group.encoding.is(encoding)) {
+            return group.clone();
         }
-        let feed = Rc::new(Feed { encoding, subscribers: RefCell::default(), served: Cell::new(topic.end()) });
-        local.feeds.push(feed.clone());
-        feed
+        let group =
+            Rc::new(EncodingGroup { encoding, subscribers: RefCell::default(), served: Cell::new(topic.end()) });
+        local.groups.push(group.clone());
+        group
     }
 
     /// Delivers new entries as long as the thread runs.
@@ -154,7 +155,7 @@ impl Shard {
         loop {
             wake_list.wait(&mut topics).await;
             for topic in topics.drain(..) {
-                let since = topic.unmark(self.index);
+                let since = topic.take_notification(self.index);
                 self.serve(&topic, &mut batch, since).await;
             }
             batch.clear();
@@ -166,56 +167,56 @@ impl Shard {
     /// Serves all subscribers of a topic up to the end of its log. `since`: arrival time of the
     /// oldest new message.
     async fn serve(&self, topic: &Arc<Topic>, batch: &mut EncodedBatch, since: Option<Moment>) {
-        let feeds = match self.topics.borrow().get(&topic.id) {
-            Some(local) => local.feeds.clone(),
+        let groups = match self.topics.borrow().get(&topic.id) {
+            Some(local) => local.groups.clone(),
             None => return,
         };
         if topic.is_refused() {
             let close = refused(topic);
-            for feed in &feeds {
-                feed.subscribers.borrow().iter().for_each(|(_, (connection, _))| connection.finish(close.clone()));
+            for group in &groups {
+                group.subscribers.borrow().iter().for_each(|(_, (connection, _))| connection.finish(close.clone()));
             }
             return;
         }
-        for feed in &feeds {
-            while batch.fill(topic, feed.served.get(), feed.encoding) {
-                self.deliver(feed, batch).await;
-                feed.served.set(batch.next());
+        for group in &groups {
+            while batch.fill(topic, group.served.get(), group.encoding) {
+                self.deliver(group, batch).await;
+                group.served.set(batch.resume_at());
             }
         }
         if let Some(since) = since {
             self.context.app.metrics.latency.delivery.observe(since);
         }
-        // Include feeds added during the awaits: the log must keep their unread entries.
+        // Include groups added during the awaits: the log must keep their unread entries.
         let topics = self.topics.borrow();
-        let feeds = topics.get(&topic.id).map_or(&[][..], |local| &local.feeds);
-        if let Some(served) = feeds.iter().map(|feed| feed.served.get()).min() {
-            topic.served(self.index, Some(served));
+        let groups = topics.get(&topic.id).map_or(&[][..], |local| &local.groups);
+        if let Some(served) = groups.iter().map(|group| group.served.get()).min() {
+            topic.record_served(self.index, Some(served));
         }
     }
 
-    /// Offers a batch to each subscriber of a feed.
-    async fn deliver(&self, feed: &Feed, batch: &EncodedBatch) {
+    /// Offers a batch to each subscriber of a group.
+    async fn deliver(&self, group: &EncodingGroup, batch: &EncodedBatch) {
         let mut key = 0;
         // The slab may change at each yield. Indexes stay valid; a new subscriber starts after this
         // batch.
         loop {
             {
-                let subscribers = feed.subscribers.borrow();
-                let turn = key..(key + TURN).min(subscribers.capacity());
-                if turn.is_empty() {
+                let subscribers = group.subscribers.borrow();
+                let slots = key..(key + OFFERS_PER_YIELD).min(subscribers.capacity());
+                if slots.is_empty() {
                     break;
                 }
-                key = turn.end;
+                key = slots.end;
                 let mut offers = 0;
-                for (connection, subscription) in turn.filter_map(|key| subscribers.get(key)) {
+                for (connection, subscription) in slots.filter_map(|key| subscribers.get(key)) {
                     connection.offer(*subscription, batch);
                     offers += 1;
                 }
                 self.offers.set(self.offers.get() + offers);
             }
             // Counted across channels: many small channels cost as much as one large one.
-            if self.offers.get() >= TURN {
+            if self.offers.get() >= OFFERS_PER_YIELD {
                 self.let_others_run().await;
             }
         }
@@ -224,10 +225,10 @@ impl Shard {
     /// Yields to the other tasks of the thread.
     async fn let_others_run(&self) {
         self.offers.set(0);
-        self.context.publish_counts();
+        self.context.flush_counts();
         // Yield several times: reading a request, sending it to Redis and passing on the answer are
         // separate polls.
-        for _ in 0..STEPS {
+        for _ in 0..YIELDS {
             tokio::task::yield_now().await;
         }
     }
@@ -244,7 +245,7 @@ impl Shard {
                 connection.count_in(&mut sample);
             }
             self.context.app.metrics.set_sample(self.index, sample);
-            self.context.publish_counts();
+            self.context.flush_counts();
         }
     }
 

@@ -89,7 +89,7 @@ impl Subscription {
     }
 
     /// Continues with a page of the history; `None` if the channel no longer keeps a history.
-    pub(super) fn answered(&mut self, page: Option<Arc<HeldPage>>) {
+    pub(super) fn set_page(&mut self, page: Option<Arc<HeldPage>>) {
         self.cursor = match (page, &self.cursor) {
             (Some(page), Cursor::Snapshot(at)) => Cursor::page(snapshot_at(page, *at)),
             (Some(page), _) => Cursor::page(page),

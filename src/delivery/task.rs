@@ -1,6 +1,5 @@
-//! The task that owns the connection of a client. It makes the subscriptions of the handshake,
-//! writes bytes that the fan-out could not write, reads the history, reads from the client, and
-//! publishes its messages.
+//! The task that owns the connection of a client: makes its subscriptions, writes bytes that the
+//! fan-out could not write, reads the history, reads from the client, and publishes its messages.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -63,8 +62,7 @@ pub struct Handshake {
 pub enum Channels {
     /// All channels are joined.
     Joined(Vec<NewSubscription>),
-    /// The channels will be joined when the broker is available. Waiting clients count against the
-    /// connection limits like subscribers.
+    /// Joined when the broker is available. Such clients count against the connection limits.
     Awaited(Vec<AwaitedChannel>),
     /// The channels are refused: send this close.
     Refused(Close),
@@ -92,7 +90,7 @@ struct ConnectionTask {
     /// The last read of the history.
     asked: Option<Box<(SubscriptionKey, ReadFrom)>>,
     /// The operation in progress: joining the channels, or a read of the history.
-    awaited: Option<LocalBoxFuture<'static, Event>>,
+    awaited: Option<LocalBoxFuture<'static, TaskEvent>>,
     publishing: Option<LocalBoxFuture<'static, Vec<Published>>>,
     /// Commands of the client that have not started yet.
     commands: VecDeque<Command>,
@@ -105,7 +103,7 @@ type Answer = (SubscriptionKey, Arc<Topic>, Option<Arc<HeldPage>>);
 type Published = (Option<CommandId>, Result<(), BrokerError>);
 
 /// The next event of the task.
-enum Event {
+enum TaskEvent {
     Readable,
     Pump,
     Resumed,
@@ -115,8 +113,7 @@ enum Event {
     Published(Vec<Published>),
 }
 
-/// Starts the task of a client. `early` are the bytes that it sent after its request. The task logs
-/// under the span of the request.
+/// Starts the task of a client under the span of the request. `early`: bytes after the request.
 pub fn start(handshake: Handshake, socket: Socket, shard: Rc<Shard>, mut admitted: Admitted, early: &[u8]) {
     let Handshake { head, encoding, channels, holds_for, claim } = handshake;
     claim.into_iter().for_each(|claim| admitted.hold(claim));
@@ -183,7 +180,7 @@ impl ConnectionTask {
     /// Joins the channels as soon as the broker is available. Tells the client that it waits. This
     /// also shows proxies that the stream has started.
     fn join(&mut self, channels: Vec<AwaitedChannel>) {
-        self.connection.notify(|encoding, out| encoding.dialect.write_waiting(out));
+        self.connection.queue_notice(|encoding, out| encoding.dialect.write_waiting(out));
         let hub = self.shard.context.app.hub.clone();
         let size = RequestSize::of(channels.len());
         let joining = channels.into_iter().map(move |AwaitedChannel { channel, start, rights }| {
@@ -193,11 +190,11 @@ impl ConnectionTask {
                 Ok(NewSubscription { membership, start, rights })
             }
         });
-        self.awaited = Some(try_join_all(joining).map(Event::Joined).boxed_local());
+        self.awaited = Some(try_join_all(joining).map(TaskEvent::Joined).boxed_local());
     }
 
     async fn run(&mut self) {
-        self.exchange().await;
+        self.serve().await;
         // Publish the messages that the client sent before it left.
         while let Some(publishing) = self.publishing.take() {
             let _ = publishing.await;
@@ -216,14 +213,14 @@ impl ConnectionTask {
         }
     }
 
-    async fn exchange(&mut self) {
+    async fn serve(&mut self) {
         let mut waits = Waits::News;
         loop {
-            if waits == Waits::Turn || self.connection.session().reads_page() {
+            if waits == Waits::Permit || self.connection.session().reads_page() {
                 // On the heap: every idle connection would carry its size.
-                Box::pin(self.shard.context.pace.turn()).await;
+                Box::pin(self.shard.context.pace.acquire()).await;
             }
-            waits = self.connection.take_turn();
+            waits = self.connection.write_due();
             match waits {
                 Waits::End | Waits::Gone => return,
                 Waits::History(key, from) if self.awaited.is_none() => self.awaited = self.ask(key, from),
@@ -234,31 +231,31 @@ impl ConnectionTask {
                 return;
             }
             match event {
-                Event::Readable => {
+                TaskEvent::Readable => {
                     if !self.read() {
                         return;
                     }
                 }
-                Event::Pump => {}
-                Event::Resumed => {
+                TaskEvent::Pump => {}
+                TaskEvent::Resumed => {
                     // While reading is paused, silence does not count.
                     self.connection.keepalive.heard(self.shard.context.now());
                     let debt = self.limiter.debt(self.shard.context.app.limits.rates, self.shard.context.now());
                     self.pause_reading(debt);
                 }
-                Event::Joined(Ok(subscriptions)) => self.subscribe(subscriptions),
-                Event::Joined(Err(error)) => {
+                TaskEvent::Joined(Ok(subscriptions)) => self.subscribe(subscriptions),
+                TaskEvent::Joined(Err(error)) => {
                     self.connection.finish(Close::new(Code::ChannelRefused, error.to_string()))
                 }
-                Event::Answered((key, topic, page)) => {
+                TaskEvent::Answered((key, topic, page)) => {
                     self.connection.keepalive.got_page(self.shard.context.now());
-                    self.connection.change(|session| session.answered(key, &topic, page));
+                    self.connection.change(|session| session.set_page(key, &topic, page));
                 }
-                Event::NoRoomForPage => {
+                TaskEvent::NoRoomForPage => {
                     self.shard.context.app.metrics.count_refused("outgoing_bytes");
                     self.connection.finish(outgoing_full());
                 }
-                Event::Published(results) => {
+                TaskEvent::Published(results) => {
                     // This shrinks the reservation, so it cannot fail.
                     let _ = self.limiter.hold(self.decoder.as_ref().map_or(0, Decoder::held));
                     self.report(results);
@@ -268,30 +265,25 @@ impl ConnectionTask {
         }
     }
 
-    /// Waits for the next event, in this order of priority:
-    ///
-    /// * the session changed;
-    /// * the socket has room again, if the session waits for room;
+    /// Waits for the first of these events, in this order:
+    /// * the session changed, or the socket has room again and the session waits for that;
     /// * the channels are joined, or the history has answered;
-    /// * the broker has answered a publish;
-    /// * the pause of reading is over;
-    /// * the client sent bytes. Not checked while one of the last two is pending, or while the
-    ///   outbox is full.
-    ///
-    /// Without an event, a session that has more to write continues.
-    fn poll(&mut self, context: &mut Context<'_>, waits: Waits) -> Poll<Event> {
+    /// * the broker has answered a publish, or the pause of reading is over;
+    /// * the client sent bytes, unless a publish or a pause is pending or the outbox is full;
+    /// * without any of these, a session that has more to write continues.
+    fn poll(&mut self, context: &mut Context<'_>, waits: Waits) -> Poll<TaskEvent> {
         match self.poll_event(context, waits) {
-            Poll::Pending if waits == Waits::Turn => Poll::Ready(Event::Pump),
+            Poll::Pending if waits == Waits::Permit => Poll::Ready(TaskEvent::Pump),
             event => event,
         }
     }
 
-    fn poll_event(&mut self, context: &mut Context<'_>, waits: Waits) -> Poll<Event> {
+    fn poll_event(&mut self, context: &mut Context<'_>, waits: Waits) -> Poll<TaskEvent> {
         if self.connection.poll_woken(context) {
-            return Poll::Ready(Event::Pump);
+            return Poll::Ready(TaskEvent::Pump);
         }
         if waits == Waits::Room && self.connection.socket.poll_write_ready(context).is_ready() {
-            return Poll::Ready(Event::Pump);
+            return Poll::Ready(TaskEvent::Pump);
         }
         if let Some(awaited) = &mut self.awaited
             && let Poll::Ready(event) = awaited.poll_unpin(context)
@@ -302,19 +294,19 @@ impl ConnectionTask {
         if let Some(publishing) = &mut self.publishing {
             return publishing.poll_unpin(context).map(|results| {
                 self.publishing = None;
-                Event::Published(results)
+                TaskEvent::Published(results)
             });
         }
         if let Some(pause) = &mut self.pause {
             return pause.poll_unpin(context).map(|()| {
                 self.pause = None;
-                Event::Resumed
+                TaskEvent::Resumed
             });
         }
         if self.connection.must_read_first() {
             return Poll::Pending;
         }
-        self.connection.socket.poll_read_ready(context).map(|_| Event::Readable)
+        self.connection.socket.poll_read_ready(context).map(|_| TaskEvent::Readable)
     }
 
     /// Reads once. Returns `false` if the client is gone.
@@ -348,7 +340,7 @@ impl ConnectionTask {
                 Ok(command) => commands.push_back(command),
                 Err(close) => closed = closed.take().or(Some(close)),
             },
-            Incoming::Ping(payload) => connection.post(|out| websocket::write(Opcode::Pong, &payload, out)),
+            Incoming::Ping(payload) => connection.queue_control(|out| websocket::write(Opcode::Pong, &payload, out)),
             Incoming::Pong => {}
             Incoming::Close(code) => closed = closed.take().or(Some(Close::answer(code))),
         });
@@ -420,18 +412,17 @@ impl ConnectionTask {
         }
     }
 
-    /// Tells the client that a message was not published, or closes it if the dialect has no such
-    /// notice.
+    /// Tells the client that a message was not published; closes it if the dialect cannot.
     fn tell(&self, id: Option<CommandId>, code: &str, message: String, otherwise: Code) {
         tracing::debug!(reason = code, "a frame was not published");
         let mut told = false;
-        self.connection.notify(|encoding, out| told = encoding.dialect.write_error(id, code, &message, out));
+        self.connection.queue_notice(|encoding, out| told = encoding.dialect.write_error(id, code, &message, out));
         if !told {
             self.connection.close(Close::new(otherwise, message));
         }
     }
 
-    fn ask(&mut self, key: SubscriptionKey, from: ReadFrom) -> Option<LocalBoxFuture<'static, Event>> {
+    fn ask(&mut self, key: SubscriptionKey, from: ReadFrom) -> Option<LocalBoxFuture<'static, TaskEvent>> {
         let topic = self.connection.session().subscription(key)?.topic().clone();
         let (app, client) = (self.shard.context.app.clone(), self.connection.address());
         // Repeated read: the log lacks messages that the history has. Wait briefly.
@@ -446,8 +437,8 @@ impl ConnectionTask {
             // Its socket is read meanwhile, so this loop ends when the client leaves.
             loop {
                 match app.hub.history(&topic, from, client).await {
-                    Ok(page) => return Event::Answered((key, topic, page)),
-                    Err(PageError::OutgoingFull) if began.elapsed() > ROOM_TIMEOUT => return Event::NoRoomForPage,
+                    Ok(page) => return TaskEvent::Answered((key, topic, page)),
+                    Err(PageError::OutgoingFull) if began.elapsed() > ROOM_TIMEOUT => return TaskEvent::NoRoomForPage,
                     Err(error) => tracing::debug!(%error, "the history did not answer"),
                 }
                 sleep(backoff.next_delay()).await;

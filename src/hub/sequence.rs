@@ -18,7 +18,7 @@ pub enum Next {
     /// Nothing.
     Continue,
     /// Read the history from [`Sequencer::delivered`] on, and pass the page to
-    /// [`Sequencer::checked`].
+    /// [`Sequencer::apply_page`].
     Check,
 }
 
@@ -42,8 +42,8 @@ enum Mode {
     /// Messages are delivered as they arrive.
     Live,
     /// The history is being read, and messages that arrive are held. `again`: more messages were
-    /// missed in the meantime. `foreign`: the new epoch that caused the read.
-    Checking { held: Vec<Message>, held_bytes: usize, again: bool, foreign: Option<u64> },
+    /// missed in the meantime. `trigger_epoch`: the new epoch that caused the read.
+    Checking { held: Vec<Message>, held_bytes: usize, again: bool, trigger_epoch: Option<u64> },
 }
 
 impl Sequencer {
@@ -68,7 +68,7 @@ impl Sequencer {
     }
 
     /// Messages may have been missed: the channel was (re)subscribed, or a message was lost.
-    pub fn suspect(&mut self) -> Next {
+    pub fn require_check(&mut self) -> Next {
         match &mut self.mode {
             Mode::Checking { again, .. } => {
                 *again = true;
@@ -106,8 +106,8 @@ impl Sequencer {
     }
 
     /// Handles a page of the history; `None` if the channel keeps none.
-    pub fn checked(&mut self, page: Option<Page>, out: &mut dyn FnMut(Entry)) -> Next {
-        let Mode::Checking { held, again, foreign, .. } = std::mem::replace(&mut self.mode, Mode::Live) else {
+    pub fn apply_page(&mut self, page: Option<Page>, out: &mut dyn FnMut(Entry)) -> Next {
+        let Mode::Checking { held, again, trigger_epoch, .. } = std::mem::replace(&mut self.mode, Mode::Live) else {
             return Next::Continue;
         };
         let mut incomplete = again;
@@ -130,10 +130,10 @@ impl Sequencer {
                 Relation::Follows if !(incomplete && self.is_foreign(&message)) => self.deliver(message, out),
                 Relation::Repeats => {}
                 // The page has no such epoch, so that epoch is over: drop the message.
-                Relation::Ahead if self.is_foreign(&message) && foreign == epoch(&message) => {}
+                Relation::Ahead if self.is_foreign(&message) && trigger_epoch == epoch(&message) => {}
                 Relation::Follows | Relation::Ahead => {
-                    let foreign = if self.is_foreign(&message) { epoch(&message) } else { None };
-                    return self.begin_check(std::iter::once(message).chain(held).collect(), foreign);
+                    let trigger_epoch = if self.is_foreign(&message) { epoch(&message) } else { None };
+                    return self.begin_check(std::iter::once(message).chain(held).collect(), trigger_epoch);
                 }
             }
         }
@@ -180,9 +180,9 @@ impl Sequencer {
         matches!((self.delivered, epoch(message)), (Some(tail), Some(epoch)) if tail.position.epoch != epoch)
     }
 
-    fn begin_check(&mut self, held: Vec<Message>, foreign: Option<u64>) -> Next {
+    fn begin_check(&mut self, held: Vec<Message>, trigger_epoch: Option<u64>) -> Next {
         let held_bytes = held.iter().map(|message| message.payload.len()).sum();
-        self.mode = Mode::Checking { held, held_bytes, again: false, foreign };
+        self.mode = Mode::Checking { held, held_bytes, again: false, trigger_epoch };
         Next::Check
     }
 }

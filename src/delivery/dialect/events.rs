@@ -8,7 +8,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
 use super::json::connected;
-use super::{Dialect, Personal, SubscriptionStart};
+use super::{Dialect, SubscriberData, SubscriptionStart};
 use crate::channel::ChannelName;
 use crate::close::{Close, Code};
 use crate::delivery::framing::FrameWriter;
@@ -65,7 +65,7 @@ impl Dialect for SingleChannelEvents {
 }
 
 impl Dialect for MultiChannelEvents {
-    fn is_personal(&self) -> bool {
+    fn is_per_subscriber(&self) -> bool {
         true
     }
 
@@ -78,16 +78,16 @@ impl Dialect for MultiChannelEvents {
         Ok(())
     }
 
-    fn write_personal_entry(
+    fn write_subscriber_entry(
         &self,
         channel: &ChannelName,
         entry: &Entry,
-        personal: &Personal<'_>,
+        subscriber: &SubscriberData<'_>,
         out: &mut FrameWriter<'_>,
     ) -> Result<(), Close> {
         out.text(|out| {
             if entry.position().is_some() {
-                write_id(personal.positions.iter().copied(), out);
+                write_id(subscriber.positions.iter().copied(), out);
             }
             write_event(channel, Some(channel), entry, out);
         });

@@ -125,17 +125,17 @@ async fn a_living_session_subscribes_and_unsubscribes_at_any_time() {
     // The key is reused. An answer for the earlier subscription does not affect this one.
     let again = world.subscribe("a", Start::After(Position::new(1, 1))).await;
     assert!(again == a && matches!(world.pump(), Waits::History(key, _) if key == a));
-    world.session.answered(again, &topic, None);
+    world.session.set_page(again, &topic, None);
     assert!(matches!(world.pump(), Waits::History(..)));
     let topic = world.topic(a);
-    world.session.answered(again, &topic, None);
+    world.session.set_page(again, &topic, None);
     world.publish("a", "6").await;
     assert_eq!((world.pump(), world.take()), (Waits::News, frames(&["6"])));
     assert_eq!(world.session.take_delivered(), 5);
 }
 
 #[tokio::test]
-async fn of_a_channel_that_is_left_only_the_rest_of_the_frame_that_is_under_way_follows() {
+async fn unsubscribe_sends_only_the_rest_of_a_partial_frame() {
     let mut world = World::new(&WEBSOCKET_RAW);
     let a = world.subscribe("a", Start::Live).await;
     let b = world.subscribe("b", Start::Live).await;
@@ -174,7 +174,7 @@ async fn delivery_goes_on_from_whatever_byte_the_socket_stopped_at() {
                 world.pump();
             }
             // A notice comes after the partly written frame and before other frames.
-            world.session.post(|out| out.push(b'!'));
+            world.session.queue_control(|out| out.push(b'!'));
             world.room = usize::MAX;
             assert_eq!(world.pump(), Waits::News);
             let mut taken = world.take();
@@ -243,7 +243,7 @@ async fn a_session_that_catches_up_writes_one_batch_in_a_turn_and_its_channels_t
     }
     world.hub.join(&name("c"), RequestSize::Small).await.expect("all before it was heard");
     let mut received = Vec::new();
-    while world.pump() == Waits::Turn {
+    while world.pump() == Waits::Permit {
         let taken = world.take();
         assert!(taken.len() < OWN_BYTES + 13_000, "{} bytes in one turn", taken.len());
         received.push(taken[4]);

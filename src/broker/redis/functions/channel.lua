@@ -20,6 +20,7 @@
 -- One key for all channels:
 --   livebridge:life               string: microsecond since which this data set is complete
 
+-- The TTL of a channel's keys and of idempotency ids, in seconds.
 local RETAIN, REMEMBER = 86400, 600
 local MOST_REMOVED = 1000
 local MOST_CACHED = 4096
@@ -108,7 +109,8 @@ end
 
 local cached, cached_count = {}, 0
 
--- Returns the names and the rule of a channel; nil and an error text if the name is not valid.
+-- Returns the names and the rule of a channel, called `it` in all functions; nil and an error text
+-- if the name is not valid.
 local function channel_of(name)
   local it = cached[name]
   if it then return it end

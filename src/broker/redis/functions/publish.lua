@@ -12,12 +12,12 @@ local function text_of(failure) return type(failure) == 'table' and failure.err 
 
 -- Records that messages were lost. After this, offset 0 is trusted only if its epoch is later than
 -- the loss.
-local function note_loss() redis.call('SET', LIFE, string.format('%.0f', microseconds(redis.call('TIME')))) end
+local function record_loss() redis.call('SET', LIFE, string.format('%.0f', microseconds(redis.call('TIME')))) end
 
 -- Removes all stored data of a channel, because some of it is unreadable.
 local function reset(it)
   redis.call('UNLINK', it.head, it.history, it.values, it.order, it.removed, it.base .. 'meta', it.base .. 'log', it.base .. 'keys')
-  note_loss()
+  record_loss()
 end
 
 -- Whether a stored message differs from a row; false if the message is no longer stored.
@@ -111,7 +111,7 @@ end
 
 -- Renews the expiries, and drops expired messages. If the history has foreign elements, drops
 -- everything but the elements that were just appended, because the rest is unreadable.
-local function refresh(it, offset, stamp, length, appended)
+local function renew_and_expire(it, offset, stamp, length, appended)
   local rule = it.rule
   local first = offset - length / 2 + 1
   local oldest, foreign = oldest_kept(it, first, offset, stamp, stamp, -1)
@@ -133,7 +133,7 @@ local function conclude(it, head, offset, stamp, stamp_before, length, appended,
     length = most
   end
   if stamp - stamp % 1000 > stamp_before then
-    refresh(it, offset, stamp, length, appended)
+    renew_and_expire(it, offset, stamp, length, appended)
     redis.call('SET', it.head, head, 'EX', RETAIN)
   else
     redis.call('SET', it.head, head, 'KEEPTTL')
@@ -141,12 +141,12 @@ local function conclude(it, head, offset, stamp, stamp_before, length, appended,
 end
 
 -- Returns the state of a channel before its first message. Converts data of an earlier format.
-local function begin(it, time)
+local function first_state(it, time)
   if redis.call('EXISTS', it.base .. 'meta') == 1 and adopt(it) then return head_of(it) end
   local epoch = string.format('%.0f', microseconds(time))
   if redis.call('UNLINK', it.history, it.values, it.order, it.removed) > 0 then
     -- The head has disappeared before its expiry.
-    note_loss()
+    record_loss()
   else
     redis.call('SET', LIFE, epoch, 'NX')
   end
@@ -158,7 +158,7 @@ end
 local function append(it, rows)
   local rule, time = it.rule, redis.call('TIME')
   local epoch, last, stamp_before, bytes, counts = head_of(it)
-  if not epoch then epoch, last, stamp_before, bytes, counts = begin(it, time) end
+  if not epoch then epoch, last, stamp_before, bytes, counts = first_state(it, time) end
   local stamp = math.max(stamp_before, time[1] * 1000 + math.floor(time[2] / 1000))
   local key_bytes, removed, forgotten
   if rule.keyed then
