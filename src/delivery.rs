@@ -1,14 +1,19 @@
-//! From a channel's log to the clients' sockets. In reading order:
+//! Delivers messages from the logs of channels to the sockets of clients. In reading order:
 //!
 //! * [`shard`]: the subscribers of one thread, and the fan-out to them.
-//! * [`batch`]: a run of log entries, encoded once for all subscribers of an [`encoding`].
-//! * [`connection`]: a client's socket with its session, as the fan-out sees it; [`task`] is the task that owns it.
-//! * [`session`]: a client's subscriptions, and which bytes are due next. Knows no socket.
-//! * [`encoding`]: what the bytes look like: a [`dialect`] (what a message says) over a [`framing`] (how messages travel).
+//! * [`encoding`]: the format of the bytes: a [`dialect`] (the content of a message) over a
+//!   [`framing`] (how messages travel).
+//! * [`batch`]: several log entries, encoded once for all subscribers of an encoding.
+//! * [`connection`]: the socket and the session of a client, as the fan-out uses them. Bytes reach
+//!   the socket through `Context::write` and `transport/socket.rs`.
+//! * [`session`]: the [`subscription`]s of a client, and which bytes are due next. Knows no socket.
+//! * [`task`]: the task of a connection. It writes what `Session::offer` could not, reads from the
+//!   client and from the history, and publishes.
 //!
-//! Beside the way: [`context`] is what all connections of a thread share, [`pace`] is how much of its time goes to
-//! clients that catch up, `keepalive` and `rate_limiter` say when a
-//! client is asked whether it is there, closed, or read more slowly.
+//! Supporting modules: [`context`] is the state that all connections of a thread share. [`pace`]
+//! limits the time that a thread spends on clients that catch up. `keepalive` decides when to ping or
+//! close a client; `rate_limiter`, when to stop reading from it. [`drain`] closes the clients when the
+//! instance stops.
 
 pub mod batch;
 pub mod clock;

@@ -2,7 +2,7 @@
 //! into a total.
 
 /// The size to which the largest logs must be cut so that all logs together have `total` bytes.
-pub fn level(mut sizes: Vec<usize>, total: usize) -> usize {
+pub fn fair_size(mut sizes: Vec<usize>, total: usize) -> usize {
     sizes.sort_unstable();
     let (mut left, mut count) = (total, sizes.len());
     for size in sizes {
@@ -17,7 +17,7 @@ pub fn level(mut sizes: Vec<usize>, total: usize) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use super::level;
+    use super::fair_size;
 
     #[test]
     fn the_largest_logs_are_cut_to_one_height() {
@@ -29,8 +29,8 @@ mod tests {
             (vec![], 3, usize::MAX),
             (vec![7, 7], 0, 0),
         ] {
-            let cut: usize = sizes.iter().map(|&size| size.min(level(sizes.clone(), total))).sum();
-            assert_eq!(level(sizes.clone(), total), expected, "{sizes:?}");
+            let cut: usize = sizes.iter().map(|&size| size.min(fair_size(sizes.clone(), total))).sum();
+            assert_eq!(fair_size(sizes.clone(), total), expected, "{sizes:?}");
             assert!(cut <= total.max(30));
         }
     }

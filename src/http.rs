@@ -1,5 +1,7 @@
-//! The HTTP surface. `routes.rs` lists all routes; most other files handle one kind of request.
-//! `connection.rs` turns a request for a subscription into a subscriber's stream.
+//! The HTTP surface. In reading order: [`connection`] accepts requests, [`routes`] lists all
+//! routes, [`publish`] accepts messages, and [`subscribe`] turns a request into a subscriber, whose
+//! socket `connection` then takes over. Most other files handle one kind of request or one part of
+//! it.
 
 pub mod assets;
 pub mod connection;

@@ -1,6 +1,13 @@
-//! The table of channels of this instance. Opens and forgets channels in the broker, and reads
-//! missing messages from the broker's history; `dispatch.rs` appends the messages that arrive. The
-//! hub knows neither sockets nor encodings nor Redis.
+//! The channels of this instance. Opens and forgets channels in the broker, and reads missing
+//! messages from the broker's history. The hub knows neither sockets nor encodings nor Redis. In
+//! reading order:
+//!
+//! * [`dispatch`]: the sink for the events of the broker, which wait in its [`event_queue`]. It holds
+//!   the table of channels, and passes each message to the topic of its channel.
+//! * [`topic`]: one channel: its [`sequence`] checks the order, its [`log`] stores the messages.
+//! * [`wake_list`]: tells a shard which topics have new entries.
+//!
+//! Reads for subscribers: `history`, `shared_reads`, [`held_page`].
 
 pub mod dispatch;
 pub mod event_queue;
@@ -35,9 +42,9 @@ use crate::transport::byte_budget::Budget;
 const IDLE_TOPIC_TTL: Duration = Duration::from_secs(5);
 /// The interval, in seconds, of dropping shared pages that no reader can use any more.
 const PAGES_SWEPT: u64 = 5;
-/// How many histories are read at once: of channels that only large requests have joined, and of
+/// How many histories are read at once, both of channels that only large requests have joined and of
 /// others.
-const CHECKS_AT_ONCE: [usize; 2] = [32, 32];
+const CHECKS_AT_ONCE: usize = 32;
 /// How long a log entry is kept after all shards have read it. Most clients that lose their
 /// connection return within this time.
 const LOG_IDLE: Duration = Duration::from_secs(60);
@@ -49,7 +56,10 @@ pub struct Hub {
     broker: Arc<dyn Broker>,
     rules: Arc<Rules>,
     bounds: LogBounds,
-    checks: [Semaphore; 2],
+    /// Limits checks of channels that a small request has joined.
+    small_checks: Semaphore,
+    /// Limits checks of channels that only large requests have joined.
+    large_checks: Semaphore,
     /// The budget for pages of history that clients have not received yet.
     pages: PageBudget,
 }
@@ -64,8 +74,19 @@ impl Hub {
         bounds: LogBounds,
         outgoing: Arc<Budget>,
     ) -> Arc<Self> {
-        let (checks, pages) = (CHECKS_AT_ONCE.map(Semaphore::new), PageBudget::new(outgoing));
-        Arc::new(Self { dispatcher, next_id: AtomicU64::new(0), broker, rules, bounds, checks, pages })
+        let semaphore = || Semaphore::new(CHECKS_AT_ONCE);
+        let (small_checks, large_checks) = (semaphore(), semaphore());
+        let pages = PageBudget::new(outgoing);
+        Arc::new(Self {
+            dispatcher,
+            next_id: AtomicU64::new(0),
+            broker,
+            rules,
+            bounds,
+            small_checks,
+            large_checks,
+            pages,
+        })
     }
 
     /// Runs the hub's task as long as the process runs: processes events, and reads missing
@@ -176,13 +197,14 @@ impl Hub {
             let from = delivered.map_or(ReadFrom::Tail, ReadFrom::AfterDelivered);
             let answer = {
                 // Never closed: the semaphores live as long as the hub.
-                let _permit = self.checks[usize::from(topic.has_small_requests())].acquire().await;
+                let checks = if topic.has_small_requests() { &self.small_checks } else { &self.large_checks };
+                let _permit = checks.acquire().await;
                 self.broker.read(&topic.channel, from, PAGE_MESSAGES).await
             };
             match answer {
                 Ok(page) => {
                     self.count_repair(&topic.channel, page.as_ref());
-                    let mut change = topic.checked(page);
+                    let mut change = topic.apply_page(page);
                     next = std::mem::replace(&mut change.next, Next::Continue);
                     self.dispatcher.apply(&topic, change);
                     backoff.reset();

@@ -3,13 +3,19 @@
 //!
 //! # Layout, along the path of a message
 //!
+//! Publish: [`http`] → [`broker`].
+//!
+//! Deliver: [`broker`] → [`hub`] (`dispatch`, `topic`, `sequence`, `log`) → [`delivery`] →
+//! `transport::socket`.
+//!
 //! * [`transport`]: connections to clients, below HTTP: how they are admitted, limited and closed.
 //! * [`http`]: requests. `routes` lists them, `publish` accepts messages, and `subscribe` and
 //!   `connection` turn a request into a subscriber. [`access`] decides what a client may do.
 //! * [`broker`]: the contract with a broker, which carries messages between instances.
 //!   `broker::memory` works within one process, `broker::redis` between many.
-//! * [`hub`]: the table of channels, fed by an `event_queue`. Each channel is a `topic` with a
-//!   `log`; a `sequence` checks that no message is missing from it.
+//! * [`hub`]: the channels of this instance. `dispatch` takes the events of the broker and holds the
+//!   table of channels. Each channel is a `topic` with a `log`. The `Sequencer` of a topic lets a
+//!   message into the log only if it is the next one.
 //! * [`delivery`]: from the log to the sockets of clients. The `shard` of a thread encodes new
 //!   messages once into a `batch` and offers the batch to each `session`. A `connection` writes the
 //!   bytes of a session to its socket.

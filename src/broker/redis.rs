@@ -1,6 +1,15 @@
 //! The Redis broker: any number of instances share one Redis and relay the same messages.
-//! Publishing and reading history are atomic calls of the Lua code in `functions/`. One supervised
-//! connection receives the published messages.
+//! Publishing is one atomic call of the Lua code in `functions/`. A read of the history asks Lua for a
+//! plan and then fetches what the plan names. One supervised connection receives the published
+//! messages. In reading order:
+//!
+//! * Receive: `subscriber`, `wanted`, `subscriptions`, `connection`, `resp`, `decoder`,
+//!   `position_marker`.
+//! * Publish: `pipeline`, `calls`, `library`, then `functions/channel.lua` and
+//!   `functions/publish.lua`.
+//! * Read: `history`, `reads`, `functions/plan.lua`; `shared` and `reply` carry its commands.
+//! * Connect: `node`, `target`, `endpoint`, `url`, `tls`, `sentinel`, `sentinel_url`, `error`.
+//! * `livebridge check`: `probe`, `diagnosis`.
 
 mod calls;
 mod connection;

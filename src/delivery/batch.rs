@@ -1,6 +1,7 @@
-//! A run of a channel's entries, encoded: one contiguous text, so that a subscriber gets all that is due in one write.
-//! The fan-out encodes a run of the log once for all subscribers of an encoding on a shard; a subscriber that catches up
-//! encodes one of its own, of the log or of a page of history.
+//! Consecutive entries of a channel, encoded into one buffer, so that a subscriber gets all pending
+//! entries in one write. The fan-out encodes a part of the log once for all subscribers of an
+//! encoding on a shard. A subscriber that catches up encodes batches of its own, from the log or
+//! from a page of history.
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -8,7 +9,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::dialect::Personal;
+use super::dialect::SubscriberData;
 use super::encoding::Encoding;
 use crate::broker::Page;
 use crate::channel::ChannelName;
@@ -17,14 +18,15 @@ use crate::hub::topic::{FellBehind, Topic};
 use crate::message::{Entry, Position};
 use crate::transport::byte_budget::{Budget, hold_anyway};
 
-/// The bytes after which the fan-out ends a batch: enough to make system calls rare, few enough to stay in the cache.
+/// The size after which the fan-out ends a batch, in bytes: large enough to make system calls rare,
+/// small enough to stay in the CPU cache.
 const SHARED_BYTES: usize = 128 << 10;
-/// The same for a subscriber that catches up: what its socket does not take is encoded again.
+/// The same for a subscriber that catches up. Smaller, because bytes that its socket does not take
+/// are encoded again.
 pub(super) const OWN_BYTES: usize = 64 << 10;
-/// What a frame adds to a payload, roughly.
+/// The approximate overhead of a frame, in bytes.
 const FRAME_BYTES: usize = 16;
-/// The rest of a frame, up to so many bytes, does not count: a client may have as much waiting for
-/// itself.
+/// A rest of a frame up to this size, in bytes, is not counted against the budget.
 const FREE_REST: usize = 16 << 10;
 
 /// Ready frames for the entries `first..end` of a log or page.
@@ -32,61 +34,62 @@ const FREE_REST: usize = 16 << 10;
 pub struct EncodedBatch {
     bytes: Vec<u8>,
     entries: Vec<Entry>,
-    /// Where each entry's frame ends.
+    /// The end of the frame of each entry, in `bytes`.
     ends: Vec<usize>,
     first: u64,
     /// The index of the last entry that has a position.
     last_positioned: Option<usize>,
     close: Option<Close>,
-    /// The index and the bytes of the frame that a socket took in part last. All subscribers whose
-    /// sockets took it in part share the bytes.
-    cut: RefCell<Option<(usize, Bytes)>>,
-    /// What such frames count against.
+    /// The last partly written frame: its index and bytes. Subscribers share them.
+    partial_frame: RefCell<Option<(usize, Bytes)>>,
+    /// The budget for partly written frames.
     outgoing: Arc<Budget>,
-    /// Tells what is in it from what was in it before.
+    /// Incremented by each `fill`.
     generation: u64,
-    /// What the frames of one subscriber depend on, where they are personal.
-    personal: PersonalKey,
+    /// The inputs of the frames, if they differ per subscriber.
+    per_subscriber: PerSubscriberInputs,
 }
 
-/// What personal frames depend on: subscribers of the same channels that hold the same positions share them.
+/// The inputs of the frames of a per-subscriber encoding. Subscribers with the same inputs share
+/// the frames.
 #[derive(Default)]
-struct PersonalKey {
-    /// Of the batch that was shared, by its generation, from which entry on; 0 where the frames are of no such batch.
+struct PerSubscriberInputs {
+    /// Generation and first entry of the shared batch; (0, 0) for none.
     shared: (u64, u64),
-    /// What the subscriber held in each of its channels before.
+    /// The positions of the subscriber in its channels before the first entry.
     before: Vec<Option<Position>>,
-    /// Which of them is the batch's.
+    /// The index of the batch's channel in `before`.
     index: usize,
-    /// What it holds in each after the last entry.
+    /// The positions after the last entry.
     positions: Vec<Option<Position>>,
 }
 
-/// How much of a batch a subscriber has been given once its bytes were written up to some byte.
-pub(super) struct Written {
-    /// The sequence number of the next entry; one that was written in part counts as given.
+/// The progress of a subscriber in a batch after a write.
+pub(super) struct BatchProgress {
+    /// The sequence number of the next entry. A partly written entry counts as written.
     pub(super) next: u64,
-    /// The position that the subscriber then holds.
+    /// The position of the subscriber after the write.
     pub(super) position: Option<Position>,
-    /// What is left of the frame that was written in part.
+    /// The rest of the partly written frame.
     pub(super) rest: Bytes,
-    /// There was no room for the rest: its reader is to be closed.
+    /// The rest exceeds the budget, so the subscriber must be closed.
     pub(super) exceeds: bool,
 }
 
 impl EncodedBatch {
-    /// An empty batch. What clients do not take of a frame counts against `outgoing`.
+    /// Creates an empty batch. Rests of partly written frames count against `outgoing`.
     pub fn new(outgoing: Arc<Budget>) -> Self {
         Self { outgoing, ..Self::default() }
     }
 
-    /// Encodes the log from `cursor` on, for all subscribers of an encoding. The frames of a personal encoding differ: of
-    /// them, only how many there are is noted, and `encode_personal` makes them. Returns whether there is anything.
+    /// Encodes the log from `cursor` on, for all subscribers of an encoding. For a per-subscriber
+    /// encoding, stores only the entries; `encode_per_subscriber` writes the frames. Returns whether
+    /// there are entries or a close.
     pub fn fill(&mut self, topic: &Topic, cursor: u64, encoding: &Encoding) -> bool {
         self.generation += 1;
         let read = self.read_log(topic, cursor, SHARED_BYTES);
         debug_assert!(read.is_ok(), "the log keeps what a shard has not reported as served");
-        if encoding.is_personal() {
+        if encoding.is_per_subscriber() {
             self.ends.resize(self.entries.len(), 0);
         } else {
             self.encode(|entry, bytes| {
@@ -96,10 +99,11 @@ impl EncodedBatch {
         !self.is_empty() || self.close.is_some()
     }
 
-    /// Encodes the entries of a shared batch from `cursor` on for a subscriber of a personal encoding, unless that is
-    /// what this holds already: subscribers of the same channels usually hold the same positions. `positions` are what the
-    /// subscriber holds in each of its channels, of which the batch's is the one at `index`.
-    pub(super) fn encode_personal(
+    /// Encodes the entries of a shared batch from `cursor` on for one subscriber of a
+    /// per-subscriber encoding. Does nothing if the last call had the same arguments, as
+    /// subscribers of the same channels usually have the same positions. `positions` are the
+    /// subscriber's positions in its channels; `positions[index]` is the batch's channel.
+    pub(super) fn encode_per_subscriber(
         &mut self,
         shared: &Self,
         cursor: u64,
@@ -107,28 +111,28 @@ impl EncodedBatch {
         (positions, index): (impl Iterator<Item = Option<Position>>, usize),
     ) {
         let key = (shared.generation, cursor);
-        // Compared while they are collected, since most are the same.
-        let mut known = self.personal.shared == key && self.personal.index == index;
+        // Compare while collecting, because most positions are the same.
+        let mut known = self.per_subscriber.shared == key && self.per_subscriber.index == index;
         let mut count = 0;
         for position in positions {
-            known &= self.personal.before.get(count) == Some(&position);
+            known &= self.per_subscriber.before.get(count) == Some(&position);
             if !known {
-                self.personal.before.truncate(count);
-                self.personal.before.push(position);
+                self.per_subscriber.before.truncate(count);
+                self.per_subscriber.before.push(position);
             }
             count += 1;
         }
-        if known && count == self.personal.before.len() {
+        if known && count == self.per_subscriber.before.len() {
             return;
         }
         self.clear();
         self.first = cursor;
         self.entries.extend_from_slice(&shared.entries[(cursor - shared.first) as usize..]);
-        let mut personal = std::mem::take(&mut self.personal);
-        personal.before.truncate(count);
-        personal.positions.clone_from(&personal.before);
-        self.encode_own(channel, encoding, (&mut personal.positions, index));
-        self.personal = PersonalKey { shared: key, index, ..personal };
+        let mut inputs = std::mem::take(&mut self.per_subscriber);
+        inputs.before.truncate(count);
+        inputs.positions.clone_from(&inputs.before);
+        self.encode_own(channel, encoding, (&mut inputs.positions, index));
+        self.per_subscriber = PerSubscriberInputs { shared: key, index, ..inputs };
     }
 
     /// Reads the log from `cursor` on, for one subscriber.
@@ -136,7 +140,8 @@ impl EncodedBatch {
         self.read_log(topic, cursor, OWN_BYTES)
     }
 
-    /// Reads a page of history, for one subscriber. What the page lacks before its first message is its first entry.
+    /// Reads a page of history from its entry `next` on, for one subscriber. A gap of the page
+    /// becomes the first entry.
     pub(super) fn read_page(&mut self, page: &Page, next: u64) {
         self.clear();
         self.first = next;
@@ -150,8 +155,8 @@ impl EncodedBatch {
         }));
     }
 
-    /// Encodes what was read, for one subscriber. `positions` are what it holds in each of its channels, of which this is
-    /// the one at `index`.
+    /// Encodes the entries that were read, for one subscriber. `positions` are the subscriber's
+    /// positions in its channels; `positions[index]` is the batch's channel.
     pub(super) fn encode_own(
         &mut self,
         channel: &ChannelName,
@@ -160,11 +165,11 @@ impl EncodedBatch {
     ) {
         self.encode(|entry, bytes| {
             let mut writer = encoding.writer(bytes);
-            if !encoding.is_personal() {
+            if !encoding.is_per_subscriber() {
                 return encoding.dialect.write_entry(channel, entry, &mut writer);
             }
             positions[index] = entry.position().or(positions[index]);
-            encoding.dialect.write_personal_entry(channel, entry, &Personal { positions }, &mut writer)
+            encoding.dialect.write_subscriber_entry(channel, entry, &SubscriberData { positions }, &mut writer)
         });
     }
 
@@ -172,7 +177,7 @@ impl EncodedBatch {
         self.clear();
         self.first = cursor;
         let mut size = 0;
-        // Encoded later: the hub and the other shards wait for the log.
+        // Encode after this loop, because the hub and the other shards wait for the log.
         topic.read(cursor, |entry| {
             size += encoded_size(entry);
             self.entries.push(entry.clone());
@@ -205,22 +210,23 @@ impl EncodedBatch {
         self.first + self.entries.len() as u64
     }
 
-    /// The sequence number from which the next batch is to be filled: an entry that closes its readers has no frame.
-    pub fn next(&self) -> u64 {
+    /// The sequence number at which the next batch starts. Skips the entry that closes subscribers,
+    /// if there is one; it has no frame.
+    pub fn resume_at(&self) -> u64 {
         self.end() + u64::from(self.close.is_some())
     }
 
-    /// Whether it holds no entry.
+    /// Whether the batch has no entries.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
 
-    /// How many bytes the frames have.
+    /// The size of all frames, in bytes.
     pub(super) fn bytes(&self) -> usize {
         self.bytes.len()
     }
 
-    /// Why subscribers that have received all of it are to be closed.
+    /// The close for subscribers that have received the whole batch.
     pub fn close(&self) -> Option<&Close> {
         self.close.as_ref()
     }
@@ -230,15 +236,15 @@ impl EncodedBatch {
         &self.bytes[self.offset(sequence)..]
     }
 
-    /// What a subscriber has been given that began at `sequence` and took `length` bytes.
-    pub(super) fn written(&self, sequence: u64, length: usize) -> Written {
+    /// Progress of a subscriber that started at `sequence` and wrote `length` bytes.
+    pub(super) fn written(&self, sequence: u64, length: usize) -> BatchProgress {
         let byte = self.offset(sequence) + length;
         let whole = self.ends.partition_point(|&end| end <= byte);
         let begins = whole.checked_sub(1).map_or(0, |last| self.ends[last]);
-        let cut = self.ends.get(whole).filter(|_| byte > begins);
-        let given = if cut.is_some() { whole + 1 } else { whole };
-        let (rest, exceeds) = cut.map_or((Bytes::new(), false), |&end| self.rest(whole, begins..end, byte));
-        Written {
+        let partial = self.ends.get(whole).filter(|_| byte > begins);
+        let given = if partial.is_some() { whole + 1 } else { whole };
+        let (rest, exceeds) = partial.map_or((Bytes::new(), false), |&end| self.rest(whole, begins..end, byte));
+        BatchProgress {
             next: self.first + given as u64,
             position: self.last_position((sequence - self.first) as usize..given),
             rest,
@@ -246,21 +252,22 @@ impl EncodedBatch {
         }
     }
 
-    /// The rest from `byte` on of the frame with that index, and whether there was no room for it.
+    /// The rest of a frame from `byte` on, and whether it exceeds the budget. `index` is the index
+    /// of the frame, `frame` its range in `bytes`.
     fn rest(&self, index: usize, frame: Range<usize>, byte: usize) -> (Bytes, bool) {
         if frame.end - byte <= FREE_REST {
             return (Bytes::copy_from_slice(&self.bytes[byte..frame.end]), false);
         }
-        let mut cut = self.cut.borrow_mut();
-        let known = cut.as_ref().filter(|(known, _)| *known == index).map(|(_, bytes)| (bytes.clone(), true));
+        let mut partial = self.partial_frame.borrow_mut();
+        let known = partial.as_ref().filter(|(known, _)| *known == index).map(|(_, bytes)| (bytes.clone(), true));
         let (bytes, fits) = known.unwrap_or_else(|| hold_anyway(self.bytes[frame.clone()].to_vec(), &self.outgoing));
-        *cut = Some((index, bytes.clone()));
+        *partial = Some((index, bytes.clone()));
         (bytes.slice(byte - frame.start..), !fits)
     }
 
-    /// The newest position among some of the entries.
+    /// The newest position among the entries in `range`.
     fn last_position(&self, range: Range<usize>) -> Option<Position> {
-        // Nearly always all of them are asked for; in a channel without history they would all be looked at.
+        // Fast path for the whole batch; avoids a scan when no entry has a position.
         let last = self.last_positioned.filter(|last| *last >= range.start)?;
         if last < range.end {
             return self.entries[last].position();
@@ -268,7 +275,7 @@ impl EncodedBatch {
         self.entries[range].iter().rev().find_map(Entry::position)
     }
 
-    /// Where in the bytes a sequence number's frame begins.
+    /// The start of the frame of an entry, in `bytes`.
     fn offset(&self, sequence: u64) -> usize {
         match sequence.saturating_sub(self.first) as usize {
             0 => 0,
@@ -276,14 +283,14 @@ impl EncodedBatch {
         }
     }
 
-    /// Lets go of the entries, and of the memory of an unusually large batch.
+    /// Removes the entries, and frees the memory of an unusually large batch.
     pub fn clear(&mut self) {
         self.entries.clear();
         self.ends.clear();
         self.bytes.clear();
         self.close = None;
-        self.cut.take();
-        self.personal.shared = (0, 0);
+        self.partial_frame.take();
+        self.per_subscriber.shared = (0, 0);
         if self.bytes.capacity() > 4 * SHARED_BYTES {
             self.bytes = Vec::new();
         }
@@ -305,7 +312,7 @@ mod tests {
     use crate::message::Message;
 
     #[test]
-    fn personal_frames_are_encoded_once_for_those_who_hold_the_same_positions() {
+    fn frames_per_subscriber_are_encoded_once_for_equal_positions() {
         let channel: ChannelName = "b".parse().expect("valid");
         let message = |offset| {
             let position = Some(Position::new(7, offset));
@@ -321,9 +328,9 @@ mod tests {
         let mut scratch = EncodedBatch::default();
         let mut encode = |shared: &EncodedBatch, cursor, positions: &[Option<Position>], index| {
             let of = (&channel, &BARE_MULTI_CHANNEL_EVENTS);
-            scratch.encode_personal(shared, cursor, of, (positions.iter().copied(), index));
+            scratch.encode_per_subscriber(shared, cursor, of, (positions.iter().copied(), index));
             let text = String::from_utf8(scratch.bytes.clone()).expect("UTF-8");
-            // Whoever is given these bytes again is seen by it.
+            // Marks the buffer to detect reuse.
             scratch.bytes[0] = b'!';
             (text.starts_with('!'), text.replacen('!', "i", 1), scratch.end())
         };
@@ -347,10 +354,10 @@ mod tests {
         );
         let next = EncodedBatch { generation: 4, entries: vec![message(3)], first: 6, ..EncodedBatch::default() };
         assert_eq!(encode(&next, 6, &[none, none], 0).1, "id: 7:3,\nevent: b\ndata: m3\n\n", "another batch");
-        // What a client's own turn left behind is nobody's.
+        // `clear` forgets the cached frames.
         scratch.clear();
         let of = (&channel, &BARE_MULTI_CHANNEL_EVENTS);
-        scratch.encode_personal(&next, 6, of, ([none, none].into_iter(), 0));
+        scratch.encode_per_subscriber(&next, 6, of, ([none, none].into_iter(), 0));
         assert!(scratch.bytes.starts_with(b"id: 7:3,\n"));
     }
 }

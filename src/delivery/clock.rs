@@ -1,4 +1,4 @@
-//! The clock of a thread, which advances about once a second: reading it costs nothing.
+//! The clock of a thread. It advances about once a second, so that reading it needs no system call.
 
 use std::time::Duration;
 

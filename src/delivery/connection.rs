@@ -1,6 +1,6 @@
-//! A client's connection as the fan-out sees it: a socket, the session whose bytes go there, and the clocks that say
-//! whether the client is still there. The fan-out writes straight to the socket, and wakes the connection's own task
-//! (`task.rs`) for what remains.
+//! The connection of a client as the fan-out sees it: a socket, the session whose bytes go to the
+//! socket, and the keepalive. The fan-out writes directly to the socket. If bytes remain, it wakes
+//! the task of the connection (`task.rs`).
 
 use std::cell::{Cell, Ref, RefCell};
 use std::net::IpAddr;
@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::task::{Context as TaskContext, Waker};
 
 use super::batch::EncodedBatch;
-use super::context::{Alive, Context};
+use super::context::{ConnectionCount, Context};
 use super::encoding::Encoding;
 use super::framing::{FrameWriter, Transport};
 use super::keepalive::{Due, Keepalive};
@@ -19,28 +19,28 @@ use crate::observability::metrics::sample::Sample;
 use crate::transport::admission::Admitted;
 use crate::transport::socket::Socket;
 
-/// With so many bytes waiting that concern the connection itself (pongs, notices) the client is not read further: one
-/// that asks without reading the answers has to wait.
-const MOST_POSTED: usize = 16 << 10;
+/// Stop reading from a client while its outbox has this many bytes.
+const OUTBOX_LIMIT: usize = 16 << 10;
 
-/// A client's connection, shared between its own task and the fan-out of its thread.
+/// The connection of a client, shared between its own task and the fan-out of its thread.
 pub struct Connection {
     session: RefCell<Session>,
     pub(super) socket: Socket,
     pub(super) keepalive: Keepalive,
-    /// The task waits with this; woken when its session changed under it.
+    /// Waker of the task, for changes by the fan-out.
     waker: Cell<Option<Waker>>,
     woken: Cell<bool>,
-    /// Given up: nothing is waited for any more.
+    /// The connection is abandoned: the task ends without waiting.
     dead: Cell<bool>,
-    alive: Alive,
-    /// Where its thread lists it.
+    alive: ConnectionCount,
+    /// The index in the shard's slab.
     pub(super) key: usize,
     admitted: Admitted,
 }
 
 impl Connection {
-    /// A connection that may stay for so many seconds; `None` for as long as it likes.
+    /// Creates a connection that may stay for `holds_for` seconds; `None` for no limit. `key` is
+    /// its index in the shard's slab.
     pub(super) fn new(
         socket: Socket,
         session: Session,
@@ -62,12 +62,13 @@ impl Connection {
         })
     }
 
-    /// Its session.
+    /// The session of the connection.
     pub fn session(&self) -> Ref<'_, Session> {
         self.session.borrow()
     }
 
-    /// The address that it counts for; `None` if its connections have no limit.
+    /// The address for which the connection counts; `None` if connections of the address have no
+    /// limit.
     pub(super) fn address(&self) -> Option<IpAddr> {
         self.admitted.address()
     }
@@ -76,7 +77,8 @@ impl Connection {
         self.alive.context()
     }
 
-    /// Subscribes to a channel, which the fan-out lists under the key that `list` returns.
+    /// Subscribes to a channel. `list` adds the subscription to the fan-out and returns its key
+    /// there. Returns the key of the subscription and the newest offset of the channel.
     pub(super) fn subscribe(
         &self,
         new: NewSubscription,
@@ -87,7 +89,7 @@ impl Connection {
         if let Some(subscription) = session.subscription_mut(key) {
             subscription.fan_out_key = list(key, subscription);
         }
-        // What came between the start and the listing.
+        // Deliver entries that arrived before the fan-out knew the subscription.
         self.wake();
         (key, head)
     }
@@ -100,11 +102,11 @@ impl Connection {
         change(&mut self.session.borrow_mut())
     }
 
-    /// The fan-out has a batch for one of the subscriptions.
+    /// Writes a batch of the fan-out for one of the subscriptions. If bytes remain, wakes the task.
     pub(super) fn offer(&self, key: SubscriptionKey, batch: &EncodedBatch) {
         let context = self.context();
         let mut session = self.session.borrow_mut();
-        // Kept until the next batch: the frames may be those of the next subscriber, too.
+        // Do not clear `scratch`: the next subscriber may use the same frames.
         let mut scratch = context.scratch.borrow_mut();
         if !session.offer(key, batch, &mut scratch, &mut |bytes| context.write(&self.socket, bytes)) {
             self.wake();
@@ -112,13 +114,13 @@ impl Connection {
         self.context().count_delivered(session.take_delivered());
     }
 
-    /// The task's turn: writes what is due, whatever it was woken for.
-    pub(super) fn take_turn(&self) -> Waits {
+    /// Writes pending bytes, for the task. Later changes wake the task again.
+    pub(super) fn write_due(&self) -> Waits {
         self.woken.set(false);
         self.pump()
     }
 
-    /// Writes what is due, as far as the socket takes it now.
+    /// Writes as many of the pending bytes as the socket takes now.
     fn pump(&self) -> Waits {
         let context = self.context();
         let mut session = self.session.borrow_mut();
@@ -129,34 +131,34 @@ impl Connection {
         waits
     }
 
-    /// Adds messages that concern the connection itself.
-    pub(super) fn notify(&self, write: impl FnOnce(&'static Encoding, &mut FrameWriter<'_>)) {
-        self.session.borrow_mut().notify(write);
+    /// Adds notices for the client to the outbox.
+    pub(super) fn queue_notice(&self, write: impl FnOnce(&'static Encoding, &mut FrameWriter<'_>)) {
+        self.session.borrow_mut().queue_notice(write);
         self.wake();
     }
 
-    /// Adds bytes that concern the connection itself.
-    pub(super) fn post(&self, write: impl FnOnce(&mut Vec<u8>)) {
-        self.session.borrow_mut().post(write);
+    /// Adds control bytes to the outbox.
+    pub(super) fn queue_control(&self, write: impl FnOnce(&mut Vec<u8>)) {
+        self.session.borrow_mut().queue_control(write);
         self.wake();
     }
 
-    /// Whether so much is waiting that the client must read before it is read.
+    /// Whether the outbox is full, so the client is not read now.
     pub(super) fn must_read_first(&self) -> bool {
-        self.session.borrow().posted() >= MOST_POSTED
+        self.session.borrow().outbox_bytes() >= OUTBOX_LIMIT
     }
 
-    /// Closes the connection, after the frame that is under way.
+    /// Closes the connection after the partly written frame.
     pub(super) fn close(&self, close: Close) {
         self.session.borrow_mut().end(close);
         self.wake();
     }
 
-    /// Closes the connection after what its channels have for it now, as far as its socket takes that: a message that others
-    /// received before must not be left to the fan-out, which may not have had its turn here yet.
+    /// Closes the connection. Writes pending messages first, as many as the socket takes now,
+    /// because the fan-out may not have reached this connection.
     pub(super) fn finish(&self, close: Close) {
         if self.session.borrow().ending().is_none() {
-            while self.pump() == Waits::Turn {}
+            while self.pump() == Waits::Permit {}
             self.close(close);
         }
     }
@@ -166,7 +168,7 @@ impl Connection {
         self.wake();
     }
 
-    /// Whether nothing is waited for any more.
+    /// Whether the connection is abandoned.
     pub(super) fn is_dead(&self) -> bool {
         self.dead.get()
     }
@@ -178,7 +180,7 @@ impl Connection {
         }
     }
 
-    /// Whether the session changed since this was last asked; if not, the task is woken when it does.
+    /// Whether the session changed since the last call. If not, the next change wakes the task.
     pub(super) fn poll_woken(&self, context: &mut TaskContext<'_>) -> bool {
         if self.woken.take() {
             return true;
@@ -187,14 +189,15 @@ impl Connection {
         false
     }
 
-    /// Checks whether the client is still there, and may be; called once a second.
+    /// Checks whether the client still answers and whether its token is valid. Called once a
+    /// second.
     pub(super) fn check(&self) {
         let now = self.context().now();
         let ending = self.session.borrow().ending().is_some();
         match self.keepalive.check(now, ending, self.context().times(), || self.session.borrow().reads_page()) {
             Due::Nothing => {}
             Due::Ping if self.must_read_first() => {}
-            Due::Ping => self.notify(|encoding, out| encoding.dialect.write_keepalive(out)),
+            Due::Ping => self.queue_notice(|encoding, out| encoding.dialect.write_keepalive(out)),
             Due::Gone => {
                 self.session.borrow_mut().end(Close::new(Code::Gone, ""));
                 self.give_up();
@@ -208,7 +211,7 @@ impl Connection {
         }
     }
 
-    /// Adds itself to what its thread has.
+    /// Adds the connection to the counts of its thread.
     pub(super) fn count_in(&self, sample: &mut Sample) {
         let session = self.session.borrow();
         match session.encoding().transport() {

@@ -1,4 +1,5 @@
-//! What all connections of a thread share: buffers, a clock, counts. Only that thread touches it, so nothing is locked.
+//! The state that all connections of a thread share: buffers, a clock, counters. Only that thread
+//! uses it, so nothing is locked.
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -12,35 +13,35 @@ use super::pace::Pace;
 use crate::app::App;
 use crate::transport::socket::Socket;
 
-/// The bytes that are read from a socket at once.
+/// The size of the read buffer, in bytes.
 const READ_BYTES: usize = 64 << 10;
 
-/// What a thread's connections share.
+/// The state that the connections of a thread share.
 pub struct Context {
-    /// What the whole instance shares.
+    /// The state that the whole instance shares.
     pub app: Arc<App>,
-    /// The turns of clients that catch up.
+    /// Limits the time for clients that catch up.
     pub pace: Pace,
     now: Cell<Seconds>,
     alive: Cell<usize>,
-    /// What is not in the metrics yet: counted here, where it costs no atomic operation.
-    written: Cell<Written>,
-    /// For the batches of one connection, used in its turn.
+    /// Counters that are not in the metrics yet. Counting here needs no atomic operation.
+    written: Cell<WriteCounts>,
+    /// Scratch batch for per-connection encoding, reused by all.
     pub(super) scratch: RefCell<EncodedBatch>,
-    /// What is read from a socket.
+    /// Read buffer, reused by all connections.
     pub(super) read_buffer: RefCell<Box<[u8]>>,
 }
 
-/// What sockets took.
+/// Counters of writes.
 #[derive(Clone, Copy, Default)]
-struct Written {
+struct WriteCounts {
     messages: u64,
     writes: u64,
     bytes: u64,
 }
 
-/// A connection that exists, until this is dropped.
-pub struct Alive(Rc<Context>);
+/// Counts a connection as existing until dropped.
+pub struct ConnectionCount(Rc<Context>);
 
 impl Context {
     pub(super) fn new(app: Arc<App>) -> Rc<Self> {
@@ -55,7 +56,7 @@ impl Context {
         })
     }
 
-    /// The clock of the thread, which advances about once a second.
+    /// The time of the thread, which advances about once a second.
     pub fn now(&self) -> Seconds {
         self.now.get()
     }
@@ -64,7 +65,7 @@ impl Context {
         self.now.set(Seconds(self.now.get().0.saturating_add(seconds)));
     }
 
-    /// How long clients are waited for: for a page of history as long as others for a response.
+    /// Timeouts. For a page, the same as for reading an HTTP response.
     pub(super) fn times(&self) -> Times {
         let limits = &self.app.limits;
         Times {
@@ -73,18 +74,18 @@ impl Context {
         }
     }
 
-    /// Counts a connection for as long as it exists.
-    pub(super) fn count_alive(self: &Rc<Self>) -> Alive {
+    /// Counts a connection until the result is dropped.
+    pub(super) fn count_alive(self: &Rc<Self>) -> ConnectionCount {
         self.alive.set(self.alive.get() + 1);
-        Alive(self.clone())
+        ConnectionCount(self.clone())
     }
 
-    /// How many connections exist.
+    /// The number of existing connections.
     pub(super) fn alive(&self) -> usize {
         self.alive.get()
     }
 
-    /// Writes what the socket takes now, and counts it. Never waits.
+    /// Writes as many bytes as the socket takes now, and counts them. Never waits.
     pub(super) fn write(&self, socket: &Socket, bytes: &[u8]) -> io::Result<usize> {
         let taken = socket.try_write(bytes);
         let mut counted = self.written.get();
@@ -100,22 +101,22 @@ impl Context {
         self.written.set(counted);
     }
 
-    /// Hands what was counted to the metrics.
-    pub(super) fn publish_counts(&self) {
-        let Written { messages, writes, bytes } = self.written.take();
+    /// Adds the counters to the metrics.
+    pub(super) fn flush_counts(&self) {
+        let WriteCounts { messages, writes, bytes } = self.written.take();
         self.app.metrics.messages_out.inc_by(messages);
         self.app.metrics.writes.inc_by(writes);
         self.app.metrics.bytes_out.inc_by(bytes);
     }
 }
 
-impl Alive {
+impl ConnectionCount {
     pub(super) fn context(&self) -> &Rc<Context> {
         &self.0
     }
 }
 
-impl Drop for Alive {
+impl Drop for ConnectionCount {
     fn drop(&mut self) {
         self.0.alive.set(self.0.alive.get() - 1);
     }

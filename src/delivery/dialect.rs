@@ -1,9 +1,9 @@
-//! What the messages to and from a client say. A dialect turns a channel's entries and the server's notices into
-//! messages, and a client's messages into commands. It knows neither framing nor sockets, logs or Redis. A new one is a
-//! new file here and a line in `encoding.rs`.
+//! The content of messages to and from a client. A dialect turns entries of a channel and notices
+//! of the server into messages, and messages of a client into commands. It knows neither framing
+//! nor sockets, logs or Redis. To add one, add a file here and a line in `encoding.rs`.
 //!
-//! A dialect itself has no state: what it writes for an entry is shared by all its subscribers. What it must know of
-//! one connection it is handed as [`Personal`].
+//! A dialect has no state: subscribers share the messages that it writes. Data of one subscriber
+//! comes as [`SubscriberData`].
 
 pub mod events;
 pub mod json;
@@ -21,84 +21,86 @@ use crate::message::{Entry, Position};
 /// Where a subscription starts in its channel.
 #[derive(Clone, Copy, Debug)]
 pub struct SubscriptionStart<'a> {
-    /// Which channel.
+    /// The name of the channel.
     pub channel: &'a ChannelName,
-    /// The position that it starts after; `None` where the channel keeps no history.
+    /// The position after which it starts; `None` if the channel keeps no history.
     pub position: Option<Position>,
-    /// The channel's newest offset: messages up to it are the past.
+    /// The newest offset of the channel. Messages up to it are older than the subscription.
     pub head: Option<u64>,
 }
 
-/// What a frame of a personal dialect may contain of the one connection it is for.
+/// Data of one subscriber for its frames.
 #[derive(Clone, Copy, Debug)]
-pub struct Personal<'a> {
-    /// What the client holds in each of its channels once it has received the entry.
+pub struct SubscriberData<'a> {
+    /// The positions of the client in its channels after the entry.
     pub positions: &'a [Option<Position>],
 }
 
 /// The number by which a client matches an answer to its command.
 pub type CommandId = NonZeroU32;
 
-/// What a client asks for.
+/// A command of a client.
 #[derive(Debug)]
 pub struct Command {
-    /// `None` where the dialect has no ids.
+    /// `None` if the dialect has no ids.
     pub id: Option<CommandId>,
-    /// What is to be published, verbatim. (The first verb; others make this an enum.)
+    /// The payload to publish, unchanged. (Publishing is the only command so far; another one makes
+    /// this an enum.)
     pub payload: Bytes,
 }
 
-/// One way to tell a client what happens, and to understand it.
+/// A message format for both directions.
 pub trait Dialect: Sync {
-    /// Whether frames contain something of one subscriber, so that none can be shared: entries are then written by
-    /// [`Dialect::write_personal_entry`].
-    fn is_personal(&self) -> bool {
+    /// Whether frames differ per subscriber. Entries are then written by
+    /// [`Dialect::write_subscriber_entry`].
+    fn is_per_subscriber(&self) -> bool {
         false
     }
 
-    /// What a client is told first: the instance, and where each of its subscriptions starts.
+    /// Writes the first message to a client: the instance, and the start of each subscription.
     fn write_connected(&self, instance: &str, starts: &[SubscriptionStart<'_>], out: &mut FrameWriter<'_>);
 
-    /// Writes what a client is told that is kept until its channels can be joined.
+    /// Tells the client that it waits for the broker.
     fn write_waiting(&self, _: &mut FrameWriter<'_>) {}
 
     /// Writes an entry, for all subscribers.
     ///
     /// # Errors
-    /// The dialect has no words for the entry: its subscribers are to be closed for this reason.
+    /// Returns the close for the subscribers if the dialect cannot express the entry.
     fn write_entry(&self, channel: &ChannelName, entry: &Entry, out: &mut FrameWriter<'_>) -> Result<(), Close>;
 
     /// Writes an entry, for one subscriber.
     ///
     /// # Errors
     /// As [`Dialect::write_entry`].
-    fn write_personal_entry(
+    fn write_subscriber_entry(
         &self,
         channel: &ChannelName,
         entry: &Entry,
-        _: &Personal<'_>,
+        _: &SubscriberData<'_>,
         out: &mut FrameWriter<'_>,
     ) -> Result<(), Close> {
         self.write_entry(channel, entry, out)
     }
 
-    /// Writes what keeps a quiet connection alive: the framing's own keepalive, unless the dialect has one.
+    /// Writes a keepalive for a quiet connection: that of the framing, unless the dialect has one.
     fn write_keepalive(&self, out: &mut FrameWriter<'_>) {
         out.keepalive();
     }
 
-    /// Writes what a client is told before the framing closes the connection.
+    /// Writes the last message before the framing closes the connection.
     fn write_farewell(&self, _: &Close, _: &mut FrameWriter<'_>) {}
 
-    /// Understands a client's message.
+    /// Parses a message of a client.
     ///
     /// # Errors
-    /// The message makes no sense: the client is to be closed for this reason.
+    /// Returns the close for the client if the message is not valid.
     fn command(&self, message: Bytes) -> Result<Command, Close> {
         Ok(Command { id: None, payload: message })
     }
 
-    /// Writes that a command failed; `false` where the dialect has no words for that, so that the client must be closed.
+    /// Writes that a command failed. Returns `false` if the dialect has no such message, so that
+    /// the client must be closed.
     fn write_error(&self, _: Option<CommandId>, _code: &str, _message: &str, _: &mut FrameWriter<'_>) -> bool {
         false
     }

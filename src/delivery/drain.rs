@@ -1,5 +1,6 @@
-//! The end of a thread's subscribers: they are told one after the other, in a random order and evenly over a window, so that
-//! they come back to other instances evenly. What the whole instance does meanwhile is `server.rs`.
+//! Closes the subscribers of a thread when the instance stops: one after the other, in random order
+//! and evenly over a window, so that they reconnect to other instances evenly. `server.rs` stops
+//! the rest of the instance.
 
 use std::time::Duration;
 
@@ -9,12 +10,12 @@ use tokio::time::{Instant, sleep};
 use super::shard::Shard;
 use crate::close::{Close, Code};
 
-/// Few subscribers are no storm: the window is no longer than this for each.
+/// The window is at most this long per subscriber, as a few subscribers need no spreading.
 const PACE: Duration = Duration::from_millis(100);
-/// How often those whose turn it is are told.
+/// The interval between closes.
 const TICK: Duration = Duration::from_millis(10);
 
-/// Closes all subscribers within `window`. `share`: of how many threads this is one.
+/// Closes all subscribers within `window`. `share`: the number of threads.
 pub async fn close_evenly(shard: &Shard, window: Duration, share: usize) {
     let close = Close::new(Code::Restarting, "this instance is stopping; connect again after a moment");
     let mut order = shard.keys();
@@ -28,14 +29,15 @@ pub async fn close_evenly(shard: &Shard, window: Duration, share: usize) {
         told = due;
         sleep(TICK).await;
     }
-    // Those who came in at the last moment are not in the list.
+    // Connections added meanwhile are not in the list.
     while !shard.is_empty() {
         shard.close_all(&close);
         sleep(TICK).await;
     }
 }
 
-/// How many of `count` are to be told so long after the beginning; the first at once.
+/// The number of subscribers, of `count`, to close until `elapsed` after the start. The first is
+/// closed immediately.
 fn due(count: usize, elapsed: Duration, window: Duration) -> usize {
     let share = elapsed.as_secs_f64() / window.as_secs_f64().max(f64::MIN_POSITIVE);
     ((share * count as f64) as usize).saturating_add(1).min(count)

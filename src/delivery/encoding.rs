@@ -1,4 +1,5 @@
-//! The encodings that livebridge speaks: each a dialect over a framing. Subscribers of the same encoding share frames.
+//! The encodings of livebridge: each is a dialect over a framing. Subscribers with the same
+//! encoding share frames.
 
 use super::dialect::Dialect;
 use super::dialect::events::{MultiChannelEvents, SingleChannelEvents};
@@ -10,9 +11,9 @@ use super::framing::{FrameWriter, Framing, Transport};
 
 /// A dialect over a framing. Compared by address, so each is a static.
 pub struct Encoding {
-    /// What messages say.
+    /// The content of messages.
     pub dialect: &'static dyn Dialect,
-    /// How they travel.
+    /// The framing of messages.
     pub framing: &'static dyn Framing,
 }
 
@@ -30,22 +31,22 @@ pub static BARE_EVENTS: Encoding = Encoding { dialect: &SingleChannelEvents, fra
 pub static BARE_MULTI_CHANNEL_EVENTS: Encoding = Encoding { dialect: &MultiChannelEvents, framing: &Bare };
 
 impl Encoding {
-    /// A writer of frames that appends to `out`.
+    /// Returns a writer of frames that appends to `out`.
     pub fn writer<'a>(&self, out: &'a mut Vec<u8>) -> FrameWriter<'a> {
         FrameWriter::new(self.framing, out)
     }
 
-    /// What carries its messages.
+    /// The transport of its messages.
     pub fn transport(&self) -> Transport {
         self.framing.transport()
     }
 
-    /// Whether frames contain something of one subscriber, so that none can be shared.
-    pub fn is_personal(&self) -> bool {
-        self.dialect.is_personal()
+    /// Whether frames differ per subscriber, so that they cannot be shared by all.
+    pub fn is_per_subscriber(&self) -> bool {
+        self.dialect.is_per_subscriber()
     }
 
-    /// Whether it is the same encoding.
+    /// Whether both are the same encoding.
     pub fn is(&self, other: &Encoding) -> bool {
         std::ptr::eq(self, other)
     }

@@ -1,15 +1,16 @@
-//! How messages travel on a connection: in WebSocket frames or as an event stream. A framing knows neither what a
-//! message says (that is a dialect's business) nor any socket.
+//! How messages travel on a connection: in WebSocket frames or as an event stream. A framing knows
+//! neither the content of a message (that is the dialect) nor sockets.
 //!
-//! A framing has no state, so that a frame can be written to many sockets. The chunks of an event stream are such a framing;
-//! compression without a shared context fits between [`Framing::begin`] and [`Framing::end`] as well.
+//! A framing has no state, so that a frame can be written to many sockets. HTTP chunking is part of
+//! the event-stream framing. Compression without a shared context would fit between
+//! [`Framing::begin`] and [`Framing::end`].
 
 pub mod event_stream;
 pub mod websocket;
 
 use crate::close::Close;
 
-/// How a message is to be understood.
+/// The kind of a message.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Kind {
     /// UTF-8.
@@ -18,24 +19,26 @@ pub enum Kind {
     Binary,
 }
 
-/// What carries a connection's messages, to people and in metrics.
+/// The transport of a connection, as metrics and logs name it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Transport {
-    /// Frames both ways. The client answers pings, so its silence means that it is gone.
+    /// Frames in both directions. The client answers pings, so silence means that it is gone.
     WebSocket,
-    /// Events one way (Server-Sent Events).
+    /// Events to the client only (Server-Sent Events).
     EventStream,
 }
 
 /// One way to frame messages.
 pub trait Framing: Sync {
-    /// What it belongs to.
+    /// The transport of this framing.
     fn transport(&self) -> Transport;
 
-    /// Begins a frame at the end of `out`; the message is appended next. Returns where the frame begins.
+    /// Begins a frame at the end of `out`; the message is appended next. Returns the start of the
+    /// frame.
     fn begin(&self, out: &mut Vec<u8>) -> usize;
 
-    /// Completes the frame that begins at `start`: all that was appended since [`Framing::begin`] is its message.
+    /// Completes the frame that begins at `start`. Everything appended since [`Framing::begin`] is
+    /// its message.
     fn end(&self, kind: Kind, start: usize, out: &mut Vec<u8>);
 
     /// Appends a whole frame.
@@ -45,7 +48,7 @@ pub trait Framing: Sync {
         self.end(kind, start, out);
     }
 
-    /// Appends what keeps a quiet connection alive, and asks the client whether it is there if it can answer.
+    /// Appends a keepalive for a quiet connection: a ping, if the client can answer it.
     fn write_keepalive(&self, out: &mut Vec<u8>);
 
     /// Appends the last bytes before the connection is closed.
@@ -59,7 +62,7 @@ pub struct FrameWriter<'a> {
 }
 
 impl<'a> FrameWriter<'a> {
-    /// Appends to `out`.
+    /// Creates a writer that appends to `out`.
     pub fn new(framing: &'static dyn Framing, out: &'a mut Vec<u8>) -> Self {
         Self { framing, out }
     }
@@ -76,12 +79,12 @@ impl<'a> FrameWriter<'a> {
         self.framing.end(Kind::Text, start, self.out);
     }
 
-    /// Appends the framing's own keepalive.
+    /// Appends the keepalive of the framing.
     pub fn keepalive(&mut self) {
         self.framing.write_keepalive(self.out);
     }
 
-    /// Appends the framing's own close.
+    /// Appends the close of the framing.
     pub fn close(&mut self, close: &Close) {
         self.framing.write_close(close, self.out);
     }

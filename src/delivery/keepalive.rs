@@ -1,13 +1,13 @@
-//! Keepalive: whether a client still answers, and whether its token still holds. Checked once a second for each
-//! connection. It decides only; `connection.rs` sends pings and closes.
+//! Keepalive: whether a client still answers, and whether its token is still valid. Checked once a
+//! second for each connection. Only decides; `connection.rs` sends pings and closes.
 
 use std::cell::Cell;
 
 use super::clock::Seconds;
 
-/// A client that answers pings is gone after so many unanswered ones.
+/// The number of unanswered pings after which a client counts as gone.
 const MOST_UNANSWERED: u32 = 3;
-/// How many checks a closing connection has to take its last bytes.
+/// The number of checks for which a closing connection may take its last bytes.
 const CLOSING_CHECKS: u32 = 3;
 
 /// The times of one connection.
@@ -30,11 +30,12 @@ pub(super) struct Keepalive {
 pub(super) struct Times {
     /// The silence after which a client is sent a ping or a heartbeat.
     pub(super) heartbeat: u32,
-    /// How long it may take to read a page of history. (`TCP_USER_TIMEOUT` closes clients that acknowledge nothing.)
+    /// The time to read a page of history. (`TCP_USER_TIMEOUT` closes clients that acknowledge
+    /// nothing.)
     pub(super) page: u32,
 }
 
-/// What is due for a client.
+/// The action that is due for a client.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Due {
     /// Nothing.
@@ -52,7 +53,8 @@ pub(super) enum Due {
 }
 
 impl Keepalive {
-    /// For a new client whose token holds for a number of seconds; `None` for no limit.
+    /// Creates the state of a new client whose token is valid for `holds_for` seconds; `None` for
+    /// no limit.
     pub(super) fn new(now: Seconds, holds_for: Option<u64>, answers_pings: bool) -> Self {
         let holds_for = holds_for.map_or(u32::MAX, |seconds| u32::try_from(seconds).unwrap_or(u32::MAX));
         Self {
@@ -60,23 +62,24 @@ impl Keepalive {
             asked: Cell::new(now),
             page_at: Cell::new(now),
             closing_checks: Cell::new(0),
-            // The second that has begun does not count.
+            // The current, incomplete second does not count.
             expires: Seconds(now.0.saturating_add(holds_for).saturating_add(1)),
             answers_pings,
         }
     }
 
-    /// The client sent something, or was not read because of its rate.
+    /// Records that the client sent something, or was not read because of its rate.
     pub(super) fn heard(&self, now: Seconds) {
         self.heard.set(now);
     }
 
-    /// The client got a page of history.
+    /// Records that the client got a page of history.
     pub(super) fn got_page(&self, now: Seconds) {
         self.page_at.set(now);
     }
 
-    /// What is due for the client. Called once a second. `closing`: a close has been sent.
+    /// Returns the action that is due for the client. Called once a second. `closing`: a close has
+    /// been sent.
     pub(super) fn check(&self, now: Seconds, closing: bool, times: Times, reads_page: impl FnOnce() -> bool) -> Due {
         let since = |at| now.since(at);
         if closing {

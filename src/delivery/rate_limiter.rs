@@ -1,5 +1,6 @@
-//! The rate limits of one client, in frames and bytes per second, and its share in the budget for incomplete messages.
-//! It decides how long the client is not read, and when it is closed; `task.rs` acts on that.
+//! The rate limits of one client, in frames and bytes per second, and its reservation in the budget
+//! for incomplete messages. Decides how long the client is not read and when it is closed;
+//! `task.rs` acts.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,19 +11,19 @@ use crate::delivery::clock::Seconds;
 use crate::transport::byte_budget::{Budget, Reservation};
 use crate::transport::token_bucket::{Bucket, Tenths};
 
-/// Clients that exceed a limit by more than this many seconds are closed. Bytes are read in smaller pieces, so only
-/// clients that keep sending frames come so far.
+/// Clients that exceed a limit by more than this many seconds are closed. Bytes are read in smaller
+/// pieces, so only clients that keep sending frames reach this.
 const MOST_DEBT: f32 = 10.0;
 
-/// What one client has sent, against the limits.
+/// The state of the limits for one client.
 pub(super) struct RateLimiter {
-    /// Without their rates, which all clients share: each connection has two.
+    /// Stored without their rates, which all clients share, to save memory.
     frames: Option<Bucket>,
     bytes: Option<Bucket>,
     incoming: Reservation,
 }
 
-/// What one read brought.
+/// The amounts received by one read.
 pub(super) struct Received {
     pub(super) frames: usize,
     pub(super) bytes: usize,
@@ -30,31 +31,32 @@ pub(super) struct Received {
     pub(super) held: usize,
 }
 
-/// Why a client that sends must be closed.
+/// The limit for which a client must be closed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Excess {
-    /// The budget of all clients together has no room for what is on its way in.
+    /// The budget of all clients for incoming bytes is used up.
     IncomingBytes,
-    /// It keeps sending faster than it may.
+    /// The client keeps sending faster than its rate.
     Rate,
 }
 
 impl RateLimiter {
-    /// For a client that has sent nothing yet.
+    /// Creates the limits of a client that has sent nothing yet.
     pub(super) fn new(rates: Rates, incoming: Arc<Budget>, now: Seconds) -> Self {
         let full = |rate| Bucket::full(rate, tenths(now));
         Self { frames: rates.frames.map(full), bytes: rates.bytes.map(full), incoming: Reservation::new(incoming) }
     }
 
-    /// Holds so many bytes of the budget of all clients. `false` if there are not so many.
+    /// Sets the reservation in the budget of all clients, in bytes. Returns `false`, without a
+    /// change, if they do not fit.
     pub(super) fn hold(&mut self, bytes: usize) -> bool {
         self.incoming.set(bytes)
     }
 
-    /// Counts what was read. Returns for how long the client must not be read.
+    /// Counts received bytes and frames. Returns how long the client must not be read.
     ///
     /// # Errors
-    /// Why the client must be closed.
+    /// [`Excess`] if the client must be closed.
     pub(super) fn count(&mut self, rates: Rates, now: Seconds, received: &Received) -> Result<Duration, Excess> {
         if !self.hold(received.held) {
             return Err(Excess::IncomingBytes);
@@ -69,7 +71,7 @@ impl RateLimiter {
         if debt > Duration::from_secs_f32(MOST_DEBT) { Err(Excess::Rate) } else { Ok(debt) }
     }
 
-    /// For how long the client must not be read.
+    /// How long the client must not be read.
     pub(super) fn debt(&mut self, rates: Rates, now: Seconds) -> Duration {
         let frames =
             self.frames.as_mut().zip(rates.frames).map_or(0.0, |(bucket, rate)| bucket.debt(rate, tenths(now)));
@@ -79,7 +81,7 @@ impl RateLimiter {
 }
 
 impl Excess {
-    /// What the client is told.
+    /// The close for the client.
     pub(super) fn close(self) -> Close {
         match self {
             Self::IncomingBytes => {
@@ -90,7 +92,7 @@ impl Excess {
     }
 }
 
-/// The clock of the thread as a bucket counts.
+/// Converts the time of the thread to the unit of the buckets.
 fn tenths(now: Seconds) -> Tenths {
     Tenths::from_seconds(now.0)
 }

@@ -1,9 +1,10 @@
-//! A client's subscriptions, and in which order its bytes go out. There is no socket in sight: the caller hands in a
-//! function that writes as much as can be written now.
+//! The subscriptions of a client, and the order in which its bytes are written. Knows no socket:
+//! the caller passes a function that writes as much as can be written now.
 //!
-//! The order of bytes: the rest of a frame that was written in part, then what concerns the connection itself (the
-//! response's head, notices, pongs, the last frame), then the channels. All bytes of channels go through
-//! `write_batch`, whether the fan-out or the client's own catching up encoded them.
+//! The order of bytes: the rest of a partly written frame; then the outbox with bytes of the
+//! connection itself (the HTTP response head, notices, pongs, the close frame); then the channels.
+//! All bytes of channels go through `write_batch`, from batches of the fan-out and from batches of
+//! this client alone.
 
 use std::io;
 use std::sync::Arc;
@@ -22,47 +23,49 @@ use crate::hub::held_page::HeldPage;
 use crate::hub::topic::{FellBehind, Topic};
 use crate::message::Position;
 
-/// Writes as much as can be written now and returns how many bytes that were; `WouldBlock` if nothing can.
+/// Writes as much as can be written now and returns the number of bytes; `WouldBlock` if nothing
+/// can be written.
 pub type Write<'a> = &'a mut dyn FnMut(&[u8]) -> io::Result<usize>;
 
-/// Names a subscription within its session.
+/// The key of a subscription within its session.
 pub type SubscriptionKey = usize;
 
-/// What a session waits for.
+/// The event that a session waits for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Waits {
     /// New messages.
     News,
-    /// Its next turn: it has written enough for now.
-    Turn,
-    /// Room in the socket.
+    /// A permit of [`super::pace`]: it has written enough for now.
+    Permit,
+    /// The socket is full.
     Room,
-    /// The answer of the history for a subscription.
+    /// A read of the history for a subscription.
     History(SubscriptionKey, ReadFrom),
-    /// Nothing: all is written, the connection is to be closed.
+    /// Nothing: everything is written, so close the connection.
     End,
     /// Nothing: the connection is broken.
     Gone,
 }
 
-/// A client, without its socket.
+/// A client without its socket.
 pub struct Session {
     encoding: &'static Encoding,
     subscriptions: Slab<Subscription>,
-    /// What the socket has yet to take of a frame that was written in part.
+    /// The rest of a partly written frame.
     rest: Bytes,
-    /// What concerns the connection itself.
+    /// Bytes of the connection itself, not of a channel.
     outbox: Vec<u8>,
     blocked: bool,
-    /// The subscription whose turn it is to catch up.
-    turn: SubscriptionKey,
-    /// Messages written since they were last counted.
+    /// The subscription that catches up next.
+    next_to_catch_up: SubscriptionKey,
+    /// Messages written since the last [`Session::take_delivered`].
     delivered: u32,
     ending: Option<Box<Close>>,
 }
 
 impl Session {
-    /// A client without subscriptions, with room for so many. `head` is what its transport sends first.
+    /// Creates a session without subscriptions, with capacity for `subscriptions`. `head` is the
+    /// HTTP response head, the first bytes to write.
     pub fn new(encoding: &'static Encoding, head: Vec<u8>, subscriptions: usize) -> Self {
         Self {
             encoding,
@@ -70,13 +73,14 @@ impl Session {
             rest: Bytes::new(),
             outbox: head,
             blocked: false,
-            turn: 0,
+            next_to_catch_up: 0,
             delivered: 0,
             ending: None,
         }
     }
 
-    /// Tells the client of the instance and of these subscriptions, each with its channel's newest offset.
+    /// Tells the client the instance and its subscriptions, each with the newest offset of its
+    /// channel.
     pub fn write_connected(&mut self, instance: &str, made: &[(SubscriptionKey, Option<u64>)]) {
         let start = |&(key, head): &(SubscriptionKey, _)| {
             let subscription = self.subscriptions.get(key)?;
@@ -86,29 +90,29 @@ impl Session {
         self.encoding.dialect.write_connected(instance, &starts, &mut self.encoding.writer(&mut self.outbox));
     }
 
-    /// Subscribes to a channel. Returns the subscription's key, which may be one that had been another's before, and the
-    /// channel's newest offset.
+    /// Subscribes to a channel. Returns the key of the subscription and the newest offset of the
+    /// channel. Keys are reused.
     pub fn subscribe(&mut self, new: NewSubscription) -> (SubscriptionKey, Option<u64>) {
         let (subscription, head) = Subscription::new(new);
         (self.subscriptions.insert(subscription), head)
     }
 
-    /// Ends a subscription: nothing of its channel follows but the rest of a frame that is under way.
+    /// Ends a subscription. Only a partly written frame is still completed.
     pub fn unsubscribe(&mut self, key: SubscriptionKey) -> Option<Subscription> {
         self.subscriptions.try_remove(key)
     }
 
-    /// What its bytes look like.
+    /// The encoding of the session.
     pub fn encoding(&self) -> &'static Encoding {
         self.encoding
     }
 
-    /// Its subscriptions.
+    /// All subscriptions.
     pub fn subscriptions(&self) -> impl Iterator<Item = (SubscriptionKey, &Subscription)> {
         self.subscriptions.iter()
     }
 
-    /// One of its subscriptions.
+    /// A subscription.
     pub fn subscription(&self, key: SubscriptionKey) -> Option<&Subscription> {
         self.subscriptions.get(key)
     }
@@ -117,46 +121,47 @@ impl Session {
         self.subscriptions.get_mut(key)
     }
 
-    /// Its only subscription; `None` if it has none or several.
+    /// The only subscription; `None` if there are none or several.
     pub fn only_subscription(&self) -> Option<&Subscription> {
         let mut all = self.subscriptions.iter().map(|(_, subscription)| subscription);
         all.next().filter(|_| all.next().is_none())
     }
 
-    /// Why it is to be closed, if it is.
+    /// The reason of the close, if the session is closing.
     pub fn ending(&self) -> Option<&Close> {
         self.ending.as_deref()
     }
 
-    /// Adds bytes that concern the connection itself.
-    pub fn post(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
+    /// Adds control bytes to the outbox.
+    pub fn queue_control(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
         if self.ending.is_none() {
             write(&mut self.outbox);
         }
     }
 
-    /// Adds messages that concern the connection itself.
-    pub fn notify(&mut self, write: impl FnOnce(&'static Encoding, &mut FrameWriter<'_>)) {
+    /// Adds notices for the client to the outbox.
+    pub fn queue_notice(&mut self, write: impl FnOnce(&'static Encoding, &mut FrameWriter<'_>)) {
         let encoding = self.encoding;
-        self.post(|out| write(encoding, &mut encoding.writer(out)));
+        self.queue_control(|out| write(encoding, &mut encoding.writer(out)));
     }
 
-    /// How many bytes that concern the connection itself wait for the socket.
-    pub fn posted(&self) -> usize {
+    /// The size of the outbox, in bytes.
+    pub fn outbox_bytes(&self) -> usize {
         self.outbox.len()
     }
 
-    /// How many messages were written since this was last asked.
+    /// The number of messages written since the last call.
     pub fn take_delivered(&mut self) -> u32 {
         std::mem::take(&mut self.delivered)
     }
 
-    /// Whether it reads a page of history, which is kept for it until then.
+    /// Whether a subscription reads a page of history, which stays in memory until then.
     pub fn reads_page(&self) -> bool {
         self.subscriptions.iter().any(|(_, subscription)| subscription.reads_page())
     }
 
-    /// How many messages it has yet to take of the channel in which it is furthest behind; `None` if its socket is not full.
+    /// The number of unread messages of the channel in which the client is furthest behind; `None`
+    /// if its socket is not full.
     pub fn backlog(&self) -> Option<u64> {
         if !self.blocked {
             return None;
@@ -164,7 +169,8 @@ impl Session {
         self.subscriptions.iter().map(|(_, subscription)| subscription.backlog()).max()
     }
 
-    /// Ends it: after the frame that is under way the client is told, and gets nothing more.
+    /// Ends the session: after the partly written frame, the client gets the close and nothing
+    /// else.
     pub fn end(&mut self, close: Close) {
         if self.ending.is_none() {
             let mut out = self.encoding.writer(&mut self.outbox);
@@ -174,26 +180,27 @@ impl Session {
         }
     }
 
-    /// Ends it as one that reads a page of history too slowly.
+    /// Ends the session because the client reads a page of history too slowly.
     pub fn end_as_too_slow(&mut self) {
         let mut subscriptions = self.subscriptions.iter().map(|(_, subscription)| subscription);
         let position = subscriptions.find(|held| held.reads_page()).and_then(|held| held.position);
         self.end(too_slow(position));
     }
 
-    /// The history answered what a subscription to `topic` had asked; `None` if the channel keeps none any more. Ignored if
-    /// the subscription has ended meanwhile.
-    pub fn answered(&mut self, key: SubscriptionKey, topic: &Topic, page: Option<Arc<HeldPage>>) {
+    /// Passes the answer of a read of the history to a subscription to `topic`; `None` if the
+    /// channel no longer keeps a history. Ignored if that subscription has ended.
+    pub fn set_page(&mut self, key: SubscriptionKey, topic: &Topic, page: Option<Arc<HeldPage>>) {
         if let Some(subscription) = self.subscriptions.get_mut(key)
             && subscription.topic().id == topic.id
             && subscription.question().is_some()
         {
-            subscription.answered(page);
+            subscription.set_page(page);
         }
     }
 
-    /// Writes a batch that many subscribers share, as far as this one has not received it yet. `scratch` is for frames that
-    /// only some of them share. `false` if it needs a [`Session::pump`] of its own.
+    /// Writes the part of a shared batch that this subscriber has not received yet. `scratch` is
+    /// for frames of a per-subscriber encoding. Returns `false` if [`Session::pump`] must be
+    /// called.
     pub fn offer(
         &mut self,
         key: SubscriptionKey,
@@ -204,25 +211,24 @@ impl Session {
         let Some(Cursor::Log(cursor)) = self.subscriptions.get(key).map(|subscription| &subscription.cursor) else {
             return true;
         };
-        if self.blocked || *cursor >= batch.next() {
+        if self.blocked || *cursor >= batch.resume_at() {
             return true;
         }
         let beyond_frames = *cursor < batch.first() || *cursor >= batch.end();
         if beyond_frames || !self.outbox.is_empty() || self.ending.is_some() {
             return false;
         }
-        let batch = if self.encoding.is_personal() {
+        let batch = if self.encoding.is_per_subscriber() {
             self.encode_offered(key, *cursor, batch, scratch);
             scratch
         } else {
             batch
         };
-        // Of an error that is not for want of room, the connection's own task learns when it writes.
+        // Other errors than `WouldBlock`: the task sees them on its next write.
         self.write_batch(key, batch, write).is_ok() && batch.close().is_none()
     }
 
-    /// Writes what is due, as far as it can be written now, and of what it has to catch up with about one batch.
-    /// `scratch` is for the batches of this subscriber alone.
+    /// Flushes, then catches up by about one batch. `scratch` is for batches of this client alone.
     pub fn pump(&mut self, scratch: &mut EncodedBatch, write: Write<'_>) -> Waits {
         let waits = self.try_pump(scratch, write).unwrap_or_else(|error| match error.kind() {
             io::ErrorKind::WouldBlock => Waits::Room,
@@ -241,16 +247,16 @@ impl Session {
             }
             let mut asks = None;
             let mut moved = false;
-            let (turn, capacity) = (self.turn, self.subscriptions.capacity());
-            for key in (0..capacity).map(|key| (turn + key) % capacity) {
+            let (first, capacity) = (self.next_to_catch_up, self.subscriptions.capacity());
+            for key in (0..capacity).map(|key| (first + key) % capacity) {
                 match self.catch_up(key, scratch, write)? {
                     CatchUp::Done => {}
                     CatchUp::Moved => {
                         moved = true;
                         written += scratch.bytes();
                         if written >= OWN_BYTES {
-                            self.turn = key + 1;
-                            return Ok(Waits::Turn);
+                            self.next_to_catch_up = key + 1;
+                            return Ok(Waits::Permit);
                         }
                     }
                     CatchUp::Asks(from) => asks = asks.or(Some(Waits::History(key, from))),
@@ -267,7 +273,7 @@ impl Session {
         }
     }
 
-    /// Writes what was kept: the rest of a frame, and what concerns the connection itself.
+    /// Writes the rest of a frame and the outbox.
     fn flush(&mut self, write: Write<'_>) -> io::Result<()> {
         while !self.rest.is_empty() {
             let written = write(&self.rest)?;
@@ -282,7 +288,7 @@ impl Session {
         Ok(())
     }
 
-    /// Writes one batch of a subscription's own.
+    /// Writes one batch of this subscription alone.
     fn catch_up(&mut self, key: SubscriptionKey, batch: &mut EncodedBatch, write: Write<'_>) -> io::Result<CatchUp> {
         let Some(subscription) = self.subscriptions.get_mut(key) else { return Ok(CatchUp::Done) };
         match &subscription.cursor {
@@ -310,16 +316,16 @@ impl Session {
         Ok(batch.close().cloned().map_or(CatchUp::Moved, CatchUp::Ends))
     }
 
-    /// Encodes a batch from `cursor` on with the positions that this client holds.
+    /// Encodes a shared batch from `cursor` on with the positions of this client.
     fn encode_offered(&self, key: SubscriptionKey, cursor: u64, batch: &EncodedBatch, scratch: &mut EncodedBatch) {
         let positions = self.subscriptions.iter().map(|(_, subscription)| subscription.position);
         let channel = &self.subscriptions[key].topic().channel;
-        scratch.encode_personal(batch, cursor, (channel, self.encoding), (positions, self.index_of(key)));
+        scratch.encode_per_subscriber(batch, cursor, (channel, self.encoding), (positions, self.index_of(key)));
     }
 
-    /// Which of its subscriptions this is.
+    /// Index among the live subscriptions.
     fn index_of(&self, key: SubscriptionKey) -> usize {
-        // Keys have holes only where a subscription has ended.
+        // Without ended subscriptions, the keys have no holes.
         if self.subscriptions.len() == self.subscriptions.capacity() {
             return key;
         }
@@ -328,15 +334,15 @@ impl Session {
 
     fn encode(&self, key: SubscriptionKey, batch: &mut EncodedBatch) {
         let (mut positions, mut index) = (Vec::new(), 0);
-        if self.encoding.is_personal() {
+        if self.encoding.is_per_subscriber() {
             positions.extend(self.subscriptions.iter().map(|(_, subscription)| subscription.position));
             index = self.index_of(key);
         }
         batch.encode_own(&self.subscriptions[key].topic().channel, self.encoding, (&mut positions, index));
     }
 
-    /// Writes a batch from the subscription's cursor on, moves the cursor on, and keeps the rest of a frame of which the
-    /// socket took only a part. An error says that not all was written.
+    /// Writes a batch from the cursor of the subscription on, advances the cursor, and keeps the
+    /// rest of a partly written frame. Returns an error if not everything was written.
     fn write_batch(&mut self, key: SubscriptionKey, batch: &EncodedBatch, write: Write<'_>) -> io::Result<()> {
         let subscription = &mut self.subscriptions[key];
         let Some(next) = subscription.cursor.next_entry() else { return Ok(()) };
@@ -354,7 +360,7 @@ impl Session {
     }
 }
 
-/// Writes as much as can be written; returns how many bytes that were, and what stood in the way of the others.
+/// Writes as much as can be written. Returns the number of bytes, and the error that stopped it.
 fn write_all(bytes: &[u8], write: Write<'_>) -> (usize, io::Result<()>) {
     let mut written = 0;
     while written < bytes.len() {
@@ -366,10 +372,10 @@ fn write_all(bytes: &[u8], write: Write<'_>) -> (usize, io::Result<()>) {
     (written, Ok(()))
 }
 
-/// The log no longer holds what the subscription must read next.
+/// Handles that the log no longer has the next entry of the subscription.
 fn fell_behind(subscription: &mut Subscription) -> CatchUp {
     if let (Some(position), Some(_)) = (subscription.position, subscription.topic().rule.keyed) {
-        // The latest value of each key that changed is all it needs.
+        // The client needs only the latest value of each changed key.
         subscription.cursor = Cursor::History(ReadFrom::After(position));
         return CatchUp::Moved;
     }
@@ -384,13 +390,13 @@ fn too_slow(position: Option<Position>) -> Close {
     Close::new(Code::FellBehind, detail)
 }
 
-/// The budget for outgoing bytes is used up: the client is to reconnect later.
+/// The close for a client that finds the budget for outgoing bytes used up.
 pub(super) fn outgoing_full() -> Close {
     let detail = "too much data waits for clients that do not read it; reconnect in a moment";
     Close::new(Code::Refused(Refused::ForNow("outgoing_full")), detail)
 }
 
-/// What became of one subscription's turn.
+/// The result of one step of a subscription.
 enum CatchUp {
     Done,
     Moved,

@@ -1,6 +1,6 @@
-//! One thread's share of the clients: which connections there are, which of them subscribe to what, and the fan-out.
-//! Everything in here runs on one thread, so nothing is locked; the hub says through a wake list which topics have
-//! something new.
+//! The clients of one thread: their connections, their subscriptions, and the fan-out. Everything
+//! here runs on one thread, so nothing is locked. The hub reports topics with new entries through a
+//! wake list.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -25,40 +25,41 @@ use crate::observability::metrics::sample::Sample;
 use crate::transport::admission::Admitted;
 use crate::transport::socket::Socket;
 
-/// After so many offers the fan-out lets others on its thread run: requests and pings are answered while it is busy, and
-/// what is published meanwhile shares the next write.
-const TURN: usize = 64;
-const STEPS: usize = 3;
-/// How often the connections are checked for those that are silent. One check for all, not a timer for each.
+/// The number of offers after which the fan-out yields. Requests and pings are then answered while
+/// the fan-out is busy, and messages published meanwhile share the next write.
+const OFFERS_PER_YIELD: usize = 64;
+const YIELDS: usize = 3;
+/// The interval of the check for silent connections. One check for all of them, instead of a timer
+/// for each.
 const SWEEP: Duration = Duration::from_secs(1);
 
-/// A thread's clients.
+/// The clients of a thread.
 pub struct Shard {
-    /// Which thread.
+    /// The index of the thread.
     pub index: usize,
-    /// What its connections share.
+    /// The state that its connections share.
     pub context: Rc<Context>,
     connections: RefCell<Slab<Rc<Connection>>>,
     topics: RefCell<HashMap<u64, LocalTopic>>,
-    /// How many offers there were since others could run.
+    /// The number of offers since the last yield.
     offers: Cell<usize>,
 }
 
-/// A topic's subscribers on this thread.
+/// The subscribers of a topic on this thread.
 struct LocalTopic {
     topic: Arc<Topic>,
-    feeds: Vec<Rc<Feed>>,
+    groups: Vec<Rc<EncodingGroup>>,
 }
 
-/// The subscribers of a topic that share an encoding, and up to where they have been served.
-struct Feed {
+/// The subscribers of a topic with the same encoding, and up to where they have been served.
+struct EncodingGroup {
     encoding: &'static Encoding,
     subscribers: RefCell<Slab<(Rc<Connection>, SubscriptionKey)>>,
     served: Cell<u64>,
 }
 
 impl Shard {
-    /// A thread's share, without connections.
+    /// Creates a shard without connections.
     pub fn new(index: usize, app: Arc<App>) -> Rc<Self> {
         Rc::new(Self {
             index,
@@ -69,12 +70,12 @@ impl Shard {
         })
     }
 
-    /// Whether there are no connections, not even one that is closing.
+    /// Whether no connections exist. Connections that are closing count.
     pub fn is_empty(&self) -> bool {
         self.context.alive() == 0
     }
 
-    /// Takes a client in that may stay for `holds_for` seconds.
+    /// Adds a client that may stay for `holds_for` seconds.
     pub(super) fn connect(
         &self,
         socket: Socket,
@@ -89,71 +90,72 @@ impl Shard {
         connection
     }
 
-    /// Lets a client go, and ends all of its subscriptions.
+    /// Removes a client and all its subscriptions.
     pub(super) fn disconnect(&self, connection: &Connection) {
         self.connections.borrow_mut().remove(connection.key);
         let keys: Vec<_> = connection.session().subscriptions().map(|(key, _)| key).collect();
         keys.into_iter().for_each(|key| self.unsubscribe(connection, key));
     }
 
-    /// Subscribes a connection to a channel, at any time of its life. Returns the subscription's key, and the channel's
-    /// newest offset.
+    /// Subscribes a connection to a channel, at any time of its life. Returns the key of the
+    /// subscription and the newest offset of the channel.
     pub fn subscribe(&self, connection: &Rc<Connection>, new: NewSubscription) -> (SubscriptionKey, Option<u64>) {
         let encoding = connection.session().encoding();
         let topic = new.membership.topic().clone();
         let made = connection.subscribe(new, |key, subscription| {
-            let feed = self.feed(subscription.topic(), encoding);
-            feed.subscribers.borrow_mut().insert((connection.clone(), key))
+            let group = self.group(subscription.topic(), encoding);
+            group.subscribers.borrow_mut().insert((connection.clone(), key))
         });
         if topic.is_refused() {
-            // It was before this shard knew of the topic.
+            // The topic was refused before this shard subscribed, so wake the shard now.
             self.context.app.hub.wake_list(self.index).push(topic);
         }
         made
     }
 
-    /// Ends a subscription, at any time of the connection's life.
+    /// Ends a subscription, at any time of the life of the connection.
     pub fn unsubscribe(&self, connection: &Connection, key: SubscriptionKey) {
         let Some(subscription) = connection.unsubscribe(key) else { return };
         let encoding = connection.session().encoding();
         let mut topics = self.topics.borrow_mut();
         let Some(local) = topics.get_mut(&subscription.topic().id) else { return };
-        local.feeds.retain(|feed| {
-            if !feed.encoding.is(encoding) {
+        local.groups.retain(|group| {
+            if !group.encoding.is(encoding) {
                 return true;
             }
-            let mut subscribers = feed.subscribers.borrow_mut();
+            let mut subscribers = group.subscribers.borrow_mut();
             subscribers.remove(subscription.fan_out_key);
             !subscribers.is_empty()
         });
-        if local.feeds.is_empty() {
-            local.topic.abandoned(self.index);
+        if local.groups.is_empty() {
+            local.topic.record_no_subscribers(self.index);
             topics.remove(&subscription.topic().id);
         }
     }
 
-    fn feed(&self, topic: &Arc<Topic>, encoding: &'static Encoding) -> Rc<Feed> {
+    fn group(&self, topic: &Arc<Topic>, encoding: &'static Encoding) -> Rc<EncodingGroup> {
         let mut topics = self.topics.borrow_mut();
         let local = topics.entry(topic.id).or_insert_with(|| {
-            topic.served(self.index, None);
-            LocalTopic { topic: topic.clone(), feeds: Vec::new() }
+            topic.record_served(self.index, None);
+            LocalTopic { topic: topic.clone(), groups: Vec::new() }
         });
-        if let Some(feed) = local.feeds.iter().find(|feed| feed.encoding.is(encoding)) {
-            return feed.clone();
+        if let Some(group) = local.groups.iter().find(|group| group.encoding.is(encoding)) {
+            return group.clone();
         }
-        let feed = Rc::new(Feed { encoding, subscribers: RefCell::default(), served: Cell::new(topic.end()) });
-        local.feeds.push(feed.clone());
-        feed
+        let group =
+            Rc::new(EncodingGroup { encoding, subscribers: RefCell::default(), served: Cell::new(topic.end()) });
+        local.groups.push(group.clone());
+        group
     }
 
-    /// Delivers what is new, for as long as the thread lives.
+    /// Delivers new entries as long as the thread runs.
     pub async fn fan_out(self: Rc<Self>, wake_list: Arc<WakeList>) {
         let mut topics = Vec::new();
         let mut batch = EncodedBatch::new(self.context.app.outgoing.clone());
         loop {
             wake_list.wait(&mut topics).await;
             for topic in topics.drain(..) {
-                let since = topic.unmark(self.index);
+                let since = topic.take_notification(self.index);
                 self.serve(&topic, &mut batch, since).await;
             }
             batch.clear();
@@ -162,74 +164,76 @@ impl Shard {
         }
     }
 
-    /// Brings all subscribers of a topic up to the end of its log. `since` is when the first message came that is new.
+    /// Serves all subscribers of a topic up to the end of its log. `since`: arrival time of the
+    /// oldest new message.
     async fn serve(&self, topic: &Arc<Topic>, batch: &mut EncodedBatch, since: Option<Moment>) {
-        let feeds = match self.topics.borrow().get(&topic.id) {
-            Some(local) => local.feeds.clone(),
+        let groups = match self.topics.borrow().get(&topic.id) {
+            Some(local) => local.groups.clone(),
             None => return,
         };
         if topic.is_refused() {
             let close = refused(topic);
-            for feed in &feeds {
-                feed.subscribers.borrow().iter().for_each(|(_, (connection, _))| connection.finish(close.clone()));
+            for group in &groups {
+                group.subscribers.borrow().iter().for_each(|(_, (connection, _))| connection.finish(close.clone()));
             }
             return;
         }
-        for feed in &feeds {
-            while batch.fill(topic, feed.served.get(), feed.encoding) {
-                self.deliver(feed, batch).await;
-                feed.served.set(batch.next());
+        for group in &groups {
+            while batch.fill(topic, group.served.get(), group.encoding) {
+                self.deliver(group, batch).await;
+                group.served.set(batch.resume_at());
             }
         }
         if let Some(since) = since {
             self.context.app.metrics.latency.delivery.observe(since);
         }
-        // Those that came meanwhile count as well: the log must keep what any of them has yet to read.
+        // Include groups added during the awaits: the log must keep their unread entries.
         let topics = self.topics.borrow();
-        let feeds = topics.get(&topic.id).map_or(&[][..], |local| &local.feeds);
-        if let Some(served) = feeds.iter().map(|feed| feed.served.get()).min() {
-            topic.served(self.index, Some(served));
+        let groups = topics.get(&topic.id).map_or(&[][..], |local| &local.groups);
+        if let Some(served) = groups.iter().map(|group| group.served.get()).min() {
+            topic.record_served(self.index, Some(served));
         }
     }
 
-    /// Offers a batch to each subscriber of a feed.
-    async fn deliver(&self, feed: &Feed, batch: &EncodedBatch) {
+    /// Offers a batch to each subscriber of a group.
+    async fn deliver(&self, group: &EncodingGroup, batch: &EncodedBatch) {
         let mut key = 0;
-        // Subscribers come and go while others run: keys stay, and one that comes begins behind this batch.
+        // The slab may change at each yield. Indexes stay valid; a new subscriber starts after this
+        // batch.
         loop {
             {
-                let subscribers = feed.subscribers.borrow();
-                let turn = key..(key + TURN).min(subscribers.capacity());
-                if turn.is_empty() {
+                let subscribers = group.subscribers.borrow();
+                let slots = key..(key + OFFERS_PER_YIELD).min(subscribers.capacity());
+                if slots.is_empty() {
                     break;
                 }
-                key = turn.end;
+                key = slots.end;
                 let mut offers = 0;
-                for (connection, subscription) in turn.filter_map(|key| subscribers.get(key)) {
+                for (connection, subscription) in slots.filter_map(|key| subscribers.get(key)) {
                     connection.offer(*subscription, batch);
                     offers += 1;
                 }
                 self.offers.set(self.offers.get() + offers);
             }
-            // Over all channels: ten thousand of them with a subscriber each take as long as one with ten thousand.
-            if self.offers.get() >= TURN {
+            // Counted across channels: many small channels cost as much as one large one.
+            if self.offers.get() >= OFFERS_PER_YIELD {
                 self.let_others_run().await;
             }
         }
     }
 
-    /// Ends the turn of the fan-out.
+    /// Yields to the other tasks of the thread.
     async fn let_others_run(&self) {
         self.offers.set(0);
-        self.context.publish_counts();
-        // What is ready, and what follows from that on this thread: a request is read, its message goes to Redis, an
-        // answer is handed on.
-        for _ in 0..STEPS {
+        self.context.flush_counts();
+        // Yield several times: reading a request, sending it to Redis and passing on the answer are
+        // separate polls.
+        for _ in 0..YIELDS {
             tokio::task::yield_now().await;
         }
     }
 
-    /// Checks the connections for those that are silent, for as long as the thread lives.
+    /// Checks for silent connections as long as the thread runs.
     pub async fn sweep(self: Rc<Self>) {
         let mut ticks = tokio::time::interval(SWEEP);
         loop {
@@ -241,23 +245,23 @@ impl Shard {
                 connection.count_in(&mut sample);
             }
             self.context.app.metrics.set_sample(self.index, sample);
-            self.context.publish_counts();
+            self.context.flush_counts();
         }
     }
 
-    /// The keys of the connections that there are now.
+    /// The keys of the current connections.
     pub fn keys(&self) -> Vec<usize> {
         self.connections.borrow().iter().map(|(key, _)| key).collect()
     }
 
-    /// Closes one of the connections, after what its channels have for it now.
+    /// Closes a connection after writing its pending messages.
     pub fn close(&self, key: usize, close: &Close) {
         if let Some(connection) = self.connections.borrow().get(key) {
             connection.finish(close.clone());
         }
     }
 
-    /// Closes all connections, each after what its channels have for it now.
+    /// Closes all connections, each after writing its pending messages.
     pub fn close_all(&self, close: &Close) {
         for (_, connection) in self.connections.borrow().iter() {
             connection.finish(close.clone());
@@ -265,7 +269,7 @@ impl Shard {
     }
 }
 
-/// Tells the subscribers of a channel that the broker refuses it.
+/// The close for subscribers of a channel that the broker refuses.
 fn refused(topic: &Topic) -> Close {
     Close::new(Code::ChannelRefused, format!("the broker refuses the channel {}", topic.channel))
 }

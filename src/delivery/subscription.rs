@@ -1,4 +1,5 @@
-//! One channel of a client: its topic, how far the client has read, and what the client may do there.
+//! The subscription of a client to one channel: the topic, the position of the client, and its
+//! rights there.
 
 use std::sync::Arc;
 
@@ -8,31 +9,31 @@ use crate::hub::held_page::HeldPage;
 use crate::hub::topic::{ReadAt, Start, StartingPoint, Topic};
 use crate::message::{Message, Position};
 
-/// What a client may do in a channel beside listening.
+/// The rights of a client in a channel, in addition to receiving.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Rights {
     /// Publish.
     pub publish: bool,
 }
 
-/// A subscription that is to be made: what a handshake, or a client's command, asked for and was allowed.
+/// The parameters of a new subscription, after authorization.
 pub struct NewSubscription {
-    /// The channel, joined.
+    /// The membership in the joined channel.
     pub membership: Membership,
-    /// Where to begin.
+    /// Where to start.
     pub start: Start,
-    /// What the client may do there.
+    /// The rights of the client in the channel.
     pub rights: Rights,
 }
 
-/// One channel of a client.
+/// The subscription of a client to one channel.
 pub struct Subscription {
     membership: Membership,
     pub(super) cursor: Cursor,
-    /// What the client has received up to, once what its session holds for it is written.
+    /// Position after all bytes that the session still holds are written.
     pub(super) position: Option<Position>,
     pub(super) rights: Rights,
-    /// Where the fan-out lists it.
+    /// The key of the subscription in the fan-out.
     pub(super) fan_out_key: usize,
 }
 
@@ -40,22 +41,22 @@ pub struct Subscription {
 pub(super) enum Cursor {
     /// In the topic's log, from this sequence number on.
     Log(u64),
-    /// In a page of history; then wherever the page leads.
+    /// In a page of history, then in the log or in the next page.
     Page(Box<PageCursor>),
-    /// Nowhere until the history has answered this.
+    /// Waiting for this read of the history.
     History(ReadFrom),
-    /// Nowhere until the history has answered with the value of each key, as of this position.
+    /// Waiting for a read of the value of each key, as of this position.
     Snapshot(Position),
 }
 
-/// A place in a page of history, whose entries are counted from 0.
+/// A place in a page of history. Entries are counted from 0.
 pub(super) struct PageCursor {
     pub(super) page: Arc<HeldPage>,
     pub(super) next: u64,
 }
 
 impl Subscription {
-    /// A subscription at its start; also the channel's newest offset.
+    /// Creates a subscription at its start. Returns also the newest offset of the channel.
     pub(super) fn new(new: NewSubscription) -> (Self, Option<u64>) {
         let NewSubscription { membership, start, rights } = new;
         let StartingPoint { read_at, position, head } = membership.topic().locate(start);
@@ -68,17 +69,17 @@ impl Subscription {
         (Self { membership, cursor, position, rights, fan_out_key: usize::MAX }, head)
     }
 
-    /// The channel.
+    /// The topic of the channel.
     pub fn topic(&self) -> &Arc<Topic> {
         self.membership.topic()
     }
 
-    /// What the client may do in it.
+    /// The rights of the client in the channel.
     pub fn rights(&self) -> Rights {
         self.rights
     }
 
-    /// What the history must be asked before anything else is written.
+    /// The read of the history that must come next, if there is one.
     pub(super) fn question(&self) -> Option<ReadFrom> {
         match self.cursor {
             Cursor::History(from) => Some(from),
@@ -87,8 +88,8 @@ impl Subscription {
         }
     }
 
-    /// The history has answered; `None` if the channel keeps none any more.
-    pub(super) fn answered(&mut self, page: Option<Arc<HeldPage>>) {
+    /// Continues with a page of the history; `None` if the channel no longer keeps a history.
+    pub(super) fn set_page(&mut self, page: Option<Arc<HeldPage>>) {
         self.cursor = match (page, &self.cursor) {
             (Some(page), Cursor::Snapshot(at)) => Cursor::page(snapshot_at(page, *at)),
             (Some(page), _) => Cursor::page(page),
@@ -96,12 +97,12 @@ impl Subscription {
         };
     }
 
-    /// Whether it reads a page of history, which is kept for it until then.
+    /// Whether the subscription reads a page of history, which stays in memory until then.
     pub(super) fn reads_page(&self) -> bool {
         matches!(self.cursor, Cursor::Page(_))
     }
 
-    /// A page has been received: on to the log, or to the next page.
+    /// Continues after a page, in the log or with the next page.
     pub(super) fn leave_page(&mut self) {
         if let Cursor::Page(at) = &self.cursor {
             let through = at.page.through.position;
@@ -110,7 +111,7 @@ impl Subscription {
         }
     }
 
-    /// How many entries the client has yet to receive, as far as that is known.
+    /// The number of unread entries, as far as known.
     pub(super) fn backlog(&self) -> u64 {
         match &self.cursor {
             Cursor::Log(cursor) => self.topic().end().saturating_sub(*cursor),
@@ -125,7 +126,8 @@ impl Cursor {
         Self::Page(Box::new(PageCursor { page, next: 0 }))
     }
 
-    /// The number of the next entry, in the log or page; `None` if the history must be asked first.
+    /// The number of the next entry, in the log or page; `None` while waiting for a read of the
+    /// history.
     pub(super) fn next_entry(&mut self) -> Option<&mut u64> {
         match self {
             Self::Log(next) => Some(next),
@@ -144,7 +146,8 @@ impl std::convert::From<ReadAt> for Cursor {
     }
 }
 
-/// A snapshot as it was when the client subscribed: what came since follows from the log, messages without a key included.
+/// Drops messages newer than the subscription; the client gets them from the log, together with
+/// those without a key.
 fn snapshot_at(page: Arc<HeldPage>, at: Position) -> Arc<HeldPage> {
     let through = page.through.position;
     if page.gap.is_some() || through.epoch != at.epoch || through.offset <= at.offset {

@@ -1,5 +1,5 @@
-//! The task that owns a client's connection: it begins with a handshake's subscriptions, writes what the fan-out could
-//! not, asks the history, reads what the client says, and publishes it.
+//! The task that owns the connection of a client: makes its subscriptions, writes bytes that the
+//! fan-out could not write, reads the history, reads from the client, and publishes its messages.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -35,47 +35,46 @@ use crate::transport::admission::{AddressClaim, Admitted};
 use crate::transport::lingering_close::lingering_close;
 use crate::transport::socket::Socket;
 
-/// How long to wait before the history is asked the same again.
+/// The pause before the same read of the history is repeated.
 const REPEAT_PAUSE: Duration = Duration::from_millis(20);
-/// How long a client waits for others to take their pages, if there is no room for its own.
+/// How long a client waits for room in the budget for its page.
 const ROOM_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long the client has for its part of a close.
+/// The time for a client to complete the close.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
-/// How many bytes a client may still send after it was told that it is closed.
+/// The maximum number of bytes to read from a client after its close was sent.
 const MOST_DRAINED: usize = 1 << 20;
 
-/// What a request agreed on with a client before its connection became a subscriber's.
+/// The result of a subscription request, before its connection becomes a subscriber's.
 pub struct Handshake {
-    /// What the client is sent first: the response's head.
+    /// The HTTP response head, sent first.
     pub head: Vec<u8>,
-    /// What all further bytes look like.
+    /// The encoding of all further bytes.
     pub encoding: &'static Encoding,
-    /// The channels.
+    /// The channels of the request.
     pub channels: Channels,
-    /// For how many seconds the client may stay; `None` for as long as it likes.
+    /// How long the client may stay, in seconds; `None` for no limit.
     pub holds_for: Option<u64>,
-    /// The address that the client is counted for, where that is not the other end of its connection.
+    /// The claim for the address of the client, if it differs from the peer of the connection.
     pub claim: Option<AddressClaim>,
 }
 
-/// How far a client's channels were joined.
+/// The state of the channels of a request.
 pub enum Channels {
-    /// They are.
+    /// All channels are joined.
     Joined(Vec<NewSubscription>),
-    /// They will be when the broker is available. Such a client is bounded as every other one is, by the limits on
-    /// connections: it holds what it would hold as a subscriber, and sleeps until its channels are there.
+    /// Joined when the broker is available. Such clients count against the connection limits.
     Awaited(Vec<AwaitedChannel>),
-    /// They won't be: the client is told why, and closed.
+    /// The channels are refused: send this close.
     Refused(Close),
 }
 
-/// A channel that is to be joined, and what [`NewSubscription`] says of it.
+/// A channel to join, with the fields of [`NewSubscription`].
 pub struct AwaitedChannel {
-    /// Which channel.
+    /// The name of the channel.
     pub channel: ChannelName,
-    /// Where to begin.
+    /// Where to start.
     pub start: Start,
-    /// What the client may do there.
+    /// The rights of the client in the channel.
     pub rights: Rights,
 }
 
@@ -83,28 +82,28 @@ pub struct AwaitedChannel {
 struct ConnectionTask {
     connection: Rc<Connection>,
     shard: Rc<Shard>,
-    /// Of a WebSocket. An event stream's client says nothing: requests behind one that never ends are not answered.
+    /// `None` for event streams: pipelined requests are ignored.
     decoder: Option<Decoder>,
     limiter: RateLimiter,
-    /// While the client must not be read.
+    /// Set while the client must not be read.
     pause: Option<Pin<Box<Sleep>>>,
-    /// What the history was asked last.
+    /// The last read of the history.
     asked: Option<Box<(SubscriptionKey, ReadFrom)>>,
-    /// What must come before the client can go on: its channels are being joined, or the history was asked.
-    awaited: Option<LocalBoxFuture<'static, Event>>,
+    /// The operation in progress: joining the channels, or a read of the history.
+    awaited: Option<LocalBoxFuture<'static, TaskEvent>>,
     publishing: Option<LocalBoxFuture<'static, Vec<Published>>>,
-    /// What the client asked for and is not begun yet.
+    /// Commands of the client that have not started yet.
     commands: VecDeque<Command>,
 }
 
-/// What the history answered, and to which subscription.
+/// The answer of the history for a subscription.
 type Answer = (SubscriptionKey, Arc<Topic>, Option<Arc<HeldPage>>);
 
-/// What became of a client's message.
+/// The result of publishing a message of the client.
 type Published = (Option<CommandId>, Result<(), BrokerError>);
 
-/// What the task does next.
-enum Event {
+/// The next event of the task.
+enum TaskEvent {
     Readable,
     Pump,
     Resumed,
@@ -114,8 +113,7 @@ enum Event {
     Published(Vec<Published>),
 }
 
-/// Begins a client's life. `early` is what it sent behind its request. The task names in the log what the request's span
-/// does.
+/// Starts the task of a client under the span of the request. `early`: bytes after the request.
 pub fn start(handshake: Handshake, socket: Socket, shard: Rc<Shard>, mut admitted: Admitted, early: &[u8]) {
     let Handshake { head, encoding, channels, holds_for, claim } = handshake;
     claim.into_iter().for_each(|claim| admitted.hold(claim));
@@ -147,7 +145,7 @@ pub fn start(handshake: Handshake, socket: Socket, shard: Rc<Shard>, mut admitte
     spawn(async move { task.run().await });
 }
 
-/// Starts a task that says in the log what it is about; where nothing of it is logged, without the memory for that.
+/// Starts a task in the current span. Without logging, it does not spend memory on the span.
 fn spawn(task: impl Future<Output = ()> + 'static) {
     let span = Span::current();
     if span.is_disabled() {
@@ -168,7 +166,7 @@ impl Channels {
 }
 
 impl ConnectionTask {
-    /// Subscribes to the channels of the handshake, and tells the client where it starts in them.
+    /// Subscribes to the channels of the handshake, and tells the client where it starts in each.
     fn subscribe(&self, subscriptions: Vec<NewSubscription>) {
         let made = subscriptions.into_iter().map(|new| {
             tracing::debug!(channel = %new.membership.topic().channel, "subscribed");
@@ -179,10 +177,10 @@ impl ConnectionTask {
         self.connection.change(|session| session.write_connected(instance, &made));
     }
 
-    /// Joins the channels as soon as the broker is available. The client is told that it waits: to what is on the way
-    /// the stream has begun, and heartbeats keep it.
+    /// Joins the channels as soon as the broker is available. Tells the client that it waits. This
+    /// also shows proxies that the stream has started.
     fn join(&mut self, channels: Vec<AwaitedChannel>) {
-        self.connection.notify(|encoding, out| encoding.dialect.write_waiting(out));
+        self.connection.queue_notice(|encoding, out| encoding.dialect.write_waiting(out));
         let hub = self.shard.context.app.hub.clone();
         let size = RequestSize::of(channels.len());
         let joining = channels.into_iter().map(move |AwaitedChannel { channel, start, rights }| {
@@ -192,12 +190,12 @@ impl ConnectionTask {
                 Ok(NewSubscription { membership, start, rights })
             }
         });
-        self.awaited = Some(try_join_all(joining).map(Event::Joined).boxed_local());
+        self.awaited = Some(try_join_all(joining).map(TaskEvent::Joined).boxed_local());
     }
 
     async fn run(&mut self) {
-        self.exchange().await;
-        // What the client said before it left counts.
+        self.serve().await;
+        // Publish the messages that the client sent before it left.
         while let Some(publishing) = self.publishing.take() {
             let _ = publishing.await;
             self.publish();
@@ -207,7 +205,7 @@ impl ConnectionTask {
         let code = close.as_ref().map_or(Code::Gone, |close| close.code);
         self.shard.context.app.metrics.count_close(code);
         tracing::debug!(reason = code.name(), "a subscriber has gone");
-        // A client that closed has said its last: nothing that it still sends could reset the connection.
+        // A client that sent a close sends nothing more that could reset the connection.
         let closed_itself = matches!(code, Code::Client(_));
         if close.is_some() && !closed_itself && !self.connection.is_dead() {
             // On the heap: every idle connection would carry its size.
@@ -215,14 +213,14 @@ impl ConnectionTask {
         }
     }
 
-    async fn exchange(&mut self) {
+    async fn serve(&mut self) {
         let mut waits = Waits::News;
         loop {
-            if waits == Waits::Turn || self.connection.session().reads_page() {
+            if waits == Waits::Permit || self.connection.session().reads_page() {
                 // On the heap: every idle connection would carry its size.
-                Box::pin(self.shard.context.pace.turn()).await;
+                Box::pin(self.shard.context.pace.acquire()).await;
             }
-            waits = self.connection.take_turn();
+            waits = self.connection.write_due();
             match waits {
                 Waits::End | Waits::Gone => return,
                 Waits::History(key, from) if self.awaited.is_none() => self.awaited = self.ask(key, from),
@@ -233,32 +231,32 @@ impl ConnectionTask {
                 return;
             }
             match event {
-                Event::Readable => {
+                TaskEvent::Readable => {
                     if !self.read() {
                         return;
                     }
                 }
-                Event::Pump => {}
-                Event::Resumed => {
-                    // A client that we do not listen to is not silent.
+                TaskEvent::Pump => {}
+                TaskEvent::Resumed => {
+                    // While reading is paused, silence does not count.
                     self.connection.keepalive.heard(self.shard.context.now());
                     let debt = self.limiter.debt(self.shard.context.app.limits.rates, self.shard.context.now());
                     self.pause_reading(debt);
                 }
-                Event::Joined(Ok(subscriptions)) => self.subscribe(subscriptions),
-                Event::Joined(Err(error)) => {
+                TaskEvent::Joined(Ok(subscriptions)) => self.subscribe(subscriptions),
+                TaskEvent::Joined(Err(error)) => {
                     self.connection.finish(Close::new(Code::ChannelRefused, error.to_string()))
                 }
-                Event::Answered((key, topic, page)) => {
+                TaskEvent::Answered((key, topic, page)) => {
                     self.connection.keepalive.got_page(self.shard.context.now());
-                    self.connection.change(|session| session.answered(key, &topic, page));
+                    self.connection.change(|session| session.set_page(key, &topic, page));
                 }
-                Event::NoRoomForPage => {
+                TaskEvent::NoRoomForPage => {
                     self.shard.context.app.metrics.count_refused("outgoing_bytes");
                     self.connection.finish(outgoing_full());
                 }
-                Event::Published(results) => {
-                    // Less than before, so there is room for it.
+                TaskEvent::Published(results) => {
+                    // This shrinks the reservation, so it cannot fail.
                     let _ = self.limiter.hold(self.decoder.as_ref().map_or(0, Decoder::held));
                     self.report(results);
                 }
@@ -267,23 +265,25 @@ impl ConnectionTask {
         }
     }
 
-    /// What can happen: the session changed; the socket has room again, if that is waited for; the
-    /// channels are joined; the history has answered, or the broker; the client may be read again; it
-    /// said something, if nothing of what it said before waits to be published or answered. If nothing
-    /// of this happens, the session may have more to write.
-    fn poll(&mut self, context: &mut Context<'_>, waits: Waits) -> Poll<Event> {
+    /// Waits for the first of these events, in this order:
+    /// * the session changed, or the socket has room again and the session waits for that;
+    /// * the channels are joined, or the history has answered;
+    /// * the broker has answered a publish, or the pause of reading is over;
+    /// * the client sent bytes, unless a publish or a pause is pending or the outbox is full;
+    /// * without any of these, a session that has more to write continues.
+    fn poll(&mut self, context: &mut Context<'_>, waits: Waits) -> Poll<TaskEvent> {
         match self.poll_event(context, waits) {
-            Poll::Pending if waits == Waits::Turn => Poll::Ready(Event::Pump),
+            Poll::Pending if waits == Waits::Permit => Poll::Ready(TaskEvent::Pump),
             event => event,
         }
     }
 
-    fn poll_event(&mut self, context: &mut Context<'_>, waits: Waits) -> Poll<Event> {
+    fn poll_event(&mut self, context: &mut Context<'_>, waits: Waits) -> Poll<TaskEvent> {
         if self.connection.poll_woken(context) {
-            return Poll::Ready(Event::Pump);
+            return Poll::Ready(TaskEvent::Pump);
         }
         if waits == Waits::Room && self.connection.socket.poll_write_ready(context).is_ready() {
-            return Poll::Ready(Event::Pump);
+            return Poll::Ready(TaskEvent::Pump);
         }
         if let Some(awaited) = &mut self.awaited
             && let Poll::Ready(event) = awaited.poll_unpin(context)
@@ -294,22 +294,22 @@ impl ConnectionTask {
         if let Some(publishing) = &mut self.publishing {
             return publishing.poll_unpin(context).map(|results| {
                 self.publishing = None;
-                Event::Published(results)
+                TaskEvent::Published(results)
             });
         }
         if let Some(pause) = &mut self.pause {
             return pause.poll_unpin(context).map(|()| {
                 self.pause = None;
-                Event::Resumed
+                TaskEvent::Resumed
             });
         }
         if self.connection.must_read_first() {
             return Poll::Pending;
         }
-        self.connection.socket.poll_read_ready(context).map(|_| Event::Readable)
+        self.connection.socket.poll_read_ready(context).map(|_| TaskEvent::Readable)
     }
 
-    /// Reads once. `false` if the client is gone.
+    /// Reads once. Returns `false` if the client is gone.
     fn read(&mut self) -> bool {
         let context = self.shard.context.clone();
         let mut buffer = context.read_buffer.borrow_mut();
@@ -324,7 +324,7 @@ impl ConnectionTask {
         }
     }
 
-    /// Understands what the client sent.
+    /// Decodes bytes from the client.
     fn receive(&mut self, chunk: &mut [u8]) {
         let Some(decoder) = &mut self.decoder else { return };
         if self.connection.session().ending().is_some() {
@@ -335,12 +335,12 @@ impl ConnectionTask {
         let (connection, commands) = (&self.connection, &mut self.commands);
         let mut closed = None;
         let decoded = decoder.decode(chunk, |incoming| match incoming {
-            // Its kind follows from its bytes, for those who receive it.
+            // Subscribers get the kind that follows from the bytes.
             Incoming::Message { bytes, .. } => match dialect.command(bytes.into()) {
                 Ok(command) => commands.push_back(command),
                 Err(close) => closed = closed.take().or(Some(close)),
             },
-            Incoming::Ping(payload) => connection.post(|out| websocket::write(Opcode::Pong, &payload, out)),
+            Incoming::Ping(payload) => connection.queue_control(|out| websocket::write(Opcode::Pong, &payload, out)),
             Incoming::Pong => {}
             Incoming::Close(code) => closed = closed.take().or(Some(Close::answer(code))),
         });
@@ -351,7 +351,7 @@ impl ConnectionTask {
         }
     }
 
-    /// Counts what was read against the limits.
+    /// Counts received bytes and frames against the limits.
     fn count(&mut self, received: &Received) -> Result<(), Close> {
         let context = &self.shard.context;
         let app = &context.app;
@@ -372,7 +372,7 @@ impl ConnectionTask {
         self.pause = (!time.is_zero()).then(|| Box::pin(sleep(time)));
     }
 
-    /// Begins to publish what the client said, in its order; one batch at a time.
+    /// Starts to publish the commands of the client in order, one batch at a time.
     fn publish(&mut self) {
         if self.publishing.is_some() || self.commands.is_empty() {
             return;
@@ -404,7 +404,7 @@ impl ConnectionTask {
         self.publishing = Some(publishing.boxed_local());
     }
 
-    /// Tells the client, once for a batch, if something of it was not published.
+    /// Tells the client, once per batch, if a message was not published.
     fn report(&self, results: Vec<Published>) {
         let failed = |(id, result): Published| result.err().map(|error| (id, error));
         if let Some((id, error)) = results.into_iter().find_map(failed) {
@@ -412,20 +412,20 @@ impl ConnectionTask {
         }
     }
 
-    /// Tells the client that it was not published, or closes it where the dialect has no words for that.
+    /// Tells the client that a message was not published; closes it if the dialect cannot.
     fn tell(&self, id: Option<CommandId>, code: &str, message: String, otherwise: Code) {
         tracing::debug!(reason = code, "a frame was not published");
         let mut told = false;
-        self.connection.notify(|encoding, out| told = encoding.dialect.write_error(id, code, &message, out));
+        self.connection.queue_notice(|encoding, out| told = encoding.dialect.write_error(id, code, &message, out));
         if !told {
             self.connection.close(Close::new(otherwise, message));
         }
     }
 
-    fn ask(&mut self, key: SubscriptionKey, from: ReadFrom) -> Option<LocalBoxFuture<'static, Event>> {
+    fn ask(&mut self, key: SubscriptionKey, from: ReadFrom) -> Option<LocalBoxFuture<'static, TaskEvent>> {
         let topic = self.connection.session().subscription(key)?.topic().clone();
         let (app, client) = (self.shard.context.app.clone(), self.connection.address());
-        // The same question again: the history is ahead of what this instance has heard yet.
+        // Repeated read: the log lacks messages that the history has. Wait briefly.
         let repeated = self.asked.as_deref() == Some(&(key, from));
         self.asked = Some(Box::new((key, from)));
         let answer = async move {
@@ -434,11 +434,11 @@ impl ConnectionTask {
             }
             let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
             let began = Instant::now();
-            // The client waits with us: its socket is read meanwhile, so its leaving ends this.
+            // Its socket is read meanwhile, so this loop ends when the client leaves.
             loop {
                 match app.hub.history(&topic, from, client).await {
-                    Ok(page) => return Event::Answered((key, topic, page)),
-                    Err(PageError::OutgoingFull) if began.elapsed() > ROOM_TIMEOUT => return Event::NoRoomForPage,
+                    Ok(page) => return TaskEvent::Answered((key, topic, page)),
+                    Err(PageError::OutgoingFull) if began.elapsed() > ROOM_TIMEOUT => return TaskEvent::NoRoomForPage,
                     Err(error) => tracing::debug!(%error, "the history did not answer"),
                 }
                 sleep(backoff.next_delay()).await;

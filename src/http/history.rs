@@ -71,12 +71,13 @@ async fn try_messages(
         let message = "the channel keeps no history; give it one in the rules";
         return Err(ApiError::new(StatusCode::NOT_FOUND, "no_history", message));
     };
-    // All that there is has no gap: what could not be read before it is as good as trimmed.
+    // Without a start position, messages missing at the beginning are not a gap; they count as
+    // trimmed.
     if let (Some(gap), ReadFrom::After(_)) = (page.gap, from) {
         return Err(ApiError::new(StatusCode::GONE, "position_gone", gap.reason.explanation()));
     }
     let mut body = HistoryBody::new(&channel, page);
-    // Most answers are small: they need no chunks.
+    // Most responses are small and need no chunks.
     let first = body.next_piece().unwrap_or_default();
     let mut response = if body.is_over() {
         Response::new(first.into())

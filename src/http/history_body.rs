@@ -1,5 +1,6 @@
-//! The answer to a request for history, encoded piece by piece as the socket takes it: a page of
-//! megabytes may become six times as large in JSON, and other clients of the thread wait meanwhile.
+//! The response body for a request for history. It is encoded in pieces as the socket takes them: a
+//! page of megabytes may become six times as large in JSON, and other clients of the thread wait
+//! meanwhile.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -16,23 +17,23 @@ use crate::hub::held_page::HeldPage;
 use crate::json::{self, Envelope, EnvelopeStart};
 use crate::message::Message;
 
-/// A piece has about so many bytes.
+/// The approximate size of a piece, in bytes.
 const PIECE_BYTES: usize = 64 << 10;
-/// A payload of more bytes is encoded in parts of so many. A multiple of 3, so that the Base64 of a
-/// part has padding only at the end of the payload.
+/// A payload of more bytes is encoded in parts of this size, in bytes. A multiple of 3, so that the
+/// Base64 of a part has padding only at the end of the payload.
 const PART_BYTES: usize = 12 << 10;
 
-/// The rest of an answer.
+/// The rest of a response body.
 pub(super) struct HistoryBody {
     page: Arc<HeldPage>,
-    /// What has been encoded and not taken.
+    /// Encoded bytes that were not taken yet.
     encoded: Vec<u8>,
     /// The index of the next message.
     next: usize,
     /// The large message that is encoded in parts.
     large: Option<Large>,
     is_over: bool,
-    /// A piece was taken, and others have not run since.
+    /// A piece was taken, and the task has not yielded since.
     others_wait: bool,
 }
 
@@ -40,16 +41,16 @@ pub(super) struct HistoryBody {
 struct Large {
     message: Arc<Message>,
     form: Form,
-    /// Where the next part begins.
+    /// The start of the next part, in the payload.
     at: usize,
-    /// Where the last one ends.
+    /// The end of the last part, in the payload.
     end: usize,
 }
 
-/// How a payload is written.
+/// The form of a payload in JSON.
 #[derive(Clone, Copy)]
 enum Form {
-    /// As it is: it is JSON.
+    /// Unchanged, because it is JSON.
     Json,
     /// As a JSON string.
     Text,
@@ -58,7 +59,7 @@ enum Form {
 }
 
 impl HistoryBody {
-    /// The answer about a channel.
+    /// Creates the response body for a channel.
     pub(super) fn new(channel: &ChannelName, page: Arc<HeldPage>) -> Self {
         let mut encoded = Vec::with_capacity(PIECE_BYTES.min(256 + 2 * payload_bytes(&page)));
         let tail = page.tail.position;
@@ -70,7 +71,7 @@ impl HistoryBody {
         Self { page, encoded, next: 0, large: None, is_over: false, others_wait: false }
     }
 
-    /// The next piece; `None` at the end.
+    /// Encodes the next piece; `None` at the end.
     pub(super) fn next_piece(&mut self) -> Option<Bytes> {
         while self.encoded.len() < PIECE_BYTES && !self.is_over {
             self.encode_more();
@@ -79,12 +80,12 @@ impl HistoryBody {
         (!piece.is_empty()).then(|| piece.into())
     }
 
-    /// Whether there is no piece left.
+    /// Whether no piece is left.
     pub(super) fn is_over(&self) -> bool {
         self.is_over && self.encoded.is_empty()
     }
 
-    /// A stream of a piece that was taken and all others.
+    /// Returns a stream of a piece that was taken before and of all others.
     pub(super) fn after(mut self, first: Bytes) -> Self {
         self.encoded = first.into();
         self
@@ -118,7 +119,7 @@ impl Stream for HistoryBody {
     type Item = Result<Bytes, Infallible>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        // A socket may take all of it at once.
+        // The socket may take everything at once, so yield between pieces.
         if std::mem::take(&mut self.others_wait) {
             context.waker().wake_by_ref();
             return Poll::Pending;
@@ -149,7 +150,7 @@ impl Large {
         let payload = &self.message.payload;
         let mut end = self.end.min(self.at + PART_BYTES);
         if let Form::Text = self.form {
-            // Not within a character: bytes that continue one begin with the bits 10.
+            // Do not split a character: its continuation bytes begin with the bits 10.
             while end < self.end && payload[end] & 0xc0 == 0x80 {
                 end -= 1;
             }
@@ -198,7 +199,7 @@ mod tests {
         HistoryBody::new(&"a".parse().expect("a name"), Arc::new(page.expect("no limit")))
     }
 
-    /// As it would be in one piece.
+    /// Encodes the body in one piece.
     fn whole(body: &HistoryBody) -> Value {
         let messages: Vec<_> = body.page.messages.iter().map(|message| Envelope::within(message)).collect();
         let offset = body.page.tail.position.offset;

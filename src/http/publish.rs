@@ -1,4 +1,5 @@
-//! `POST /publish`: publishes a message to one or several channels, or a batch of messages.
+//! `POST /publish`: validates requests that publish a message to one or several channels, or a
+//! batch of messages. `App::publish` hands the batch to the broker.
 
 use std::borrow::Cow;
 use std::pin::pin;
@@ -104,22 +105,22 @@ async fn try_publish(
     let id = headers.idempotency_key.as_deref().map(idempotency_key).transpose()?;
     // The bytes of a body count once for each channel that it goes to.
     let copies = if is_batch { 1 } else { channels.len() };
-    let meter = Meter { app, client: client.filter(|_| !permissions.is_by_key()) };
-    meter.charge(Charge::PublishedMessages, if is_batch { 0 } else { copies })?;
+    let charger = AddressCharger { app, client: client.filter(|_| !permissions.is_by_key()) };
+    charger.charge(Charge::PublishedMessages, if is_batch { 0 } else { copies })?;
     // Held until the broker has answered.
     let mut held = Reservation::new(app.incoming.clone());
-    let body = read(&meter, headers.content_length, body, Bound { what, limit, copies }, &mut held).await?;
+    let body = read(&charger, headers.content_length, body, Bound { what, limit, copies }, &mut held).await?;
     *is_read = true;
     permissions.check_time().map_err(|error| denied(app, error))?;
     let batch = if is_batch {
         parse_batch(app, &channels, &permissions, &body, id.as_deref())?
     } else {
-        single(query, channels, &body, id.as_ref())?
+        one_per_channel(query, channels, &body, id.as_ref())?
     };
     // The messages of a batch are copies of the body.
     drop(body);
     if is_batch {
-        meter.charge(Charge::PublishedMessages, batch.len())?;
+        charger.charge(Charge::PublishedMessages, batch.len())?;
     }
     if app.drain.is_draining() {
         return Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "draining", "this instance is stopping; try again"));
@@ -138,13 +139,13 @@ async fn try_publish(
 }
 
 /// Charges a client's address for the messages that it publishes.
-struct Meter<'a> {
+struct AddressCharger<'a> {
     app: &'a App,
     /// `None` if it has no limit.
     client: Option<ClientAddress>,
 }
 
-impl Meter<'_> {
+impl AddressCharger<'_> {
     fn charge(&self, charge: Charge, amount: usize) -> Result<(), ApiError> {
         let charged = self.client.map(|client| self.app.admission.charge(charge, client, amount));
         charged.transpose().map(drop).map_err(ApiError::from)
@@ -289,22 +290,22 @@ impl Bound {
 
 /// Reads the body within the limits, and charges the client for it.
 async fn read(
-    meter: &Meter<'_>,
+    charger: &AddressCharger<'_>,
     announced: Option<usize>,
     body: impl Stream<Item = Result<impl Buf, warp::Error>> + Unpin,
     bound: Bound,
     held: &mut Reservation,
 ) -> Result<Bytes, ApiError> {
-    let app = meter.app;
+    let app = charger.app;
     let refused = |why| refused(app, why, bound);
     bound.check(announced.unwrap_or(0), held.budget().limit()).map_err(refused)?;
     // Charged before the body is read, as far as its length is known. A body of unknown length is
     // refused only if the address is in debt.
-    meter.charge(Charge::PublishedBytes, announced.unwrap_or(0) * bound.copies)?;
+    charger.charge(Charge::PublishedBytes, announced.unwrap_or(0) * bound.copies)?;
     let collected = in_time(app.limits.request_time, collect(announced, body, bound, held)).await;
     let body = collected.unwrap_or(Err(Unread::Slow)).map_err(refused)?;
     if announced.is_none() {
-        meter.charge(Charge::PublishedBytes, body.len() * bound.copies)?;
+        charger.charge(Charge::PublishedBytes, body.len() * bound.copies)?;
     }
     Ok(body)
 }
@@ -331,7 +332,7 @@ async fn collect(
 }
 
 /// One publication of the body for each channel.
-fn single(
+fn one_per_channel(
     query: &Query,
     channels: Vec<ChannelName>,
     payload: &Bytes,

@@ -1,6 +1,6 @@
 //! The event sink of the broker. Queues events and processes them in order, on the hub's task or on
-//! the thread that published. Appends messages to the logs of the topics and wakes the shards. It
-//! does not know the broker: the hub's task reads the history.
+//! the thread that published (memory broker only). Appends messages to the logs of the topics and
+//! wakes the shards. It does not know the broker: the hub's task reads the history.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -10,7 +10,7 @@ use futures::future::BoxFuture;
 
 use crate::broker::{Event, EventSink};
 use crate::channel::ChannelName;
-use crate::fair_share::level;
+use crate::fair_share::fair_size;
 use crate::hub::event_queue::{EventQueue, Taken};
 use crate::hub::sequence::Next;
 use crate::hub::topic::{Change, Topic};
@@ -149,7 +149,7 @@ impl Dispatcher {
         self.process_events(&mut pending) != Progress::Blocked && self.queue.len() == 0
     }
 
-    /// Processes the events that the last call left, or otherwise those queued since.
+    /// Continues with events left from the last call. If there are none, takes the queued ones.
     fn process_events(&self, pending: &mut Pending) -> Progress {
         if pending.events.is_empty() {
             let Some(Taken { dropped, since }) = self.queue.take(&mut pending.events) else { return Progress::Idle };
@@ -183,13 +183,13 @@ impl Dispatcher {
         // A new subscription needs a check too, but is no sign of missing messages.
         let shows_gaps = !matches!(event, Event::Subscribed(_));
         let change = match event {
-            Event::Arrived(..) if !topic.has_room() || !self.has_room() => return Err(event),
+            Event::Arrived(..) if !topic.has_room() || !self.logs_have_room() => return Err(event),
             Event::Arrived(_, message) => {
                 count.messages += 1;
                 count.bytes += message.payload.len() as u64;
                 topic.arrive(message, since)
             }
-            Event::Subscribed(_) | Event::Missed(_) | Event::Refused(_) => topic.suspect(),
+            Event::Subscribed(_) | Event::Missed(_) | Event::Refused(_) => topic.require_check(),
         };
         if shows_gaps && change.next == Next::Check {
             self.metrics.gaps_found.inc();
@@ -225,7 +225,7 @@ impl Dispatcher {
 
     /// Whether all logs together are within their limit. If not, shortens the largest logs, but
     /// keeps entries that a shard has not served yet.
-    fn has_room(&self) -> bool {
+    fn logs_have_room(&self) -> bool {
         if self.log_bytes.load(Ordering::Relaxed) <= self.most_log_bytes {
             return true;
         }
@@ -233,8 +233,8 @@ impl Dispatcher {
         let topics: Vec<_> = self.topics().values().map(|topic| (topic.log_bytes(), topic.clone())).collect();
         // Free an eighth at once, so that the next message does not look through all channels
         // again.
-        let level = level(topics.iter().map(|(bytes, _)| *bytes).collect(), self.most_log_bytes / 8 * 7);
-        topics.iter().filter(|(bytes, _)| *bytes > level).for_each(|(_, topic)| topic.shrink_to(level));
+        let size = fair_size(topics.iter().map(|(bytes, _)| *bytes).collect(), self.most_log_bytes / 8 * 7);
+        topics.iter().filter(|(bytes, _)| *bytes > size).for_each(|(_, topic)| topic.shrink_to(size));
         self.log_bytes.load(Ordering::Relaxed) <= self.most_log_bytes
     }
 }
@@ -252,7 +252,7 @@ mod tests {
     use crate::rules::Rules;
 
     #[tokio::test]
-    async fn what_one_thread_could_not_hear_for_want_of_room_is_not_overtaken() {
+    async fn events_blocked_by_a_full_log_stay_in_order() {
         let dispatcher = Arc::new(Dispatcher::new(usize::MAX, 1, Arc::new(Metrics::new(1))));
         let rules = Arc::new(Rules::parse("[[channel]]\nmatch = '*'\nhistory = false\n").expect("rules"));
         let broker = Arc::new(MemoryBroker::new(dispatcher.clone(), rules.clone()));
@@ -262,7 +262,7 @@ mod tests {
         let channel: ChannelName = "a".parse().expect("valid");
         let member = hub.join(&channel, RequestSize::Small).await.expect("joined");
         let topic = member.topic();
-        topic.served(0, None);
+        topic.record_served(0, None);
         // The hub's task has processed the subscription, and waits for more.
         for _ in 0..10 {
             tokio::task::yield_now().await;
@@ -280,7 +280,7 @@ mod tests {
         assert_eq!(topic.end(), 4);
         let delivered = async {
             while topic.end() < 8 {
-                topic.served(0, Some(topic.end()));
+                topic.record_served(0, Some(topic.end()));
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
         };

@@ -1,5 +1,5 @@
-//! Reads history for subscribers, with as few reads of the broker as possible: what one read returned answers the
-//! others that `shared_reads.rs` can serve from it, if the log continues where the page ends.
+//! Reads history for subscribers, with as few reads of the broker as possible. `shared_reads.rs`
+//! answers further requests from a page that was read before, if the log continues at its end.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -15,8 +15,8 @@ use crate::hub::topic::{ReadAt, Topic};
 use crate::message::Position;
 
 impl Hub {
-    /// Reads history for a subscriber. Subscribers that ask for the same at about the same time share
-    /// one answer. `client` is the address that the connection counts for.
+    /// Reads history for a subscriber. Subscribers with the same request at about the same time
+    /// share one answer. `client` is the address for which the connection counts.
     ///
     /// # Errors
     /// See [`PageError`](super::held_page::PageError).
@@ -33,13 +33,14 @@ impl Hub {
         let newer = newer(topic, &page);
         match SharedPage::new(wider, page).answer(from, newer) {
             Some(page) => Ok(Some(page)),
-            // What is asked for is not in what was read (too far back, or a page too large): the broker says it exactly.
+            // The page does not contain the requested messages (too old, or the page is too large),
+            // so read exactly these.
             None => self.read_shared(topic, from, client).await,
         }
     }
 
-    /// Reads at most `limit` messages for a client; `None` if the channel keeps no history. The page
-    /// counts for the address `client`, if that has a limit.
+    /// Reads at most `limit` messages for a client; `None` if the channel keeps no history. The
+    /// page counts for the address `client`, if that has a limit.
     ///
     /// # Errors
     /// See [`PageError`](super::held_page::PageError).
@@ -59,8 +60,8 @@ impl Hub {
 }
 
 impl Topic {
-    /// Drops the page that readers share if it can answer nobody any more. If memory is scarce, also
-    /// if nobody reads it now.
+    /// Drops the shared page if it cannot answer any request. If memory is scarce, drops it also if
+    /// it is not being read.
     pub(crate) fn sweep_page(&self, is_scarce: bool) {
         let now = Instant::now();
         self.shared_reads.drop_unless(|kept| {
@@ -74,21 +75,21 @@ fn read(hub: Arc<Hub>, channel: ChannelName, from: ReadFrom, client: Option<IpAd
     async move { hub.page(&channel, from, PAGE_MESSAGES, client).await }.boxed()
 }
 
-/// Whether the log goes on where the page ends.
+/// Whether the log continues at the end of the page.
 fn connects(topic: &Topic, page: &Page) -> bool {
     let through = page.through.position;
     topic.delivered().is_some_and(|tail| tail.position.epoch == through.epoch)
         && matches!(topic.after_history(through), ReadAt::Log(_))
 }
 
-/// How many messages the log has delivered that are newer than the page.
+/// The number of delivered messages that are newer than the page.
 fn newer(topic: &Topic, page: &Page) -> usize {
     let (delivered, tail) = (topic.delivered().map(|tail| tail.position), page.tail.position);
     let newer = |position: Position| position.offset.saturating_sub(tail.offset);
     delivered.filter(|position| position.epoch == tail.epoch).map_or(0, |position| newer(position) as usize)
 }
 
-/// What to read so that others, who stand at different places, can share the answer.
+/// Widens a request, so that clients with other positions can share the answer.
 fn wider(topic: &Topic, from: ReadFrom) -> ReadFrom {
     let small = topic.rule.history.is_some_and(|history| history.messages <= PAGE_MESSAGES);
     let foreign = |position: Position| {

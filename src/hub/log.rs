@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn who_stands_at_the_end_of_an_old_epoch_goes_on_in_the_new_one() {
+    fn the_end_of_an_epoch_resumes_in_the_next_one() {
         let mut log = log(9);
         log.push(message(1, 7), u64::MAX);
         log.push(message(2, 1), u64::MAX);

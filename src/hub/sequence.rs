@@ -18,7 +18,7 @@ pub enum Next {
     /// Nothing.
     Continue,
     /// Read the history from [`Sequencer::delivered`] on, and pass the page to
-    /// [`Sequencer::checked`].
+    /// [`Sequencer::apply_page`].
     Check,
 }
 
@@ -42,8 +42,8 @@ enum Mode {
     /// Messages are delivered as they arrive.
     Live,
     /// The history is being read, and messages that arrive are held. `again`: more messages were
-    /// missed in the meantime. `foreign`: the new epoch that caused the read.
-    Checking { held: Vec<Message>, held_bytes: usize, again: bool, foreign: Option<u64> },
+    /// missed in the meantime. `trigger_epoch`: the new epoch that caused the read.
+    Checking { held: Vec<Message>, held_bytes: usize, again: bool, trigger_epoch: Option<u64> },
 }
 
 impl Sequencer {
@@ -68,7 +68,7 @@ impl Sequencer {
     }
 
     /// Messages may have been missed: the channel was (re)subscribed, or a message was lost.
-    pub fn suspect(&mut self) -> Next {
+    pub fn require_check(&mut self) -> Next {
         match &mut self.mode {
             Mode::Checking { again, .. } => {
                 *again = true;
@@ -99,16 +99,15 @@ impl Sequencer {
                     self.deliver(message, out);
                     Next::Continue
                 }
-                // On a connection without losses, even a duplicate shows that the history has
-                // diverged.
+                // Redis sends each message once, so a repeated offset means another history.
                 Relation::Repeats | Relation::Ahead => self.begin_check(vec![message], None),
             },
         }
     }
 
     /// Handles a page of the history; `None` if the channel keeps none.
-    pub fn checked(&mut self, page: Option<Page>, out: &mut dyn FnMut(Entry)) -> Next {
-        let Mode::Checking { held, again, foreign, .. } = std::mem::replace(&mut self.mode, Mode::Live) else {
+    pub fn apply_page(&mut self, page: Option<Page>, out: &mut dyn FnMut(Entry)) -> Next {
+        let Mode::Checking { held, again, trigger_epoch, .. } = std::mem::replace(&mut self.mode, Mode::Live) else {
             return Next::Continue;
         };
         let mut incomplete = again;
@@ -127,16 +126,14 @@ impl Sequencer {
         let mut held = held.into_iter();
         while let Some(message) = held.next() {
             match self.relation(&message) {
-                // While earlier messages are missing, not even the first message of a new epoch is
-                // the next one.
+                // If messages are missing, do not accept offset 1 of a new epoch yet.
                 Relation::Follows if !(incomplete && self.is_foreign(&message)) => self.deliver(message, out),
                 Relation::Repeats => {}
-                // This epoch caused the read, and the history does not have it: it has already
-                // ended.
-                Relation::Ahead if self.is_foreign(&message) && foreign == epoch(&message) => {}
+                // The page has no such epoch, so that epoch is over: drop the message.
+                Relation::Ahead if self.is_foreign(&message) && trigger_epoch == epoch(&message) => {}
                 Relation::Follows | Relation::Ahead => {
-                    let foreign = if self.is_foreign(&message) { epoch(&message) } else { None };
-                    return self.begin_check(std::iter::once(message).chain(held).collect(), foreign);
+                    let trigger_epoch = if self.is_foreign(&message) { epoch(&message) } else { None };
+                    return self.begin_check(std::iter::once(message).chain(held).collect(), trigger_epoch);
                 }
             }
         }
@@ -156,9 +153,8 @@ impl Sequencer {
                 _ => Relation::Ahead,
             }
         } else if position.epoch > delivered.epoch && position.offset == 1 && self.nothing_ends_with_it(delivered) {
-            // The first message of a new epoch, right after the delivered ones, on a connection
-            // without losses: the old epoch has ended, and subscribers have received all of it. But
-            // the values of a keyed channel are lost with it, which must be reported.
+            // No message was lost, so offset 1 starts the next epoch. On a keyed channel the old
+            // values are gone, so report a gap.
             Relation::Follows
         } else if position.epoch < delivered.epoch {
             Relation::Repeats
@@ -184,9 +180,9 @@ impl Sequencer {
         matches!((self.delivered, epoch(message)), (Some(tail), Some(epoch)) if tail.position.epoch != epoch)
     }
 
-    fn begin_check(&mut self, held: Vec<Message>, foreign: Option<u64>) -> Next {
+    fn begin_check(&mut self, held: Vec<Message>, trigger_epoch: Option<u64>) -> Next {
         let held_bytes = held.iter().map(|message| message.payload.len()).sum();
-        self.mode = Mode::Checking { held, held_bytes, again: false, foreign };
+        self.mode = Mode::Checking { held, held_bytes, again: false, trigger_epoch };
         Next::Check
     }
 }

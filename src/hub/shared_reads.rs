@@ -1,5 +1,6 @@
-//! Pages of history for subscribers. Clients that come back at the same time ask for the same messages, or
-//! for parts of them: they share one read of the broker, and the page is kept for those that come later.
+//! Shares pages of history between subscribers. Clients that reconnect at the same time request the
+//! same messages, or overlapping ones. They share one read of the broker, and the page is kept for
+//! later clients.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -11,29 +12,31 @@ use crate::hub::held_page::{HeldPage, PageError};
 use crate::message::{Gap, GapReason, Position};
 use crate::rules::Rule;
 
-/// A page that nobody asked for in this time is dropped: it takes memory.
+/// A page that is not requested for this long is dropped, to free its memory.
 const PAGE_IDLE: Duration = Duration::from_secs(5);
-/// What was published since a page was read follows from the log, so a page that connects to the log is never
-/// out of date. But its messages may exceed the history's age: by this part of it, or by [`PAGE_IDLE`].
+/// A page that connects to the log never gets outdated, because the log has the later messages. But
+/// its messages may exceed the age limit of the history: by this part of the limit, or by
+/// [`PAGE_IDLE`].
 const EXCESS_AGE: u32 = 10;
 
-/// What a read of the broker answers; `None` if the channel keeps no history.
+/// The result of a read of the broker; `None` if the channel keeps no history.
 pub(super) type Answer = Result<Option<Arc<HeldPage>>, PageError>;
 /// A read of the broker.
 pub(super) type Read = BoxFuture<'static, Answer>;
 
-/// What readers of a topic's history share.
+/// The shared state of the readers of the history of a topic.
 #[derive(Default)]
 pub(crate) struct SharedReads(Mutex<State>);
 
 #[derive(Default)]
 struct State {
     page: Option<SharedPage>,
-    /// Reads under way, for as long as somebody waits for them.
+    /// The reads in progress. A read without waiting readers is cancelled.
     under_way: Vec<(ReadFrom, WeakShared<Read>)>,
 }
 
-/// A page of history, what it was the answer to, when it was read, and when it was last asked for.
+/// A page of history, the request for which it was read, the time of the read, and the time of the
+/// last request.
 #[derive(Clone)]
 pub(super) struct SharedPage {
     from: ReadFrom,
@@ -43,7 +46,7 @@ pub(super) struct SharedPage {
 }
 
 impl SharedReads {
-    /// The page, if there is one for a topic with this rule that may be handed out.
+    /// The stored page, if it is still valid under the rule of the topic.
     pub(super) fn page(&self, rule: &Rule) -> Option<SharedPage> {
         let now = Instant::now();
         let mut state = self.lock();
@@ -52,54 +55,56 @@ impl SharedReads {
         Some(kept.clone())
     }
 
-    /// Keeps a page for later readers.
+    /// Stores a page for later readers.
     pub(super) fn keep(&self, page: SharedPage) {
         self.lock().page = Some(page);
     }
 
-    /// Drops the page if it does not meet a condition.
+    /// Drops the page unless it meets a condition.
     pub(super) fn drop_unless(&self, is_kept: impl FnOnce(&SharedPage) -> bool) {
         let dropped = self.lock().page.take_if(|page| !is_kept(page));
-        // Outside of the lock: it may be the last to hold a page of megabytes.
+        // Drop it outside the lock, because this may free megabytes.
         drop(dropped);
     }
 
-    /// Joins the read of `from` that is under way, or begins one.
+    /// Joins the read of `from` in progress, or starts one.
     pub(super) fn join(&self, from: ReadFrom, begin: impl FnOnce() -> Read) -> Shared<Read> {
         let mut state = self.lock();
         let known = state.under_way.iter().find(|(what, _)| *what == from).and_then(|(_, read)| read.upgrade());
         known.unwrap_or_else(|| {
             let read = begin().shared();
             state.under_way.retain(|(what, read)| *what != from && read.upgrade().is_some());
-            // It has not been polled yet, so it can't be over.
+            // It has not been polled yet, so it cannot be complete.
             state.under_way.extend(read.downgrade().map(|weak| (from, weak)));
             read
         })
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
-        // The state is whole after every line that holds it: a panic elsewhere does not spoil it.
+        // Every statement leaves the state consistent, so a poisoned lock is safe to use.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl SharedPage {
-    /// A page that has just been read.
+    /// Creates a page that has just been read.
     pub(super) fn new(from: ReadFrom, page: Arc<HeldPage>) -> Self {
         let now = Instant::now();
         Self { from, page, read_at: now, used_at: now }
     }
 
-    /// Whether readers still ask for it, and its messages are not much older than the history keeps them.
+    /// Whether readers still request the page, and its messages do not exceed the age limit by
+    /// much.
     pub(super) fn is_fresh(&self, rule: &Rule, now: Instant) -> bool {
         let excess = rule.history.map_or(PAGE_IDLE, |history| PAGE_IDLE.max(history.age / EXCESS_AGE));
         now.duration_since(self.used_at) <= PAGE_IDLE && now.duration_since(self.read_at) <= excess
     }
 
-    /// The part of the page that answers `from`, if it does in full. `newer`: so many messages follow from the log.
+    /// Returns the part of the page that fully answers `from`, if it can. `newer`: number of later
+    /// messages in the log.
     pub(super) fn answer(&self, from: ReadFrom, newer: usize) -> Option<Arc<HeldPage>> {
         let epoch = self.page.tail.position.epoch;
-        // Of a position with offset 0 only the broker knows whether nothing was missed.
+        // For a position with offset 0, only the broker knows whether messages are missing.
         let is_foreign = |position: Position| position.epoch != epoch && position.offset > 0;
         match (self.from, from) {
             (ReadFrom::Oldest | ReadFrom::Keys, ReadFrom::After(position)) if is_foreign(position) => {
@@ -126,7 +131,7 @@ impl SharedPage {
         }
     }
 
-    /// The page with another gap and without its first messages.
+    /// Returns the page with another gap and without its first messages.
     fn with(&self, gap: Option<Gap>, skip: usize) -> Arc<HeldPage> {
         if skip == 0 && gap == self.page.gap {
             return self.page.clone();

@@ -53,6 +53,18 @@ pub struct StartingPoint {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FellBehind;
 
+/// The result of an event.
+#[derive(Debug)]
+#[must_use]
+pub(crate) struct Change {
+    /// Whether to read the history.
+    pub(crate) next: Next,
+    /// How many messages without a position were dropped.
+    pub(crate) dropped: u64,
+    /// The shards to wake. Empty, without an allocation, if all have been notified before.
+    pub(crate) wake: Vec<usize>,
+}
+
 /// A channel with subscribers on this instance.
 pub struct Topic {
     /// The name of the channel.
@@ -63,9 +75,8 @@ pub struct Topic {
     pub id: u64,
     state: Mutex<State>,
     ready: Notify,
-    /// Per shard: when the first message arrived that the shard has been notified of but has not
-    /// read; 0 if there is none.
-    marks: Box<[AtomicU64]>,
+    /// Per shard: arrival time of its oldest unread message; 0 if it has read everything.
+    notified_since: Box<[AtomicU64]>,
     /// The size of the logs of all topics, in bytes; each topic adds its own.
     total: Arc<AtomicUsize>,
     /// Reads of the history that several subscribers share.
@@ -79,7 +90,7 @@ struct State {
     /// has none.
     served: Box<[u64]>,
     /// The log's end at the last call of `trim_idle`.
-    aged: u64,
+    end_at_last_trim: u64,
     /// Whether the broker refuses the channel.
     refused: bool,
     has_small_requests: bool,
@@ -101,20 +112,20 @@ impl Topic {
             log: Log::new(bounds),
             sequencer: Sequencer::new(rule.keyed.is_some()),
             served: vec![u64::MAX; shards].into(),
-            aged: 0,
+            end_at_last_trim: 0,
             refused: false,
             has_small_requests: false,
             subscribers: 0,
             idle_since: Some(Instant::now()),
         };
-        let marks = (0..shards).map(|_| AtomicU64::new(0)).collect();
+        let notified_since = (0..shards).map(|_| AtomicU64::new(0)).collect();
         Self {
             channel,
             rule,
             id,
             state: Mutex::new(state),
             ready: Notify::new(),
-            marks,
+            notified_since,
             total,
             shared_reads: SharedReads::default(),
         }
@@ -197,13 +208,13 @@ impl Topic {
     }
 
     /// Handles the possible loss of messages.
-    pub(crate) fn suspect(&self) -> Change {
-        self.change(Moment::now(), |sequencer, _| sequencer.suspect())
+    pub(crate) fn require_check(&self) -> Change {
+        self.change(Moment::now(), |sequencer, _| sequencer.require_check())
     }
 
     /// Handles a page of the history; `None` if the channel keeps none.
-    pub(crate) fn checked(&self, page: Option<Page>) -> Change {
-        let change = self.change(Moment::now(), |sequencer, out| sequencer.checked(page, out));
+    pub(crate) fn apply_page(&self, page: Option<Page>) -> Change {
+        let change = self.change(Moment::now(), |sequencer, out| sequencer.apply_page(page, out));
         if change.next == Next::Continue {
             self.ready.notify_waiters();
         }
@@ -228,7 +239,8 @@ impl Topic {
     /// was not marked before.
     fn mark(&self, served: &[u64], since: Moment) -> Vec<usize> {
         let since = since.to_bits();
-        let mark = |shard: usize| self.marks[shard].compare_exchange(0, since, Ordering::AcqRel, Ordering::Acquire);
+        let mark =
+            |shard: usize| self.notified_since[shard].compare_exchange(0, since, Ordering::AcqRel, Ordering::Acquire);
         let reads = |&shard: &usize| served[shard] != u64::MAX && mark(shard).is_ok();
         (0..served.len()).filter(reads).collect()
     }
@@ -306,7 +318,7 @@ impl Topic {
     /// Records up to where a shard has served its subscribers: the log may drop earlier entries. A
     /// shard with its first subscriber passes `None` to start at the end. Returns the end of the
     /// log.
-    pub fn served(&self, shard: usize, cursor: Option<u64>) -> u64 {
+    pub fn record_served(&self, shard: usize, cursor: Option<u64>) -> u64 {
         let mut state = self.lock();
         let end = state.log.end();
         state.served[shard] = cursor.unwrap_or(end);
@@ -314,7 +326,7 @@ impl Topic {
     }
 
     /// Records that a shard has no subscribers of the topic any more.
-    pub fn abandoned(&self, shard: usize) {
+    pub fn record_no_subscribers(&self, shard: usize) {
         self.lock().served[shard] = u64::MAX;
     }
 
@@ -323,7 +335,7 @@ impl Topic {
     pub(crate) fn trim_idle(&self) {
         let mut state = self.lock();
         let end = state.log.end();
-        let before = std::mem::replace(&mut state.aged, end);
+        let before = std::mem::replace(&mut state.end_at_last_trim, end);
         let sequence = before.min(state.needed());
         let bytes = state.log.bytes();
         state.log.trim_to(sequence);
@@ -342,10 +354,10 @@ impl Topic {
         self.total.fetch_add(after.wrapping_sub(before), Ordering::Relaxed);
     }
 
-    /// Called before a shard reads: entries appended from now on wake it again. Returns when the
-    /// message arrived for which the shard was woken.
-    pub fn unmark(&self, shard: usize) -> Option<Moment> {
-        Moment::from_bits(self.marks[shard].swap(0, Ordering::AcqRel))
+    /// Called before a shard reads: entries appended from now on wake it again. Returns the arrival
+    /// time of the message that woke the shard.
+    pub fn take_notification(&self, shard: usize) -> Option<Moment> {
+        Moment::from_bits(self.notified_since[shard].swap(0, Ordering::AcqRel))
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -364,16 +376,4 @@ impl State {
     fn needed(&self) -> u64 {
         self.served.iter().copied().min().unwrap_or(u64::MAX)
     }
-}
-
-/// The result of an event.
-#[derive(Debug)]
-#[must_use]
-pub(crate) struct Change {
-    /// Whether to read the history.
-    pub(crate) next: Next,
-    /// How many messages without a position were dropped.
-    pub(crate) dropped: u64,
-    /// The shards to wake. Empty, without an allocation, if all have been notified before.
-    pub(crate) wake: Vec<usize>,
 }

@@ -1,4 +1,5 @@
-//! Wakes a shard, with the list of topics that have new entries for it.
+//! Wakes a shard, which waits here in `Shard::fan_out`, with the list of topics that have new
+//! entries for it.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -25,7 +26,7 @@ impl WakeList {
         }
     }
 
-    /// Adds a topic and wakes the shard. The marks of the topic make sure that it is listed at most
+    /// Adds a topic and wakes the shard. The topic makes sure that it is listed at most
     /// once.
     pub(crate) fn push(&self, topic: Arc<Topic>) {
         self.topics.lock().unwrap_or_else(PoisonError::into_inner).push(topic);

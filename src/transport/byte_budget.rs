@@ -1,13 +1,12 @@
-//! A bound on bytes that many connections hold together: what is on its way in, and what is on its
-//! way out. Each single body, frame and page has a limit of its own. This one holds when many of them
-//! come at once, or never end.
+//! A limit on the bytes that all connections hold together, incoming or outgoing. Each body, frame
+//! and page has a limit of its own; this limit is for all of them together.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 
-/// So many bytes, shared.
+/// A shared number of bytes.
 #[derive(Debug)]
 pub struct Budget {
     used: AtomicUsize,
@@ -15,38 +14,38 @@ pub struct Budget {
 }
 
 impl Budget {
-    /// A budget of which nothing is used.
+    /// Creates an unused budget of `limit` bytes.
     pub fn new(limit: usize) -> Arc<Self> {
         Arc::new(Self { used: AtomicUsize::new(0), limit })
     }
 
-    /// How many bytes there are in all.
+    /// The limit, in bytes.
     pub fn limit(&self) -> usize {
         self.limit
     }
 
-    /// What is used, in bytes.
+    /// The used bytes.
     pub fn used(&self) -> usize {
         self.used.load(Ordering::Relaxed)
     }
 
-    /// Whether more than half of it is used.
+    /// Whether more than half of the budget is used.
     pub fn is_scarce(&self) -> bool {
         self.used() > self.limit / 2
     }
 
-    /// Takes bytes, whether or not there are so many. Returns whether there were. They must be given
-    /// back.
+    /// Takes bytes even over the limit. Returns whether they were within it. Give them back with
+    /// [`Budget::give`].
     fn take_anyway(&self, bytes: usize) -> bool {
         self.used.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes) <= self.limit
     }
 
-    /// Takes bytes, if there are so many. They must be given back.
+    /// Takes bytes if total use then stays within the limit. Give them back with [`Budget::give`].
     pub fn take(&self, bytes: usize) -> bool {
         self.take_within(bytes, self.limit)
     }
 
-    /// Takes bytes, if no more than `limit` are used then. They must be given back.
+    /// Takes bytes if total use then stays within `limit`. Give them back with [`Budget::give`].
     fn take_within(&self, bytes: usize, limit: usize) -> bool {
         let fits = self.used.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes) <= limit;
         if !fits {
@@ -68,7 +67,7 @@ impl Default for Budget {
     }
 }
 
-/// What one request or connection holds of a [`Budget`]; given back when dropped.
+/// The bytes that one request or connection holds of a [`Budget`]; given back when dropped.
 #[derive(Debug)]
 pub struct Reservation {
     budget: Arc<Budget>,
@@ -76,23 +75,22 @@ pub struct Reservation {
 }
 
 impl Reservation {
-    /// Nothing yet.
+    /// Creates a reservation of 0 bytes.
     pub fn new(budget: Arc<Budget>) -> Self {
         Self { budget, bytes: 0 }
     }
 
-    /// The budget that it holds of.
+    /// The budget of this reservation.
     pub fn budget(&self) -> &Budget {
         &self.budget
     }
 
-    /// Holds bytes of the first `limit` bytes of a budget: the rest is for others. `None` if there are
-    /// not so many.
+    /// Reserves bytes if total use then stays within `limit`.
     pub fn within(limit: usize, bytes: usize, budget: Arc<Budget>) -> Option<Self> {
         budget.take_within(bytes, limit).then(|| Self { budget, bytes })
     }
 
-    /// Holds so many bytes from now on, more or less than before. `false`, and no change, if there are not so many.
+    /// Changes the reservation to `bytes`. Returns `false`, without a change, if they do not fit.
     #[must_use]
     pub fn set(&mut self, bytes: usize) -> bool {
         if bytes > self.bytes && !self.budget.take(bytes - self.bytes) {
@@ -104,8 +102,9 @@ impl Reservation {
     }
 }
 
-/// Bytes that count against a [`Budget`] until the last handle to them is dropped, and whether there
-/// was room for them. They are held in any case: a part of them is already written.
+/// Turns bytes into shared bytes that count against a [`Budget`] until the last handle is dropped.
+/// Counts the bytes even over the limit, because the frame is already partly sent. Returns also
+/// whether they fit.
 pub fn hold_anyway(bytes: Vec<u8>, budget: &Arc<Budget>) -> (Bytes, bool) {
     let fits = budget.take_anyway(bytes.len());
     let held = Reservation { budget: budget.clone(), bytes: bytes.len() };

@@ -7,7 +7,7 @@ use super::clock::Micros;
 use super::history::{ChannelHistory, RETAIN};
 use crate::broker::{BrokerError, Page, Publication, ReadFrom, Tail};
 use crate::channel::ChannelName;
-use crate::fair_share::level;
+use crate::fair_share::fair_size;
 use crate::message::{Gap, GapReason, Message, Position};
 use crate::rules::{History, Keyed};
 
@@ -319,7 +319,7 @@ impl Channels {
     fn shorten_logs(&mut self, bytes: usize) {
         let others = self.bytes - self.log_bytes;
         let sizes = self.held.values().map(|channel| channel.history.log_bytes()).filter(|&size| size > 0);
-        let height = level(sizes.collect(), bytes.saturating_sub(others));
+        let height = fair_size(sizes.collect(), bytes.saturating_sub(others));
         for channel in self.held.values_mut() {
             let before = channel.history.log_bytes();
             if before > height {

@@ -83,7 +83,7 @@ impl Call {
         let channel = first.channel.as_str();
         let words = match (self.kind, &self.messages[..]) {
             (Kind::Plain, _) => vec![b"PUBLISH", channel.as_bytes(), &first.payload[..]],
-            (Kind::Function, [_]) => single(first, library),
+            (Kind::Function, [_]) => publish_one_words(first, library),
             (Kind::Function, _) => self.many(batch, channel, library),
         };
         resp::write_command(words.into_iter(), out);
@@ -144,7 +144,7 @@ impl Call {
     }
 }
 
-fn single<'a>(publication: &'a Publication, library: &'a Library) -> Vec<&'a [u8]> {
+fn publish_one_words<'a>(publication: &'a Publication, library: &'a Library) -> Vec<&'a [u8]> {
     let Publication { channel, payload, key, remove, id } = publication;
     let mut words = library.call(PUBLISH, channel.as_str());
     words.push(payload);
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_where_there_are_none_shares_no_call_with_plain_messages() {
+    fn keyed_messages_without_history_get_their_own_call() {
         let mut batch = ["plain"; 4].map(|channel| publication(channel, 1));
         batch[1].key = Some("a".into());
         batch[2].key = Some("b".into());

@@ -38,7 +38,8 @@ pub(super) struct Connection {
     unflushed: bool,
     /// How much of the next reply has been parsed.
     measure: Measure,
-    /// See [`super::node::Node::generation`].
+    /// The generation of the node when this connection was opened. If it differs from
+    /// [`super::node::Node::generation`], do not reuse the connection.
     pub(super) generation: u64,
 }
 
@@ -91,7 +92,7 @@ impl Connection {
             unanswered += 1;
         }
         while unanswered > 0 {
-            connection.exchange().await?;
+            connection.read_or_write().await?;
             connection.frames(|frame| {
                 unanswered -= 1;
                 match frame.accepted()? {
@@ -115,7 +116,7 @@ impl Connection {
 
     /// Waits until the connection has read or written some bytes. This method is cancel safe:
     /// dropping the future loses no data.
-    pub(super) async fn exchange(&mut self) -> Result<(), ClientError> {
+    pub(super) async fn read_or_write(&mut self) -> Result<(), ClientError> {
         let Self { reader, writer, incoming, outgoing, unflushed, .. } = self;
         incoming.reserve(READ);
         let is_due = *unflushed || !outgoing.is_empty();
@@ -126,7 +127,7 @@ impl Connection {
             } else {
                 writer.write_buf(outgoing).await?;
                 *unflushed = true;
-                spare(outgoing);
+                free_if_large(outgoing);
             }
             Ok::<(), io::Error>(())
         };
@@ -150,7 +151,7 @@ impl Connection {
             read += length;
         }
         self.incoming.advance(read);
-        spare(&mut self.incoming);
+        free_if_large(&mut self.incoming);
         Ok(())
     }
 
@@ -171,7 +172,7 @@ impl Connection {
 
     /// Frees the memory of a large reply. Do not call this while more large replies are pending.
     pub(super) fn give_back(&mut self) {
-        spare(&mut self.incoming);
+        free_if_large(&mut self.incoming);
     }
 
     /// Sends a command and waits for its reply, for at most [`ANSWER_TIMEOUT`]. No other reply may
@@ -190,7 +191,7 @@ impl Connection {
     async fn reply(&mut self) -> Reply {
         let mut answer = None;
         while answer.is_none() {
-            self.exchange().await?;
+            self.read_or_write().await?;
             self.replies(|reply| {
                 answer = Some(reply);
                 Ok(())
@@ -198,16 +199,6 @@ impl Connection {
         }
         self.give_back();
         answer.unwrap_or(Err(ClientError::Closed))
-    }
-}
-
-impl<'a> Frame<'a> {
-    /// Returns the frame, or [`ClientError::Refused`] if it is an error.
-    pub(super) fn accepted(self) -> Result<Self, ClientError> {
-        match self {
-            Frame::Refused(why) => Err(ClientError::Refused(String::from_utf8_lossy(why).into_owned())),
-            accepted => Ok(accepted),
-        }
     }
 }
 
@@ -232,7 +223,7 @@ fn expect_master(hello: Items<'_>) -> Result<(), ClientError> {
 
 /// Frees an empty buffer that has become large. `capacity` counts only the part after the consumed
 /// bytes; `try_reclaim` considers the whole buffer.
-fn spare(buffer: &mut BytesMut) {
+fn free_if_large(buffer: &mut BytesMut) {
     if buffer.is_empty() && buffer.try_reclaim(KEPT + 1) {
         *buffer = BytesMut::new();
     }
@@ -252,7 +243,7 @@ mod tests {
         tokio::spawn(async move { theirs.write_all(&message).await });
         let mut received = 0;
         while received == 0 {
-            connection.exchange().await.expect("it is open");
+            connection.read_or_write().await.expect("it is open");
             let receive = |_: Frame<'_>| {
                 received += 1;
                 Ok(())

@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 
 use redis::ParsingError;
 
-use super::resp::Malformed;
+use super::resp::{Frame, Malformed};
 use super::tls::{self, TlsProblem};
 use crate::broker::BrokerError;
 use crate::observability::log_throttle::LogThrottle;
@@ -145,6 +145,16 @@ pub(super) fn refusal(said: &str) -> BrokerError {
 /// payload must not get into the log.
 fn without_arguments(error: &str) -> &str {
     error.split(", with args beginning with").next().unwrap_or_default()
+}
+
+impl<'a> Frame<'a> {
+    /// Returns the frame, or [`ClientError::Refused`] if it is an error.
+    pub(super) fn accepted(self) -> Result<Self, ClientError> {
+        match self {
+            Frame::Refused(why) => Err(ClientError::Refused(String::from_utf8_lossy(why).into_owned())),
+            accepted => Ok(accepted),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -92,12 +92,12 @@ impl Pipeline {
                 worker.idle_until(self.arrived.notified()).await;
                 continue;
             }
-            let batch: Vec<_> = callers.iter().flat_map(Caller::round).collect();
+            let batch: Vec<_> = callers.iter().flat_map(Caller::in_flight).collect();
             let outcomes = timeout(ROUND_TIMEOUT, worker.publish(&batch)).await;
             let mut outcomes = outcomes.unwrap_or_else(|_| unavailable(batch.len(), LATE)).into_iter();
             for caller in callers {
                 if let Some(unfinished) = caller.answered(&mut outcomes) {
-                    self.lock().put_back(unfinished);
+                    self.lock().requeue_last(unfinished);
                 }
             }
         }
@@ -136,7 +136,7 @@ impl Pipeline {
 
 impl Waiting {
     /// Queues a caller with unpublished messages again, behind the others.
-    fn put_back(&mut self, caller: Caller) {
+    fn requeue_last(&mut self, caller: Caller) {
         self.messages += caller.rest().len();
         self.callers.push_back(caller);
     }
@@ -149,7 +149,7 @@ impl Caller {
     }
 
     /// The messages of the current round trip.
-    fn round(&self) -> &[Publication] {
+    fn in_flight(&self) -> &[Publication] {
         &self.rest()[..self.taken]
     }
 
@@ -211,7 +211,7 @@ impl Worker {
             biased;
             () = arrived => return,
             // No reply is pending, so this returns only when the connection ends.
-            _ = connection.exchange() => {}
+            _ = connection.read_or_write() => {}
             () = sleep(IDLE) => {}
         }
         self.connection = None;
@@ -270,7 +270,7 @@ async fn answers(connection: &mut Connection, calls: &[Call], count: usize) -> R
     let mut answers = vec![Ok(None); count];
     let mut answered = 0;
     while answered < calls.len() {
-        connection.exchange().await?;
+        connection.read_or_write().await?;
         connection.frames(|frame| {
             if let Some(call) = calls.get(answered) {
                 call.answer(&frame, &mut answers);
@@ -302,10 +302,11 @@ mod tests {
     /// number of its messages.
     fn round(pipeline: &Pipeline, outcome: &Outcome) -> Vec<(String, usize)> {
         let callers = pipeline.take();
-        let published = callers.iter().map(|caller| (caller.round()[0].channel.to_string(), caller.taken)).collect();
+        let published =
+            callers.iter().map(|caller| (caller.in_flight()[0].channel.to_string(), caller.taken)).collect();
         let mut outcomes = std::iter::repeat(outcome.clone());
         for unfinished in callers.into_iter().filter_map(|caller| caller.answered(&mut outcomes)) {
-            pipeline.lock().put_back(unfinished);
+            pipeline.lock().requeue_last(unfinished);
         }
         published
     }

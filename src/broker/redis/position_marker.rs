@@ -1,5 +1,15 @@
 //! Position markers. `functions/publish.lua` publishes a marker on a companion channel right before
 //! the payloads, so that subscribers know the positions of these payloads in the history.
+//! `decoder.rs` combines them. For a message with the key `B4`, and for two messages without a key,
+//! the subscriber receives:
+//!
+//! ```text
+//! livebridge:note:sheet:q3  1732 17 99 0 B4   epoch, offset, stamp, removed, key
+//! sheet:q3                  PAYLOAD           of offset 17
+//! livebridge:run:sheet:q3   1732 18 99 2      epoch, offset, stamp, count
+//! sheet:q3                  PAYLOAD           of offset 18
+//! sheet:q3                  PAYLOAD           of offset 19
+//! ```
 
 use std::sync::Arc;
 

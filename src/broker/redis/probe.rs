@@ -164,7 +164,7 @@ async fn receiving(node: &Node, connection: &mut Connection, channel: &str) -> F
         subscription.send(&["SUBSCRIBE", channel]);
         let (mut subscribed, mut received) = (false, false);
         while !received {
-            subscription.exchange().await.map_err(|error| error.to_string())?;
+            subscription.read_or_write().await.map_err(|error| error.to_string())?;
             let was_subscribed = subscribed;
             let frames = subscription.frames(|frame| {
                 match frame.accepted()? {
@@ -213,7 +213,7 @@ async fn refused_channels(node: &Node, channels: &[String]) -> Result<Vec<bool>,
     channels.iter().for_each(|channel| connection.send(&["SUBSCRIBE", channel]));
     let mut refused = Vec::with_capacity(channels.len());
     while refused.len() < channels.len() {
-        connection.exchange().await?;
+        connection.read_or_write().await?;
         connection.frames(|frame| {
             match frame {
                 Frame::Subscribed(_) => refused.push(false),

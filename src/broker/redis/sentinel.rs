@@ -146,7 +146,7 @@ impl Sentinels {
                     connection.send(&["SENTINEL", "GET-MASTER-ADDR-BY-NAME", &self.name]);
                     due = Instant::now() + RECHECK;
                 }
-                exchanged = connection.exchange() => exchanged?,
+                progress = connection.read_or_write() => progress?,
             }
             connection.frames(|frame| {
                 match frame.accepted()? {

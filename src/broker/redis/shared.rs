@@ -76,8 +76,8 @@ async fn drive(mut connection: Connection, mut requests: mpsc::Receiver<Request>
                 }
                 None => return,
             },
-            exchanged = connection.exchange() => {
-                let answered = exchanged.and_then(|()| {
+            progress = connection.read_or_write() => {
+                let answered = progress.and_then(|()| {
                     connection.replies(|reply| {
                         let sender = waiting.pop_front().ok_or(ClientError::Unexpected("Redis"))?;
                         // The receiver is gone if the caller has given up.

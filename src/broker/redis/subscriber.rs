@@ -1,6 +1,8 @@
 //! Supervises the connection that receives messages: reconnects forever, subscribes to the wanted
 //! channels, and trusts the connection only as long as a canary sent through Redis comes back on
-//! it.
+//! it. `Wanted` says which channels to subscribe to, `Subscriptions` keeps track of the `SUBSCRIBE`
+//! commands in flight, and `Node` opens the `Connection`. Events go to the sink, which is the
+//! `Dispatcher` of the hub (`server.rs` connects them).
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
@@ -111,7 +113,7 @@ impl Subscriber {
         loop {
             let began = Instant::now();
             let ended = self.listen(&node).await;
-            self.wanted().disconnected();
+            self.wanted().on_disconnected();
             self.set_down(&ended);
             // Stop publishing too: a server in this state may lose the messages that it accepts.
             node.give_up(node.generation());
@@ -140,7 +142,7 @@ impl Subscriber {
     async fn receive(&self, mut connection: Connection, unanswered: &AtomicU32) -> ClientError {
         let mut subscriptions = Subscriptions::default();
         subscriptions.subscribe_canary(&self.canary, &mut connection);
-        let all = self.wanted().connected();
+        let all = self.wanted().on_connected();
         let count = all.iter().map(Vec::len).sum();
         subscriptions.subscribe(all);
         let mut decoder = SubscriptionDecoder::default();
@@ -154,18 +156,18 @@ impl Subscriber {
                 // While the sink is full, Redis buffers messages, up to its configured limit.
                 () = async { self.sink.room().await }, if !has_room => {}
                 () = self.changed.notified() => self.send_pending(&mut subscriptions, &mut connection),
-                exchanged = connection.exchange(), if has_room => {
+                progress = connection.read_or_write(), if has_room => {
                     let mut refused = Vec::new();
-                    let received = exchanged.and_then(|()| {
+                    let received = progress.and_then(|()| {
                         let mut wanted = self.wanted();
                         connection.frames(|frame| {
                             match frame {
-                                Frame::Refused(why) => refused.push(subscriptions.refused(why)?),
+                                Frame::Refused(why) => refused.push(subscriptions.on_refusal(why)?),
                                 Frame::Subscribed(name) => {
-                                    subscriptions.confirmed();
+                                    subscriptions.on_confirmation();
                                     wanted.confirm(name);
                                 }
-                                Frame::Unsubscribed => subscriptions.confirmed(),
+                                Frame::Unsubscribed => subscriptions.on_confirmation(),
                                 _ => {}
                             }
                             decoder.push(&frame, &wanted, &self.canary);

@@ -1,7 +1,8 @@
-//! The subscriptions of one connection, pending and confirmed. A command subscribes to many
-//! channels, and Redis refuses the whole command because of one of them. So this module remembers
-//! each command until Redis answers it, and retries the channels of a refused command one by one.
-//! Only a few commands are in flight at once, so that a channel with priority waits only for these.
+//! The `SUBSCRIBE` commands of one connection that are queued or unanswered. A command subscribes
+//! to many channels, and Redis refuses the whole command because of one of them. So this module
+//! remembers each command until Redis answers it, and retries the channels of a refused command one
+//! by one. Only a few commands are in flight at once, so that a channel with priority waits only
+//! for these.
 
 use std::collections::VecDeque;
 
@@ -104,7 +105,7 @@ impl Subscriptions {
     }
 
     /// Handles the confirmation of a name.
-    pub(super) fn confirmed(&mut self) {
+    pub(super) fn on_confirmation(&mut self) {
         let Some(first) = self.unanswered.front_mut() else { return };
         first.names -= 1;
         if first.names == 0 {
@@ -123,7 +124,7 @@ impl Subscriptions {
     ///
     /// # Errors
     /// [`ClientError::Refused`] if the refusal concerns the whole connection.
-    pub(super) fn refused(&mut self, why: &[u8]) -> Result<Vec<ChannelName>, ClientError> {
+    pub(super) fn on_refusal(&mut self, why: &[u8]) -> Result<Vec<ChannelName>, ClientError> {
         match self.take_answered() {
             Some(What::Subscribe(channels)) if why.starts_with(b"NOPERM") => Ok(channels),
             // Messages of unwanted channels are ignored.
@@ -177,19 +178,19 @@ mod tests {
         let unsubscribe = Sent { what: What::Unsubscribe, names: NAMES };
         let unanswered = VecDeque::from([sent(&["a"]), unsubscribe, sent(&["b", "c"]), sent(&["d"])]);
         let mut subscriptions = Subscriptions { unanswered, subscribing: 3, ..Subscriptions::default() };
-        (0..NAMES).for_each(|_| subscriptions.confirmed());
-        assert_eq!(subscriptions.refused(b"NOPERM no").expect("local"), Vec::new());
-        let refused = subscriptions.refused(b"NOPERM no").expect("local");
+        (0..NAMES).for_each(|_| subscriptions.on_confirmation());
+        assert_eq!(subscriptions.on_refusal(b"NOPERM no").expect("local"), Vec::new());
+        let refused = subscriptions.on_refusal(b"NOPERM no").expect("local");
         assert_eq!(refused.iter().map(ChannelName::as_str).collect::<Vec<_>>(), ["b", "c"]);
-        assert!(subscriptions.refused(b"ERR broken").is_err(), "what is no permission concerns the connection");
-        assert!(subscriptions.refused(b"NOPERM no").is_err(), "nothing was asked");
+        assert!(subscriptions.on_refusal(b"ERR broken").is_err(), "what is no permission concerns the connection");
+        assert!(subscriptions.on_refusal(b"NOPERM no").is_err(), "nothing was asked");
     }
 
     #[test]
     fn a_canary_that_is_refused_concerns_the_connection() {
         let canary = Sent { what: What::Canary, names: 1 };
         let mut subscriptions = Subscriptions { unanswered: VecDeque::from([canary]), ..Subscriptions::default() };
-        assert!(subscriptions.refused(b"NOPERM no").is_err());
+        assert!(subscriptions.on_refusal(b"NOPERM no").is_err());
     }
 
     #[test]
@@ -217,7 +218,7 @@ mod tests {
         let mut connection = Connection::unconnected();
         subscriptions.send_due(|_| true, &mut connection);
         assert_eq!((subscriptions.unanswered.len(), subscriptions.has_due()), (COMMANDS_AT_ONCE, false));
-        (0..CHUNK * NAMES).for_each(|_| subscriptions.confirmed());
+        (0..CHUNK * NAMES).for_each(|_| subscriptions.on_confirmation());
         assert!(subscriptions.has_due(), "one is answered");
     }
 }

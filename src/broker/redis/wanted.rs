@@ -85,13 +85,13 @@ impl Wanted {
     }
 
     /// Starts a connection. Returns all channels to subscribe to.
-    pub(super) fn connected(&mut self) -> ByKind {
+    pub(super) fn on_connected(&mut self) -> ByKind {
         self.pending = Some(Vec::new());
         self.by_kind(self.channels.keys().cloned())
     }
 
     /// Ends the connection.
-    pub(super) fn disconnected(&mut self) {
+    pub(super) fn on_disconnected(&mut self) {
         self.pending = None;
     }
 
@@ -153,15 +153,15 @@ mod tests {
         let mut wanted = Wanted::default();
         wanted.insert(&name("live-large"), RequestSize::Large);
         wanted.insert(&name("live-small"), RequestSize::Small);
-        assert_eq!(wanted.connected()[..2], [vec![], vec![]], "at first none is live");
+        assert_eq!(wanted.on_connected()[..2], [vec![], vec![]], "at first none is live");
         wanted.confirm(b"live-large");
         wanted.confirm(b"live-small");
         wanted.confirm(b"livebridge:note:live-small");
-        wanted.disconnected();
+        wanted.on_disconnected();
         wanted.insert(&name("new-small"), RequestSize::Small);
         wanted.insert(&name("new-large"), RequestSize::Large);
         wanted.insert(&name("live-small"), RequestSize::Large);
-        let kinds = wanted.connected().map(|kind| kind.iter().map(ToString::to_string).collect::<Vec<_>>());
+        let kinds = wanted.on_connected().map(|kind| kind.iter().map(ToString::to_string).collect::<Vec<_>>());
         assert_eq!(kinds, [["live-small"], ["live-large"], ["new-small"], ["new-large"]]);
     }
 

@@ -1,5 +1,5 @@
-//! The Server-Sent Events dialects (WHATWG HTML, 9.2): one channel, whose frames all subscribers share, or several,
-//! whose `id:` lists the subscriber's position in each.
+//! The Server-Sent Events dialects (WHATWG HTML, 9.2): for one channel, with the same frames for
+//! all subscribers; and for several channels, with the subscriber's position in each as `id:`.
 
 use std::io::Write;
 use std::ops::Range;
@@ -8,23 +8,24 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
 use super::json::connected;
-use super::{Dialect, Personal, SubscriptionStart};
+use super::{Dialect, SubscriberData, SubscriptionStart};
 use crate::channel::ChannelName;
 use crate::close::{Close, Code};
 use crate::delivery::framing::FrameWriter;
 use crate::json::{self, GapNotice};
 use crate::message::{Entry, Message, Position};
 
-/// How long a client is to wait before it comes back, in milliseconds: each for a time of its own, so that those who were cut
-/// off together do not come back together. `EventSource` keeps to what it was told last; so the welcome says the usual value
-/// again to a client that an instance sent away with another.
+/// The delay before a client reconnects, in milliseconds. Each client gets a random one, so that
+/// clients that were disconnected together do not reconnect together. `EventSource` keeps the last
+/// value, so the first message of a stream sets the usual value again.
 const USUAL_RETRY: Range<u32> = 2000..4000;
-/// The same, from an instance that stops: others are there already.
+/// The delay if this instance stops. Other instances are available already.
 const RESTART_RETRY: Range<u32> = 500..2500;
-/// The same, after a refusal.
+/// The delay after a refusal.
 const REFUSED_RETRY: Range<u32> = 1000..5000;
 
-/// Said to a client that is kept until the broker is there: a comment, for those who look at the stream by hand.
+/// The notice for a client that waits for the broker: a comment, visible when reading the stream by
+/// hand.
 const WAITING: &[u8] = b": the broker is unavailable; the stream begins when it is back\n";
 
 /// Events of one channel.
@@ -64,7 +65,7 @@ impl Dialect for SingleChannelEvents {
 }
 
 impl Dialect for MultiChannelEvents {
-    fn is_personal(&self) -> bool {
+    fn is_per_subscriber(&self) -> bool {
         true
     }
 
@@ -77,16 +78,16 @@ impl Dialect for MultiChannelEvents {
         Ok(())
     }
 
-    fn write_personal_entry(
+    fn write_subscriber_entry(
         &self,
         channel: &ChannelName,
         entry: &Entry,
-        personal: &Personal<'_>,
+        subscriber: &SubscriberData<'_>,
         out: &mut FrameWriter<'_>,
     ) -> Result<(), Close> {
         out.text(|out| {
             if entry.position().is_some() {
-                write_id(personal.positions.iter().copied(), out);
+                write_id(subscriber.positions.iter().copied(), out);
             }
             write_event(channel, Some(channel), entry, out);
         });
@@ -102,7 +103,8 @@ impl Dialect for MultiChannelEvents {
     }
 }
 
-/// All positions, in the order of the channels, separated by commas; an empty one where a channel has none.
+/// Writes all positions, in the order of the channels, separated by commas; an empty one for a
+/// channel without a position.
 fn write_id(positions: impl IntoIterator<Item = Option<Position>>, out: &mut Vec<u8>) {
     out.extend_from_slice(b"id: ");
     for (index, position) in positions.into_iter().enumerate() {
@@ -118,9 +120,10 @@ fn write_id(positions: impl IntoIterator<Item = Option<Position>>, out: &mut Vec
     out.push(b'\n');
 }
 
-/// In decimal. A list of a hundred positions takes a third of the time that `write!` takes for it.
+/// Writes a decimal number. For a list of a hundred positions, this takes a third of the time of
+/// `write!`.
 fn write_number(mut number: u64, out: &mut Vec<u8>) {
-    // As many digits as `u64::MAX` has.
+    // The number of digits of `u64::MAX`.
     let mut digits = [0; 20];
     let mut begin = digits.len();
     loop {
@@ -153,20 +156,21 @@ fn write_event(channel: &ChannelName, event: Option<&ChannelName>, entry: &Entry
     out.push(b'\n');
 }
 
-/// An event stream has no close codes: what a client must know is an event. Each has data, `retry:` included: some clients
-/// make an empty message of an event that has none.
+/// Writes a notice as an event, because an event stream has no close codes. Each event has data,
+/// even one with `retry:`, because some clients deliver an empty message for an event without data.
 fn write_farewell(close: &Close, out: &mut FrameWriter<'_>) {
     let farewell = |retry| Farewell { code: close.code.name(), message: close.detail(), retry };
     match close.code {
         Code::Restarting => out.text(|out| farewell(RESTART_RETRY).write("restarting", out)),
         Code::Refused(_) => out.text(|out| farewell(REFUSED_RETRY).write("refused", out)),
-        // A page can't see the status of the next attempt, and `EventSource` gives up at a 401: so it is told beforehand.
+        // A page cannot see the status of the next request, and `EventSource` gives up after a 401.
+        // So tell it before.
         Code::TokenExpired => out.text(|out| write_notice("token_expired", &close.reason(), out)),
         _ => {}
     }
 }
 
-/// Why a stream ends, and for how long to stay away.
+/// Writes why a stream ends and how long to wait before reconnecting.
 #[derive(serde::Serialize)]
 struct Farewell<'a> {
     code: &'a str,
@@ -187,7 +191,7 @@ fn write_retry(milliseconds: Range<u32>, out: &mut Vec<u8>) {
     let _ = writeln!(out, "retry: {}", rand::random_range(milliseconds));
 }
 
-/// An event of our own, whole.
+/// Writes a complete event of livebridge.
 fn write_notice(name: &str, data: &impl serde::Serialize, out: &mut Vec<u8>) {
     // Writing to memory does not fail.
     let _ = write!(out, "event: livebridge:{name}\ndata: ");
@@ -202,7 +206,7 @@ fn write_payload(message: &Message, out: &mut Vec<u8>) {
         out.push(b'\n');
         return;
     };
-    // CR, LF and CR LF all end a line in an event stream; `EventSource` joins the lines with LF.
+    // CR, LF and CR LF end a line in an event stream; `EventSource` joins lines with LF.
     let mut rest = text.as_bytes();
     loop {
         let end = memchr::memchr2(b'\r', b'\n', rest);

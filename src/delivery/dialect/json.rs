@@ -1,4 +1,5 @@
-//! The `format=json` dialect: each message in an envelope with its channel and position, and notices in-band.
+//! The `format=json` dialect: each message in an envelope with its channel and position. Notices
+//! are messages too.
 
 use super::{CommandId, Dialect, SubscriptionStart};
 use crate::channel::ChannelName;
@@ -7,7 +8,7 @@ use crate::delivery::framing::FrameWriter;
 use crate::json::{self, Connected, Envelope, ErrorNotice, GapNotice};
 use crate::message::Entry;
 
-/// Envelopes.
+/// The dialect.
 pub struct Json;
 
 impl Dialect for Json {
@@ -29,7 +30,7 @@ impl Dialect for Json {
     }
 }
 
-/// The first notice, which the event stream shares.
+/// The first notice, also used by the event stream.
 pub(super) fn connected<'a>(instance: &'a str, starts: &[SubscriptionStart<'a>]) -> Connected<'a> {
     Connected::new(instance, starts.iter().map(|start| (start.channel, start.position, start.head)))
 }

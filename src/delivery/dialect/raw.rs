@@ -1,4 +1,4 @@
-//! The plain dialect: each message is a channel's message, verbatim.
+//! The default dialect: each message is the payload of a channel's message, unchanged.
 
 use super::{Dialect, SubscriptionStart};
 use crate::channel::ChannelName;
@@ -6,7 +6,8 @@ use crate::close::{Close, Code};
 use crate::delivery::framing::{FrameWriter, Kind};
 use crate::message::Entry;
 
-/// Bare payloads: text for UTF-8, binary otherwise. It has no words for anything else: trouble closes the connection.
+/// Bare payloads: text for UTF-8, binary otherwise. It cannot express anything else, so an error
+/// closes the connection.
 pub struct Raw;
 
 impl Dialect for Raw {

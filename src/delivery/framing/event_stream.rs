@@ -1,22 +1,24 @@
-//! The framings of an event stream (WHATWG HTML, 9.2): in chunks (RFC 9112, 7.1), where each frame is a chunk of its own;
-//! or bare, for a client that speaks HTTP/1.0, where the stream ends with its connection.
+//! The framings of an event stream (WHATWG HTML, 9.2): with HTTP chunking (RFC 9112, 7.1), one
+//! chunk per frame; or bare, for HTTP/1.0 clients, where the stream ends with its connection.
 
 use std::io::Write;
 
 use super::{Framing, Kind, Transport};
 use crate::close::Close;
 
-/// A comment. Without the blank line that ends an event: some clients would make an empty message of it.
+/// A comment. Without the blank line that ends an event, because some clients would deliver an
+/// empty message.
 const COMMENT: &[u8] = b":\n";
-/// The most bytes of a chunk's size: eight digits and the line's end.
+/// The maximum length of a chunk size, in bytes: eight digits and CR LF.
 const MAX_SIZE: usize = 10;
-/// The chunk that ends a response. A connection that was cut has none, so that a client can tell the two apart.
+/// The chunk that ends a response. It lets a client distinguish a complete stream from a broken
+/// connection.
 const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 
-/// Events, each in a chunk.
+/// One chunk per event.
 pub struct Chunked;
 
-/// Events, one after the other.
+/// Events without chunking.
 pub struct Bare;
 
 impl Framing for Chunked {
@@ -29,16 +31,17 @@ impl Framing for Chunked {
         out.len() - MAX_SIZE
     }
 
-    /// The size has as many digits as it needs, so the event stands behind the longest one and is moved up.
+    /// The length of the size varies, so the event is written after the longest size and then
+    /// moved.
     fn end(&self, _: Kind, start: usize, out: &mut Vec<u8>) {
         let length = out.len() - start - MAX_SIZE;
         if length == 0 {
-            // A chunk without bytes would be the last.
+            // An empty chunk would end the stream.
             return out.truncate(start);
         }
         let mut size = [0; MAX_SIZE];
         let mut room = &mut size[..];
-        // The longest event is a message of 64 MiB whose every byte is a line: its length has eight digits.
+        // The longest event is a message of 64 MiB of empty lines; its length has eight hex digits.
         let _ = write!(room, "{length:x}\r\n");
         let used = MAX_SIZE - room.len();
         out[start..start + used].copy_from_slice(&size[..used]);

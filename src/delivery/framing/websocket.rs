@@ -1,26 +1,26 @@
-//! The WebSocket frame codec, server side, without any I/O (RFC 6455, section 5). Writes headers in front of ready
-//! payloads; reads a client's frames in place, without a read buffer of each connection's own, which is why this is not
-//! left to a crate. tungstenite is its oracle in the tests.
+//! The WebSocket frame codec of the server, without I/O (RFC 6455, section 5). Writes headers
+//! before encoded payloads. Decodes frames of clients in place, without a read buffer per
+//! connection, which is why it is not left to a crate. The tests compare it with tungstenite.
 
 use std::ops::Range;
 
 use super::{Framing, Kind, Transport};
 use crate::close::{Close, Code};
 
-/// What a frame is (RFC 6455, 5.2).
+/// The type of a frame (RFC 6455, 5.2).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Opcode {
-    /// More of a message.
+    /// A further fragment of a message.
     Continuation = 0x0,
-    /// A message of UTF-8.
+    /// A text message, in UTF-8.
     Text = 0x1,
-    /// A message of bytes.
+    /// A binary message.
     Binary = 0x2,
-    /// The last frame of a side.
+    /// The last frame of a peer.
     Close = 0x8,
-    /// A question whether the other side is there.
+    /// Asks the peer for a pong.
     Ping = 0x9,
-    /// The answer to it.
+    /// The answer to a ping.
     Pong = 0xA,
 }
 
@@ -28,7 +28,7 @@ const FIN: u8 = 0x80;
 const MASKED: u8 = 0x80;
 const MAX_CONTROL: usize = 125;
 
-/// The most bytes of a server's frame header.
+/// The maximum length of a frame header of the server, in bytes.
 pub const MAX_HEADER: usize = 10;
 
 /// Appends the header of an unfragmented, unmasked frame.
@@ -75,7 +75,8 @@ impl Framing for WebSocket {
         out.len() - MAX_HEADER
     }
 
-    /// The header's size depends on the length, so the message stands behind the largest header and is moved up.
+    /// The size of the header depends on the length, so the message is written after the longest
+    /// header and then moved.
     fn end(&self, kind: Kind, start: usize, out: &mut Vec<u8>) {
         let length = out.len() - start - MAX_HEADER;
         let mut header = Vec::with_capacity(MAX_HEADER);
@@ -105,54 +106,56 @@ fn opcode_of(kind: Kind) -> Opcode {
     }
 }
 
-/// What a client said.
+/// A message or control frame of a client.
 #[derive(PartialEq, Eq, Debug)]
 pub enum Incoming {
-    /// A whole message.
+    /// A complete message.
     Message {
-        /// Whether it was sent as text. The bridge goes by the bytes, as everywhere; an echo needs to know.
+        /// Whether it was sent as text. livebridge derives the kind from the bytes; an echo needs
+        /// this.
         text: bool,
-        /// What it says.
+        /// The payload.
         bytes: Vec<u8>,
     },
-    /// To be answered with a pong of the same payload.
+    /// A ping, to answer with a pong of the same payload.
     Ping(Vec<u8>),
-    /// The answer to a ping, or unasked for.
+    /// A pong, solicited or not.
     Pong,
-    /// The client closes, with this code.
+    /// A close with this code.
     Close(Option<u16>),
 }
 
-/// Reads a client's frames from chunks of any size. Keeps nothing between messages.
+/// Decodes frames of a client from chunks of any size. Holds no bytes between messages.
 #[derive(Debug)]
 pub struct Decoder {
     /// Bytes of a frame that is not complete yet.
     partial: Vec<u8>,
-    /// Each connection holds a decoder: these are small for its sake.
+    /// Small types, because each connection holds a decoder.
     message: Option<Box<Fragments>>,
     limit: u32,
     frames: u32,
 }
 
-/// The fragments of a message so far.
+/// The received fragments of a message.
 #[derive(Debug)]
 struct Fragments {
     text: bool,
     bytes: Vec<u8>,
-    /// How many of the bytes are known to be UTF-8, in a text.
+    /// The number of bytes that are known to be UTF-8, in a text.
     checked: usize,
 }
 
 impl Decoder {
-    /// Messages, fragments together, may have `limit` bytes.
+    /// Creates a decoder for messages of at most `limit` bytes, all fragments together.
     pub fn new(limit: usize) -> Self {
         Self { partial: Vec::new(), message: None, limit: u32::try_from(limit).unwrap_or(u32::MAX), frames: 0 }
     }
 
-    /// Decodes a chunk and unmasks it in place. `visit` is called with each complete message and control frame.
+    /// Decodes a chunk and unmasks it in place. Calls `visit` with each complete message and
+    /// control frame.
     ///
     /// # Errors
-    /// How to close the connection. Nothing after the invalid frame can be decoded.
+    /// Returns how to close the connection. Nothing after the invalid frame can be decoded.
     pub fn decode(&mut self, chunk: &mut [u8], mut visit: impl FnMut(Incoming)) -> Result<(), Close> {
         if self.partial.is_empty() {
             let consumed = self.decode_all(chunk, &mut visit)?;
@@ -165,28 +168,28 @@ impl Decoder {
         if consumed == 0 {
             self.partial = bytes;
         } else {
-            // A copy: the buffer may be as large as the largest message.
+            // Copy the bytes, because the buffer may be as large as the largest message.
             self.partial = bytes[consumed..].to_vec();
         }
         Ok(())
     }
 
-    /// Whether it holds nothing: then it costs nothing.
+    /// Whether the decoder holds no bytes and no memory for them.
     pub fn is_idle(&self) -> bool {
         self.partial.is_empty() && self.message.is_none()
     }
 
-    /// How many frames were read since this was last asked: fragments and control frames count as well.
+    /// The number of frames since the last call, including fragments and control frames.
     pub fn take_frames(&mut self) -> usize {
         std::mem::take(&mut self.frames) as usize
     }
 
-    /// How many bytes of a message that is not complete yet it holds.
+    /// The number of held bytes of an incomplete message.
     pub fn held(&self) -> usize {
         self.partial.len() + self.message.as_ref().map_or(0, |message| message.bytes.len())
     }
 
-    /// Reads all complete frames; returns how many bytes they had.
+    /// Reads all complete frames. Returns their size in bytes.
     fn decode_all(&mut self, bytes: &mut [u8], visit: &mut impl FnMut(Incoming)) -> Result<usize, Close> {
         let mut at = 0;
         while let Some(header) = Header::parse(&bytes[at..], |opcode| self.room(opcode))? {
@@ -208,7 +211,7 @@ impl Decoder {
         Ok(at)
     }
 
-    /// How many bytes a data frame may have here.
+    /// The maximum size of a data frame at this point, in bytes.
     fn room(&self, opcode: Opcode) -> Result<usize, Close> {
         match (&self.message, opcode) {
             (None, Opcode::Continuation) => Err(protocol_error("a continuation without a message to continue")),
@@ -244,7 +247,8 @@ impl Fragments {
         Box::new(Self { text, bytes: Vec::new(), checked: 0 })
     }
 
-    /// Checks what is new; a character may go on in the next fragment, unless this was the last.
+    /// Checks the new bytes. A character may continue in the next fragment, unless this is the
+    /// last.
     fn check(&mut self, is_last: bool) -> Result<(), Close> {
         match std::str::from_utf8(&self.bytes[self.checked..]) {
             Ok(new) => self.checked += new.len(),
@@ -265,7 +269,8 @@ struct Header {
 }
 
 impl Header {
-    /// Reads a header; `None` if it is not complete. `room` says how long a data frame may be, if it may come at all.
+    /// Reads a header; `None` if it is incomplete. `room` returns the maximum length of a data
+    /// frame, if one is allowed here.
     fn parse(bytes: &[u8], room: impl FnOnce(Opcode) -> Result<usize, Close>) -> Result<Option<Self>, Close> {
         let [first, second, rest @ ..] = bytes else { return Ok(None) };
         if first & 0x70 != 0 {
@@ -291,7 +296,7 @@ impl Header {
         if is_control && (!fin || length > MAX_CONTROL as u64) {
             return Err(protocol_error("a control frame must be unfragmented and at most 125 bytes long"));
         }
-        // Judged by the header alone, so that what is too long is never buffered.
+        // Check only the header, so that a frame that is too long is never buffered.
         if !is_control && length > room(opcode)? as u64 {
             return Err(Close::new(Code::MessageTooBig, "the message exceeds the limit of this server"));
         }
@@ -313,7 +318,7 @@ fn opcode(bits: u8) -> Result<Opcode, Close> {
     })
 }
 
-/// The code of a client's close frame (RFC 6455, 7.4.1 and 7.4.2).
+/// Parses the code of a close frame of a client (RFC 6455, 7.4.1 and 7.4.2).
 fn close_code(payload: &[u8]) -> Result<Option<u16>, Close> {
     let (code, reason) = match payload {
         [] => return Ok(None),
@@ -323,7 +328,7 @@ fn close_code(payload: &[u8]) -> Result<Option<u16>, Close> {
     if std::str::from_utf8(reason).is_err() {
         return Err(Close::new(Code::InvalidUtf8, "a close reason must be UTF-8"));
     }
-    // 1012 to 1014 are IANA's; 1004 means nothing; 1005, 1006 and 1015 are never sent.
+    // IANA assigned 1012 to 1014. 1004 is reserved; 1005, 1006 and 1015 are never sent.
     if !matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999) {
         return Err(protocol_error("a close code that must not be sent"));
     }
@@ -334,7 +339,7 @@ fn protocol_error(detail: &'static str) -> Close {
     Close::new(Code::ProtocolError, detail)
 }
 
-/// Takes a client's mask off, eight bytes at a time.
+/// Unmasks bytes of a client, eight at a time.
 fn unmask(bytes: &mut [u8], mask: [u8; 4]) {
     let [a, b, c, d] = mask;
     let wide = u64::from_ne_bytes([a, b, c, d, a, b, c, d]);
@@ -353,7 +358,7 @@ mod tests {
 
     const MASK: [u8; 4] = [0x12, 0x34, 0x56, 0x78];
 
-    /// A client's frame.
+    /// A frame of a client.
     fn sent(first: u8, payload: &[u8]) -> Vec<u8> {
         let mut frame = Vec::new();
         write_header(Opcode::Binary, payload.len(), &mut frame);
@@ -364,7 +369,8 @@ mod tests {
         frame
     }
 
-    /// What is read of a stream in chunks of at most `size` bytes, and why reading ended, if it did.
+    /// Decodes a stream in chunks of at most `size` bytes. Returns the messages, and the error that
+    /// ended decoding.
     fn read(bytes: &[u8], size: usize, limit: usize) -> (Vec<Incoming>, Option<Code>) {
         let mut decoder = Decoder::new(limit);
         let mut seen = Vec::new();
@@ -401,7 +407,7 @@ mod tests {
         for length in [0, 1, 3, 4, 5, 7, 8, 9, 125, 126, 65_535, 65_536] {
             let payload: Vec<u8> = (0..length).map(|index| (index % 251) as u8).collect();
             let bytes = [sent(0x82, &payload), sent(0x89, b"?")].concat();
-            // Sizes that are no multiples of the mask's four bytes move its border through every place.
+            // Sizes that are not multiples of four test each alignment of the mask.
             for size in [1, 2, 3, 5, 6, 7, 9, 13, 4096, bytes.len()] {
                 let expected = vec![binary(&payload), Incoming::Ping(b"?".to_vec())];
                 assert_eq!(read(&bytes, size, length), (expected, None), "{length} bytes in chunks of {size}");
@@ -419,10 +425,10 @@ mod tests {
             read(&[begun.clone(), sent(0x80, b"def")].concat(), 1, 5),
             (vec![ping()], Some(Code::MessageTooBig))
         );
-        // Another message is as forbidden when it is too big.
+        // A new message within a fragmented one is refused as well if it is too big.
         assert_eq!(read(&[begun, sent(0x82, b"def")].concat(), 1, 5), (vec![ping()], Some(Code::ProtocolError)));
         assert_eq!(read(&sent(0x80, b"too long"), 1, 5), (vec![], Some(Code::ProtocolError)));
-        // The header is enough: nothing of what it announces is waited for.
+        // The header suffices for the refusal, without the payload.
         assert_eq!(read(b"\x82\xFF\xFF\xFF\xFF\xFF\xFF\xFF\xFF\xFF", 1, 5), (vec![], Some(Code::MessageTooBig)));
     }
 

@@ -1,4 +1,5 @@
-//! A living session on a real hub with the embedded broker: subscriptions come and go, sockets take what they like.
+//! Tests of a session on a real hub with the embedded broker: subscriptions start and end, and
+//! sockets take any number of bytes.
 
 use super::*;
 use crate::broker::memory::MemoryBroker;
@@ -21,7 +22,7 @@ struct World {
     hub: Arc<Hub>,
     session: Session,
     batch: EncodedBatch,
-    /// What the socket takes before it is full.
+    /// The number of bytes that the socket takes before it is full.
     room: usize,
     taken: Vec<u8>,
 }
@@ -43,7 +44,7 @@ impl World {
         self.session.subscribe(NewSubscription { membership, start, rights: Rights { publish: channel == "a" } }).0
     }
 
-    /// Publishes, and returns the position's text.
+    /// Publishes, and returns the position as text.
     async fn publish(&self, channel: &str, payload: &str) -> String {
         let publication = Publication {
             channel: name(channel),
@@ -56,7 +57,7 @@ impl World {
         result.expect("a history").to_string()
     }
 
-    /// As the fan-out does: offers what a topic holds from `cursor` on.
+    /// Offers the log of a topic from `cursor` on, like the fan-out.
     fn offer(&mut self, key: SubscriptionKey, topic: &Topic, cursor: u64) -> bool {
         assert!(self.batch.fill(topic, cursor, self.session.encoding()));
         let Self { session, batch, room, taken, .. } = self;
@@ -121,20 +122,20 @@ async fn a_living_session_subscribes_and_unsubscribes_at_any_time() {
     assert!(world.offer(a, ended.topic(), 0), "the subscription is gone, so there is nothing to do");
     assert_eq!(world.take(), frames(&["5"]));
 
-    // The key is used again. An answer of the history to the subscription before is none to this one.
+    // The key is reused. An answer for the earlier subscription does not affect this one.
     let again = world.subscribe("a", Start::After(Position::new(1, 1))).await;
     assert!(again == a && matches!(world.pump(), Waits::History(key, _) if key == a));
-    world.session.answered(again, &topic, None);
+    world.session.set_page(again, &topic, None);
     assert!(matches!(world.pump(), Waits::History(..)));
     let topic = world.topic(a);
-    world.session.answered(again, &topic, None);
+    world.session.set_page(again, &topic, None);
     world.publish("a", "6").await;
     assert_eq!((world.pump(), world.take()), (Waits::News, frames(&["6"])));
     assert_eq!(world.session.take_delivered(), 5);
 }
 
 #[tokio::test]
-async fn of_a_channel_that_is_left_only_the_rest_of_the_frame_that_is_under_way_follows() {
+async fn unsubscribe_sends_only_the_rest_of_a_partial_frame() {
     let mut world = World::new(&WEBSOCKET_RAW);
     let a = world.subscribe("a", Start::Live).await;
     let b = world.subscribe("b", Start::Live).await;
@@ -172,8 +173,8 @@ async fn delivery_goes_on_from_whatever_byte_the_socket_stopped_at() {
             } else {
                 world.pump();
             }
-            // A notice comes after the frame that is under way, and before the others.
-            world.session.post(|out| out.push(b'!'));
+            // A notice comes after the partly written frame and before other frames.
+            world.session.queue_control(|out| out.push(b'!'));
             world.room = usize::MAX;
             assert_eq!(world.pump(), Waits::News);
             let mut taken = world.take();
@@ -242,7 +243,7 @@ async fn a_session_that_catches_up_writes_one_batch_in_a_turn_and_its_channels_t
     }
     world.hub.join(&name("c"), RequestSize::Small).await.expect("all before it was heard");
     let mut received = Vec::new();
-    while world.pump() == Waits::Turn {
+    while world.pump() == Waits::Permit {
         let taken = world.take();
         assert!(taken.len() < OWN_BYTES + 13_000, "{} bytes in one turn", taken.len());
         received.push(taken[4]);
@@ -280,7 +281,8 @@ async fn a_large_frame_that_sockets_cut_is_held_once_and_counted_until_all_have_
     drop(one);
     world.batch.clear();
     assert_eq!(outgoing.used(), FRAME);
-    // Another frame finds no room: its reader is closed, and what is left of it is held until then.
+    // Another frame exceeds the budget: its subscriber is closed, and the rest of the frame is held
+    // until then.
     let two = std::mem::replace(&mut world.session, Session::new(&WEBSOCKET_RAW, Vec::new(), 1));
     let third = world.subscribe("a", Start::Last(1)).await;
     world.room = 1000;

@@ -174,7 +174,7 @@ impl World {
                 };
                 if !self.clients.iter().any(read_by) {
                     self.feeds.remove(&topic.id);
-                    topic.abandoned(0);
+                    topic.record_no_subscribers(0);
                 }
             }
         }
@@ -195,7 +195,7 @@ impl World {
                 let page = asking.await.unwrap();
                 let session = self.clients[index].session.as_mut().unwrap();
                 let topic = session.subscription(slot).unwrap().topic().clone();
-                session.answered(slot, &topic, page);
+                session.set_page(slot, &topic, page);
                 self.pump(index)?;
             }
             if self.clients[index].room > 0 {
@@ -209,7 +209,7 @@ impl World {
         for membership in &memberships {
             let topic = membership.topic();
             self.feeds.entry(topic.id).or_insert_with(|| {
-                topic.served(0, None);
+                topic.record_served(0, None);
                 Feed { topic: topic.clone(), served: topic.end() }
             });
         }
@@ -230,17 +230,17 @@ impl World {
         }
         let mut batch = EncodedBatch::default();
         for topic in topics {
-            topic.unmark(0);
+            topic.take_notification(0);
             let Some(mut served) = self.feeds.get(&topic.id).map(|feed| feed.served) else { continue };
             while batch.fill(&topic, served, &WEBSOCKET_JSON) {
                 for index in 0..CLIENTS {
                     self.offer(index, &topic, &batch)?;
                 }
-                served = batch.next();
+                served = batch.resume_at();
             }
             if let Some(feed) = self.feeds.get_mut(&topic.id) {
                 feed.served = served;
-                feed.topic.served(0, Some(served));
+                feed.topic.record_served(0, Some(served));
             }
         }
         Ok(())

@@ -11,8 +11,8 @@
 --                                   REMOVED        number of remembered removals
 --                                   FORGOTTEN      removals up to this offset are forgotten
 --   livebridge:{CHANNEL}:history  list with two elements per message: a header and the payload. The
---                                 header is the head before the message, EPOCH OFFSET STAMP BYTES,
---                                 for a message with a key followed by REMOVED KEY.
+--                                 header is a copy of `head`, EPOCH OFFSET STAMP BYTES, as it was
+--                                 before this message; then REMOVED KEY, if the message has a key.
 --   livebridge:{CHANNEL}:values   hash: key -> offset (16 digits), stamp (13), removed (1), payload
 --   livebridge:{CHANNEL}:order    sorted set: key, by the offset of its last change
 --   livebridge:{CHANNEL}:removed  sorted set: removed key, by the offset of its removal
@@ -20,6 +20,7 @@
 -- One key for all channels:
 --   livebridge:life               string: microsecond since which this data set is complete
 
+-- The TTL of a channel's keys and of idempotency ids, in seconds.
 local RETAIN, REMEMBER = 86400, 600
 local MOST_REMOVED = 1000
 local MOST_CACHED = 4096
@@ -108,7 +109,8 @@ end
 
 local cached, cached_count = {}, 0
 
--- Returns the names and the rule of a channel; nil and an error text if the name is not valid.
+-- Returns the names and the rule of a channel, called `it` in all functions; nil and an error text
+-- if the name is not valid.
 local function channel_of(name)
   local it = cached[name]
   if it then return it end

@@ -1,4 +1,5 @@
--- Publishing: one message, or many of a channel in one call.
+-- Publishing: one message, or many of a channel in one call. Read channel.lua first. Entry points:
+-- publish and publish_many, at the end.
 
 local MOST_ROWS = 1000
 -- A history of larger messages is trimmed exactly; one of smaller messages may exceed its limit by
@@ -9,14 +10,14 @@ local NOT_KEYED = {err = 'LIVEBRIDGE_NOT_KEYED the channel is not keyed; change 
 
 local function text_of(failure) return type(failure) == 'table' and failure.err or tostring(failure) end
 
--- Records that messages were lost. From now on, a position from before the first message of a
--- channel proves that nothing was missed only if it is newer than the loss.
-local function note_loss() redis.call('SET', LIFE, string.format('%.0f', microseconds(redis.call('TIME')))) end
+-- Records that messages were lost. After this, offset 0 is trusted only if its epoch is later than
+-- the loss.
+local function record_loss() redis.call('SET', LIFE, string.format('%.0f', microseconds(redis.call('TIME')))) end
 
 -- Removes all stored data of a channel, because some of it is unreadable.
 local function reset(it)
   redis.call('UNLINK', it.head, it.history, it.values, it.order, it.removed, it.base .. 'meta', it.base .. 'log', it.base .. 'keys')
-  note_loss()
+  record_loss()
 end
 
 -- Whether a stored message differs from a row; false if the message is no longer stored.
@@ -110,7 +111,7 @@ end
 
 -- Renews the expiries, and drops expired messages. If the history has foreign elements, drops
 -- everything but the elements that were just appended, because the rest is unreadable.
-local function refresh(it, offset, stamp, length, appended)
+local function renew_and_expire(it, offset, stamp, length, appended)
   local rule = it.rule
   local first = offset - length / 2 + 1
   local oldest, foreign = oldest_kept(it, first, offset, stamp, stamp, -1)
@@ -122,9 +123,8 @@ local function refresh(it, offset, stamp, length, appended)
   end
 end
 
--- Completes an append: trims the history and writes the head. Renews the expiries only with the
--- first message of each second, and therefore sets them a second longer: doing so for each message
--- would be a quarter of the cost.
+-- Completes an append: trims the history and writes the head. Renewing the expiries on every
+-- message would cost 25 %. So renew once per second, with a TTL one second longer.
 local function conclude(it, head, offset, stamp, stamp_before, length, appended, slack)
   if length % 2 == 1 or length > 2 * offset then error('UNREADABLE history') end
   local most = 2 * it.rule.messages
@@ -133,7 +133,7 @@ local function conclude(it, head, offset, stamp, stamp_before, length, appended,
     length = most
   end
   if stamp - stamp % 1000 > stamp_before then
-    refresh(it, offset, stamp, length, appended)
+    renew_and_expire(it, offset, stamp, length, appended)
     redis.call('SET', it.head, head, 'EX', RETAIN)
   else
     redis.call('SET', it.head, head, 'KEEPTTL')
@@ -141,12 +141,12 @@ local function conclude(it, head, offset, stamp, stamp_before, length, appended,
 end
 
 -- Returns the state of a channel before its first message. Converts data of an earlier format.
-local function begin(it, time)
+local function first_state(it, time)
   if redis.call('EXISTS', it.base .. 'meta') == 1 and adopt(it) then return head_of(it) end
   local epoch = string.format('%.0f', microseconds(time))
   if redis.call('UNLINK', it.history, it.values, it.order, it.removed) > 0 then
     -- The head has disappeared before its expiry.
-    note_loss()
+    record_loss()
   else
     redis.call('SET', LIFE, epoch, 'NX')
   end
@@ -158,7 +158,7 @@ end
 local function append(it, rows)
   local rule, time = it.rule, redis.call('TIME')
   local epoch, last, stamp_before, bytes, counts = head_of(it)
-  if not epoch then epoch, last, stamp_before, bytes, counts = begin(it, time) end
+  if not epoch then epoch, last, stamp_before, bytes, counts = first_state(it, time) end
   local stamp = math.max(stamp_before, time[1] * 1000 + math.floor(time[2] / 1000))
   local key_bytes, removed, forgotten
   if rule.keyed then
@@ -221,7 +221,10 @@ local function append_safely(it, rows)
   return append(it, rows)
 end
 
--- Appends one message to a channel without keys, like append, but in as few steps as possible.
+-- Appends one message without an id to a channel without keys. The same as append, except that it
+--   parses the head itself, and leaves a missing or unreadable one to append_safely;
+--   has no loop, because there is one row, which is never refused, repeated or trimmed at once;
+--   uses the old head as the header of the message, and never asks for run markers.
 local function append_plain(it, payload)
   local head = redis.pcall('GET', it.head)
   local epoch, last, stamp_before, bytes
