@@ -44,7 +44,7 @@ async fn a_fit_redis_is_ok_in_every_line_and_as_it_was_before() {
     let before = (state(), changes());
     let (text, content) = check(&redis.url());
     assert!(content && text.lines().all(|line| line.starts_with("ok ")), "{text}");
-    assert!(text.contains("the functions are in Redis"), "{text}");
+    assert!(text.contains("the functions in Redis have this version"), "{text}");
     assert_eq!(before, (state(), changes()));
 }
 
@@ -52,10 +52,10 @@ async fn a_fit_redis_is_ok_in_every_line_and_as_it_was_before() {
 async fn what_a_fresh_redis_lacks_is_a_warning_only() {
     let (_redis, text, content) = with(&["--save", ""]).await;
     assert!(content, "{text}");
-    assert!(line(&text, "forgets everything").starts_with("warning  "), "{text}");
+    assert!(line(&text, "loses all data when it restarts").starts_with("warning  "), "{text}");
     assert!(line(&text, "the functions can be loaded").starts_with("ok "), "{text}");
     let (_redis, text, _) = with(&["--save", "3600 1"]).await;
-    assert!(line(&text, "snapshots only").ends_with("set `appendonly yes`"), "{text}");
+    assert!(line(&text, "only writes snapshots").ends_with("set `appendonly yes`"), "{text}");
 }
 
 #[tokio::test]

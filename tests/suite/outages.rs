@@ -39,7 +39,7 @@ async fn clients_stay_while_redis_is_away_and_publishing_is_refused_until_it_is_
     assert_eq!(events.next().await.data, "to the stream");
     let log = instance.log();
     assert_eq!(log.matches("Redis is unavailable").count(), 1, "{log}");
-    assert_eq!(log.matches("Redis answers").count(), 2, "{log}");
+    assert_eq!(log.matches("connected to Redis").count(), 2, "{log}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
