@@ -10,7 +10,10 @@
 //! * [`task`]: the task of a connection. It writes what `Session::offer` could not, reads from the
 //!   client and from the history, and publishes.
 //!
-//! Supporting modules: [`context`] is the state that all connections of a thread share. [`pace`]
+//! The way of a batch: shard, `Connection::offer`, `Session::offer`, `Context::write`, socket.
+//!
+//! Supporting modules: [`context`] is the state that all connections of a thread share, [`clock`] its
+//! coarse time. [`pace`]
 //! limits the time that a thread spends on clients that catch up. `keepalive` decides when to ping or
 //! close a client; `rate_limiter`, when to stop reading from it. [`drain`] closes the clients when the
 //! instance stops.

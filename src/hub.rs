@@ -2,6 +2,7 @@
 //! messages from the broker's history. The hub knows neither sockets nor encodings nor Redis. In
 //! reading order:
 //!
+//! * [`Hub::run`]: the task that processes what no publishing thread has, and reads what is missing.
 //! * [`dispatch`]: the sink for the events of the broker, which wait in its [`event_queue`]. It holds
 //!   the table of channels, and passes each message to the topic of its channel.
 //! * [`topic`]: one channel: its [`sequence`] checks the order, its [`log`] stores the messages.
@@ -118,8 +119,8 @@ impl Hub {
         self.dispatcher.topics().len()
     }
 
-    /// How many of these channels have no subscribers on this instance, so that they need a
-    /// subscription in the broker.
+    /// How many of these channels are not in the table, so that they need a subscription in the
+    /// broker. A channel stays in the table for a few seconds after its last subscriber.
     pub fn count_new(&self, channels: &[ChannelName]) -> usize {
         let topics = self.dispatcher.topics();
         channels.iter().filter(|channel| !topics.contains_key(*channel)).count()

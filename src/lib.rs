@@ -5,7 +5,8 @@
 //!
 //! Publish: [`http`] → [`broker`].
 //!
-//! Deliver: [`broker`] → [`hub`] (`dispatch`, `topic`, `sequence`, `log`) → [`delivery`] →
+//! Deliver: [`broker`] → [`hub`] (`event_queue`, `dispatch`, `topic`, `sequence`, `log`,
+//! `wake_list`) → [`delivery`] (`shard`, `batch`, `connection`, `session`, `context`) →
 //! `transport::socket`.
 //!
 //! * [`transport`]: connections to clients, below HTTP: how they are admitted, limited and closed.

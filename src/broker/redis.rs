@@ -4,7 +4,7 @@
 //! messages. In reading order:
 //!
 //! * Receive: `subscriber`, `wanted`, `subscriptions`, `connection`, `resp`, `decoder`,
-//!   `position_marker`.
+//!   `position_marker` (the markers come from `announce` in `functions/publish.lua`).
 //! * Publish: `pipeline`, `calls`, `library`, then `functions/channel.lua` and
 //!   `functions/publish.lua`.
 //! * Read: `history`, `reads`, `functions/plan.lua`; `shared` and `reply` carry its commands.

@@ -1,6 +1,6 @@
 //! The clients of one thread: their connections, their subscriptions, and the fan-out. Everything
 //! here runs on one thread, so nothing is locked. The hub reports topics with new entries through a
-//! wake list.
+//! wake list. `server.rs` runs one shard per thread.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -198,8 +198,8 @@ impl Shard {
     /// Offers a batch to each subscriber of a group.
     async fn deliver(&self, group: &EncodingGroup, batch: &EncodedBatch) {
         let mut key = 0;
-        // The slab may change at each yield. Indexes stay valid; a new subscriber starts after this
-        // batch.
+        // The slab may change at each yield. Indexes stay valid. A new subscriber may be offered the
+        // batch or not: its cursor decides what it takes, and its own task writes the rest.
         loop {
             {
                 let subscribers = group.subscribers.borrow();

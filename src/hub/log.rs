@@ -109,7 +109,7 @@ impl Log {
         Found::Older
     }
 
-    /// The sequence number of the last `count` messages; `None` if the log has fewer.
+    /// The sequence number of the first of the last `count` messages; `None` if the log has fewer.
     pub fn find_last(&self, count: usize) -> Option<u64> {
         let mut wanted = count;
         let mut at = self.end();

@@ -152,9 +152,9 @@ impl Sequencer {
                 offset if offset <= delivered.offset => Relation::Repeats,
                 _ => Relation::Ahead,
             }
-        } else if position.epoch > delivered.epoch && position.offset == 1 && self.nothing_ends_with_it(delivered) {
-            // No message was lost, so offset 1 starts the next epoch. On a keyed channel the old
-            // values are gone, so report a gap.
+        } else if position.epoch > delivered.epoch && position.offset == 1 && self.loses_no_values(delivered) {
+            // No message was lost, so offset 1 starts the next epoch. Not so on a keyed channel with
+            // messages, whose values are gone: the read of the history then reports the gap.
             Relation::Follows
         } else if position.epoch < delivered.epoch {
             Relation::Repeats
@@ -164,7 +164,7 @@ impl Sequencer {
     }
 
     /// Whether the end of the delivered epoch loses no values of a keyed channel.
-    fn nothing_ends_with_it(&self, delivered: Position) -> bool {
+    fn loses_no_values(&self, delivered: Position) -> bool {
         !self.keyed || delivered.offset == 0
     }
 

@@ -1,8 +1,8 @@
 //! The `SUBSCRIBE` commands of one connection that are queued or unanswered. A command subscribes
 //! to many channels, and Redis refuses the whole command because of one of them. So this module
 //! remembers each command until Redis answers it, and retries the channels of a refused command one
-//! by one. Only a few commands are in flight at once, so that a channel with priority waits only
-//! for these.
+//! by one. Otherwise at most two commands are in flight at once, so that a channel with priority
+//! waits only for these.
 
 use std::collections::VecDeque;
 
