@@ -16,8 +16,10 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::task::AbortHandle;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::ClientConfig;
 use tokio_rustls::rustls::pki_types::{InvalidDnsNameError, ServerName};
-use tokio_rustls::rustls::{ClientConfig, RootCertStore};
+
+use crate::trusted_roots;
 
 /// Why a URL cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -160,10 +162,6 @@ impl Drop for Connection {
 
 /// A TLS connector that trusts the system's certificates.
 fn connector() -> Result<TlsConnector, UrlError> {
-    let mut roots = RootCertStore::empty();
-    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-    if roots.is_empty() {
-        return Err(UrlError::NoRoots);
-    }
+    let roots = trusted_roots::load().ok_or(UrlError::NoRoots)?;
     Ok(TlsConnector::from(Arc::new(ClientConfig::builder().with_root_certificates(roots).with_no_client_auth())))
 }

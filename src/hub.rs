@@ -20,6 +20,7 @@ pub(crate) mod shared_reads;
 pub mod topic;
 pub mod wake_list;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -181,7 +182,7 @@ impl Hub {
         {
             // Holds the lock for the same reason as `sweep`.
             let mut topics = self.dispatcher.topics();
-            if topics.get(&topic.channel).is_some_and(|held| Arc::ptr_eq(held, topic)) {
+            if holds(&topics, topic) {
                 topics.remove(&topic.channel);
                 self.broker.unsubscribe(&topic.channel);
             }
@@ -215,7 +216,7 @@ impl Hub {
                     tracing::debug!(channel = %topic.channel, %error, "cannot read the history yet");
                     // Stop retrying only for removed topics: a topic that is joined again must
                     // become ready.
-                    if !self.holds(&topic) {
+                    if !holds(&self.dispatcher.topics(), &topic) {
                         return;
                     }
                     tokio::time::sleep(backoff.next_delay()).await;
@@ -263,11 +264,11 @@ impl Hub {
             }
         }
     }
+}
 
-    /// Whether the topic is still in the table.
-    fn holds(&self, topic: &Arc<Topic>) -> bool {
-        self.dispatcher.topics().get(&topic.channel).is_some_and(|held| Arc::ptr_eq(held, topic))
-    }
+/// Whether the topic is still in the table.
+fn holds(topics: &HashMap<ChannelName, Arc<Topic>>, topic: &Arc<Topic>) -> bool {
+    topics.get(&topic.channel).is_some_and(|held| Arc::ptr_eq(held, topic))
 }
 
 /// Counts a subscriber of a topic, until it is dropped.

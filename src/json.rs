@@ -53,6 +53,10 @@ impl<'a> Envelope<'a> {
             Some(text) => (as_json(text).map_or(Data::Text(text), Data::Json), None),
             None => (Data::Base64(STANDARD.encode(&message.payload)), Some("base64")),
         };
+        Self { encoding, ..Self::around(message, data) }
+    }
+
+    fn around(message: &'a Message, data: Data<'a>) -> Self {
         Self {
             channel: None,
             epoch: None,
@@ -60,35 +64,15 @@ impl<'a> Envelope<'a> {
             key: message.key.as_deref(),
             removed: message.removed,
             data,
-            encoding,
+            encoding: None,
         }
     }
 }
 
-/// The start of [`Envelope::within`], up to the data.
-#[derive(Serialize)]
-pub struct EnvelopeStart<'a> {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    offset: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    key: Option<&'a str>,
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    removed: bool,
-}
-
-impl<'a> EnvelopeStart<'a> {
-    /// The start of the envelope of a message.
-    pub fn within(message: &'a Message) -> Self {
-        let offset = message.position.map(|position| position.offset);
-        Self { offset, key: message.key.as_deref(), removed: message.removed }
-    }
-
-    /// Appends the start; the caller appends the data.
-    pub fn write(&self, out: &mut Vec<u8>) {
-        write(self, out);
-        out.pop();
-        out.extend_from_slice(if out.ends_with(b"{") { b"\"data\":" } else { b",\"data\":" });
-    }
+/// Appends [`Envelope::within`] up to its data, which the caller appends.
+pub fn write_start_within(message: &Message, out: &mut Vec<u8>) {
+    write(&Envelope::around(message, Data::Text("")), out);
+    out.truncate(out.len() - "\"\"}".len());
 }
 
 /// The range of the JSON value in a text that holds a single value and white space.

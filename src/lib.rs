@@ -26,7 +26,8 @@
 //!
 //! The process: [`config`], [`app`] (the shared state), [`server`], [`drain`], [`allocator`],
 //! [`observability`] and the [`commands`] other than `serve`, whose results are [`finding`]s. The
-//! commands and the fetch of token keys use [`http_client`]. Small algorithms: [`backoff`],
+//! commands and the fetch of token keys use [`http_client`]; it and the Redis client verify servers with
+//! [`trusted_roots`]. Small algorithms: [`backoff`],
 //! [`fair_share`].
 
 pub mod access;
@@ -51,3 +52,4 @@ pub mod observability;
 pub mod rules;
 pub mod server;
 pub mod transport;
+pub mod trusted_roots;

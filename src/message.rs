@@ -76,6 +76,16 @@ impl Message {
         Self { position: None, stamp: 0, key: None, removed: false, payload: payload.into() }
     }
 
+    /// The size of the payload and the key, in bytes.
+    pub fn size(&self) -> usize {
+        self.payload.len() + self.key.as_ref().map_or(0, |key| key.len())
+    }
+
+    /// The size that counts towards the limits on logs and pages, in bytes.
+    pub fn weight(&self) -> usize {
+        FIXED_WEIGHT + self.size()
+    }
+
     /// The payload as text, if it is valid UTF-8. This decides between text and binary frames,
     /// however the message was published.
     pub fn text(&self) -> Option<&str> {
@@ -120,6 +130,9 @@ pub struct Gap {
     pub reason: GapReason,
 }
 
+/// The weight of an entry without payload and key, in bytes.
+const FIXED_WEIGHT: usize = size_of::<Entry>() + size_of::<Message>();
+
 /// An entry of a channel's log.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Entry {
@@ -140,10 +153,9 @@ impl Entry {
 
     /// The size of the entry that counts towards the bounds of a log, in bytes.
     pub fn weight(&self) -> usize {
-        const FIXED: usize = size_of::<Entry>() + size_of::<Message>();
         match self {
-            Self::Message(message) => FIXED + message.payload.len() + message.key.as_ref().map_or(0, |key| key.len()),
-            Self::Gap(_) => FIXED,
+            Self::Message(message) => message.weight(),
+            Self::Gap(_) => FIXED_WEIGHT,
         }
     }
 }

@@ -74,15 +74,11 @@ impl RedisArgs {
             server_name: self.redis_server_name.filter(|name| !name.is_empty()),
         };
         let Some(url) = self.redis_url.filter(|url| !url.is_empty()) else {
-            let settings = [
-                (typed.is_some(), "--redis-password"),
-                (password_file.is_some(), "--redis-password-file"),
-                (tls.ca.is_some(), "--redis-ca"),
-                (tls.certificate.is_some(), "--redis-cert"),
-                (tls.key.is_some(), "--redis-key"),
-                (tls.server_name.is_some(), "--redis-server-name"),
-            ];
-            let set = settings.into_iter().find_map(|(is_set, name)| is_set.then_some(name));
+            let set = match (&typed, &password_file) {
+                (Some(_), _) => Some("--redis-password"),
+                (None, Some(_)) => Some("--redis-password-file"),
+                (None, None) => tls.first_set(),
+            };
             return set.map_or(Ok(None), |name| Err(RedisSettingsError::NoUrl(name)));
         };
         let password = match (typed, password_file) {

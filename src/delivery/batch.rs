@@ -299,7 +299,7 @@ impl EncodedBatch {
 
 fn encoded_size(entry: &Entry) -> usize {
     let variable = match entry {
-        Entry::Message(message) => message.payload.len() + message.key.as_ref().map_or(0, |key| key.len()),
+        Entry::Message(message) => message.size(),
         Entry::Gap(_) => 0,
     };
     FRAME_BYTES + variable

@@ -138,15 +138,18 @@ impl HttpConnection {
         let app = &self.shard.context.app;
         let client = forwarded::client_address(app.admission.proxies(), self.peer.ip(), request.headers());
         let log = RequestLog::begin(&self.ids, &request, client.address);
-        // Only publishing reads a body; for a connection that publishes, see `publish.rs`.
-        let leaves_body = !request.body().is_end_stream() && !publish::is_publish(&request);
-        if let Err(error) = validation::check(&mut request) {
-            let mut response = error.into_response();
+        let answered = |mut response: Response, leaves_body: bool| {
             if leaves_body {
                 close_after(&mut response);
             }
-            return Ok(log.answered(app, response));
+            log.answered(app, response)
+        };
+        let has_body = !request.body().is_end_stream();
+        if let Err(error) = validation::check(&mut request) {
+            return Ok(answered(error.into_response(), has_body));
         }
+        // Nothing but publishing reads a body, and `publish.rs` says whether it has.
+        let leaves_body = has_body && !publish::is_publish(&request);
         let credentials = credentials::credentials(&app.access, request.headers());
         let reply = cors::Reply::new(app.access.origins(), credentials.origin, request.headers());
         let preflight = reply.preflight(app.access.origins(), request.method(), request.headers());
@@ -167,10 +170,7 @@ impl HttpConnection {
                 reply.finish(routed.unwrap_or_else(|never: Infallible| match never {}))
             }
         };
-        let mut response = log.answered(app, response);
-        if leaves_body {
-            close_after(&mut response);
-        }
+        let response = answered(response, leaves_body);
         if let Some(mut handshake) = sender.and_then(HandshakeSender::receive) {
             handshake.head = write_head(&response);
             *self.handshake.borrow_mut() = Some((handshake, log.span()));

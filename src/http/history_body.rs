@@ -14,7 +14,7 @@ use futures::Stream;
 
 use crate::channel::ChannelName;
 use crate::hub::held_page::HeldPage;
-use crate::json::{self, Envelope, EnvelopeStart};
+use crate::json::{self, Envelope};
 use crate::message::Message;
 
 /// The approximate size of a piece, in bytes.
@@ -131,7 +131,7 @@ impl Stream for HistoryBody {
 
 impl Large {
     fn begin(message: &Arc<Message>, out: &mut Vec<u8>) -> Self {
-        EnvelopeStart::within(message).write(out);
+        json::write_start_within(message, out);
         let text = message.text();
         let value = text.and_then(json::value_within);
         let (form, at, end) = match (text, value) {

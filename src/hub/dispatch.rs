@@ -1,6 +1,6 @@
 //! The event sink of the broker. Queues events and processes them in order, on the hub's task
-//! (`Hub::run`) or on the thread that published (memory broker only). Appends messages to the logs of the topics and
-//! wakes the shards. It does not know the broker: the hub's task reads the history.
+//! (`Hub::run`) or on the thread that published (memory broker only). Appends messages to the logs of
+//! the topics and wakes the shards. It does not know the broker: the hub's task reads the history.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};

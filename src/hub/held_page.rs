@@ -6,7 +6,6 @@ use std::ops::Deref;
 use std::sync::Arc;
 
 use crate::broker::{BrokerError, PAGE_BYTES, Page};
-use crate::message::Entry;
 use crate::transport::address_shares::{AddressShares, HeldShare};
 use crate::transport::byte_budget::{Budget, Reservation};
 
@@ -49,8 +48,7 @@ impl PageBudget {
     /// # Errors
     /// [`PageError::OutgoingFull`] if there is no room for it.
     pub fn hold(&self, page: Page, client: Option<IpAddr>) -> Result<HeldPage, PageError> {
-        let weight = |message: &Arc<_>| Entry::Message(Arc::clone(message)).weight();
-        let bytes = page.messages.iter().map(weight).sum();
+        let bytes = page.messages.iter().map(|message| message.weight()).sum();
         let held = Reservation::within(self.limit(), bytes, self.outgoing.clone()).ok_or(PageError::OutgoingFull)?;
         let take = |address| self.shares.take(address, bytes).ok_or(PageError::OutgoingFull);
         let share = client.map(take).transpose()?;

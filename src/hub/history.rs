@@ -1,6 +1,6 @@
 //! Reads history for subscribers, with as few reads of the broker as possible. `shared_reads.rs`
-//! answers further requests from a page that was read before, if the log continues at its end. Reads that repair the
-//! order of a channel are in `Hub::check`.
+//! answers further requests from a page that was read before, if the log continues at its end. Reads
+//! that repair the order of a channel are in `Hub::check`.
 
 use std::net::IpAddr;
 use std::sync::Arc;

@@ -199,6 +199,11 @@ impl Admission {
         limits.published_messages.is_some() || limits.published_bytes.is_some()
     }
 
+    /// Whether the new channels that a client subscribes to have a limit.
+    pub fn limits_new_channels(&self, client: ClientAddress) -> bool {
+        self.limits(client).new_channels.is_some()
+    }
+
     fn limits(&self, client: ClientAddress) -> AddressLimits {
         // A proxied client with the address of a proxy sent headers that are not believed. It must
         // not gain the limits of a private address by that.

@@ -289,7 +289,7 @@ async fn an_event_source_survives_an_outage_of_redis_in_which_it_has_to_reconnec
     window.until("told !== null && told.startsWith('1013 broker_unavailable: ')").await;
     redis.start_again().await;
     for instance in [&east, &west] {
-        crate::support::until("ready", || async { instance.get("/readyz").await.0 == 200 }).await;
+        instance.until_ready(true).await;
     }
     west.publish("feed", "two").await;
     window.until("String(heard) === 'one,two'").await;

@@ -232,7 +232,7 @@ async fn who_comes_back_while_the_broker_is_away_is_kept_and_misses_nothing() {
     event = resumed.event().await;
     assert_eq!(field(&event, "data"), Some("missed"));
     assert_eq!(field(&several.event().await, "event"), Some("livebridge:welcome"));
-    until("ready", || async { other.get("/readyz").await.0 == 200 }).await;
+    other.until_ready(true).await;
     other.publish(&quiet, "live").await;
     assert_eq!(field(&several.event().await, "data"), Some("live"));
 }

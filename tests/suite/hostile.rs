@@ -260,18 +260,20 @@ async fn who_sends_a_body_to_its_end_before_reading_gets_the_answer_that_came_me
 async fn a_response_to_a_body_that_was_not_read_says_that_the_connection_ends() {
     let instance = Options::default().flag("--max-message-bytes 1000").start().await;
     let body = "x".repeat(500);
-    for (request, status, ends) in [
-        ("POST /publish?channel=a", "413", true),
-        ("POST /publish?channel=*", "400", true),
-        ("POST /publish?channel=a&remove=1", "400", false),
-        ("POST /publish?channel=a", "200", false),
-        ("POST /nowhere", "404", true),
-        ("PUT /publish", "405", true),
-        ("GET /healthz", "200", true),
+    for (request, line, status, ends) in [
+        ("POST /publish?channel=a", "", "413", true),
+        ("POST /publish?channel=*", "", "400", true),
+        ("POST /publish?channel=a&remove=1", "", "400", false),
+        ("POST /publish?channel=a", "", "200", false),
+        ("POST /publish?channel=a", "Expect: more\r\n", "417", true),
+        ("POST /publish?channel=a", "Host: y\r\n", "400", true),
+        ("POST /nowhere", "", "404", true),
+        ("PUT /publish", "", "405", true),
+        ("GET /healthz", "", "200", true),
     ] {
         let body = if status == "413" { &body.repeat(4) } else { &body };
         let length = body.len();
-        let request = format!("{request} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n{body}");
+        let request = format!("{request} HTTP/1.1\r\nHost: x\r\n{line}Content-Length: {length}\r\n\r\n{body}");
         let mut stream = TcpStream::connect(&instance.address).await.unwrap();
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut head = Vec::new();

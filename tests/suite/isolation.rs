@@ -213,7 +213,7 @@ async fn what_is_refused_while_redis_is_away_leaves_nothing() {
     }
     assert_eq!(instance.metric("livebridge_channels").await, 0.0);
     redis.start_again().await;
-    until("ready", || async { instance.get("/readyz").await.0 == 200 }).await;
+    instance.until_ready(true).await;
     assert_eq!(redis.listeners("fresh:1"), 0);
 }
 

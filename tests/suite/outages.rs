@@ -9,13 +9,6 @@ use crate::support::proxy::Proxy;
 use crate::support::redis::Redis;
 use crate::support::{channel, soon, until};
 
-async fn until_ready(instance: &Instance, ready: bool) {
-    until(if ready { "ready again" } else { "not ready" }, || async {
-        instance.get("/readyz").await.0.is_success() == ready
-    })
-    .await;
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn clients_stay_while_redis_is_away_and_publishing_is_refused_until_it_is_back() {
     let mut redis = Redis::persistent().await;
@@ -24,7 +17,7 @@ async fn clients_stay_while_redis_is_away_and_publishing_is_refused_until_it_is_
     let mut socket = instance.ws(&format!("channel={one}")).await;
     let mut events = instance.events(&format!("channel={two}")).await;
     redis.stop();
-    until_ready(&instance, false).await;
+    instance.until_ready(false).await;
     let asked = Instant::now();
     let refused = reqwest::Client::new().post(instance.url("/publish")).body("x").send().await.unwrap();
     assert_eq!(refused.status(), 503);
@@ -32,7 +25,7 @@ async fn clients_stay_while_redis_is_away_and_publishing_is_refused_until_it_is_
     assert!(asked.elapsed() < Duration::from_secs(5), "bounded");
     assert_eq!(instance.get("/healthz").await.0, 200, "alive, though not ready");
     redis.start_again().await;
-    until_ready(&instance, true).await;
+    instance.until_ready(true).await;
     instance.publish(&one, "to the socket").await;
     instance.publish(&two, "to the stream").await;
     assert_eq!(socket.text().await, "to the socket");
@@ -68,7 +61,7 @@ async fn what_was_published_while_an_instance_could_not_hear_arrives_in_order_af
     for number in 2..=50 {
         assert_eq!(socket.text().await, number.to_string());
     }
-    until_ready(&deaf, true).await;
+    deaf.until_ready(true).await;
     other.publish(&channel, "live").await;
     assert_eq!(socket.text().await, "live");
     assert!(deaf.metric("livebridge_gaps_repaired_total").await >= 1.0);
@@ -127,7 +120,7 @@ async fn a_redis_that_came_back_empty_is_told_as_a_gap() {
     let gap = json.json().await;
     assert_eq!((&gap["event"], &gap["reason"]), (&"gap".into(), &"epoch_changed".into()), "{gap}");
     assert_eq!(events.next().await.kind, "livebridge:gap");
-    until_ready(&instance, true).await;
+    instance.until_ready(true).await;
     instance.publish(&channel, "after").await;
     let envelope = json.json().await;
     assert_eq!((&envelope["data"], &envelope["offset"]), (&"after".into(), &1.into()));
@@ -169,7 +162,7 @@ async fn a_replica_that_lacked_the_tail_begins_a_new_epoch() {
     assert_ne!(gap["epoch"], epoch, "or other positions would be taken for the same");
     let fourth = json.json().await;
     assert_eq!((&fourth["data"], &fourth["epoch"]), (&"another fourth".into(), &gap["epoch"]));
-    until_ready(&instance, true).await;
+    instance.until_ready(true).await;
     instance.publish(&channel, "fifth").await;
     assert_eq!(json.json().await["data"], "fifth");
 }
@@ -185,9 +178,9 @@ async fn a_redis_that_stands_still_is_noticed_and_nothing_is_accepted_and_droppe
     let (status, _) = instance.post(&format!("/publish?channel={channel}"), "unknown").await;
     assert_eq!(status, 503);
     assert!(asked.elapsed() < Duration::from_secs(10), "bounded");
-    until_ready(&instance, false).await;
+    instance.until_ready(false).await;
     redis.signal("CONT");
-    until_ready(&instance, true).await;
+    instance.until_ready(true).await;
     instance.publish(&channel, "known").await;
     // The unanswered one may have taken effect: 503 says that it is unknown, never that it was dropped.
     let mut received = socket.text().await;
@@ -202,12 +195,12 @@ async fn an_instance_starts_without_redis_and_is_ready_when_it_comes() {
     let mut redis = Redis::start().await;
     redis.stop();
     let instance = Options::redis(&redis).start_unready();
-    until_ready(&instance, false).await;
+    instance.until_ready(false).await;
     let mut early = crate::support::sse::Events::try_connect(&instance.url("/events"), None).await.unwrap();
     let refused = crate::support::raw::websocket("127.0.0.1", &instance, "", &[]).await;
     assert_eq!(refused.err().map(|refused| refused.0), Some(503), "a subscription that would hear nothing is refused");
     redis.start_again().await;
-    until_ready(&instance, true).await;
+    instance.until_ready(true).await;
     let mut socket = instance.ws("").await;
     assert_eq!(early.next().await.kind, "livebridge:welcome");
     instance.publish("live", "hello").await;
@@ -343,7 +336,7 @@ async fn a_connection_that_looks_alive_and_is_deaf_is_replaced() {
     proxy.deafen();
     redis.cli(&["FCALL", "livebridge_publish", "1", &channel, "not heard"]);
     assert_eq!(socket.text().await, "not heard", "the canary was missed, and the gap repaired");
-    until_ready(&deaf, true).await;
+    deaf.until_ready(true).await;
     deaf.publish(&channel, "heard again").await;
     assert_eq!(socket.text().await, "heard again");
 }
@@ -358,7 +351,7 @@ async fn an_instance_comes_back_to_a_redis_that_is_full_and_what_is_kept_can_be_
     redis.cli(&["CLIENT", "KILL", "TYPE", "pubsub"]);
     redis.cli(&["CLIENT", "KILL", "TYPE", "normal"]);
     until("had again", || async { instance.metric("livebridge_broker_reconnects_total").await == 1.0 }).await;
-    until_ready(&instance, true).await;
+    instance.until_ready(true).await;
     assert_eq!(instance.ws(&format!("channel={channel}&last=1")).await.text().await, "kept");
     let (status, answer) = instance.post(&format!("/publish?channel={channel}"), "too much").await;
     assert_eq!((status.as_u16(), &answer["error"]["code"]), (503, &"broker_refused".into()));
@@ -372,7 +365,7 @@ async fn a_connection_that_redis_ended_meanwhile_is_not_published_on() {
     instance.publish(&channel, "on the first").await;
     redis.cli(&["CLIENT", "KILL", "TYPE", "normal"]);
     until("had again", || async { instance.metric("livebridge_broker_reconnects_total").await == 1.0 }).await;
-    until_ready(&instance, true).await;
+    instance.until_ready(true).await;
     instance.publish(&channel, "on the second").await;
     assert_eq!(instance.metric("livebridge_publish_failed_total").await, 0.0);
 }
@@ -389,7 +382,7 @@ async fn a_replica_is_not_ready_until_it_is_the_master() {
     let (status, answer) = instance.post("/publish", "x").await;
     assert_eq!((status.as_u16(), &answer["error"]["code"]), (503, &"broker_unavailable".into()));
     redis.cli(&["REPLICAOF", "NO", "ONE"]);
-    until_ready(&instance, true).await;
+    instance.until_ready(true).await;
     instance.publish(&channel("promoted"), "x").await.expect("a position");
 }
 

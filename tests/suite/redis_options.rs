@@ -54,7 +54,7 @@ async fn tls_with_client_certificates_survives_an_outage() {
     redis.stop();
     until("not ready", || async { instance.get("/readyz").await.0 == 503 }).await;
     redis.start_again().await;
-    until("ready again", || async { instance.get("/readyz").await.0 == 200 }).await;
+    instance.until_ready(true).await;
     // Far more than one record, or than the socket takes at once.
     let large = "x".repeat(1 << 20);
     instance.publish(&channel, large.clone()).await.expect("a position");

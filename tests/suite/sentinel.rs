@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::support::instance::{Instance, Options, command, position};
+use crate::support::instance::{Options, command, position};
 use crate::support::sentinel::{MASTER, SentinelSet};
 use crate::support::{channel, until};
 
@@ -16,10 +16,6 @@ const RULES: &str = "[[channel]]\nmatch = '*'\nhistory = { messages = 10000, age
 
 fn options(set: &SentinelSet) -> Options {
     Options { redis_url: Some(set.url()), ..Options::default() }.rules(RULES)
-}
-
-async fn until_ready(instance: &Instance) {
-    until("ready", || async { instance.get("/readyz").await.0 == 200 }).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -73,7 +69,7 @@ async fn a_master_that_lives_but_is_not_named_any_more_is_left() {
     }
     until("the other server is used", || async { other.listeners(&channel) == 1 }).await;
     assert_eq!(set.servers[0].listeners(&channel), 0);
-    until_ready(&instance).await;
+    instance.until_ready(true).await;
     instance.publish(&channel, "there").await;
     let key = format!("livebridge:{{{channel}}}:head");
     assert_eq!((other.cli(&["EXISTS", &key]), set.servers[0].cli(&["EXISTS", &key])), ("1".into(), "0".into()));
@@ -152,8 +148,8 @@ async fn nothing_is_lost_through(fail: impl AsyncFnOnce(&mut SentinelSet)) {
     }
     fail(&mut set).await;
     set.until_failed_over(before).await;
-    until_ready(&one).await;
-    until_ready(&two).await;
+    one.until_ready(true).await;
+    two.until_ready(true).await;
     stop.store(true, Ordering::Relaxed);
     let mut answered = BTreeMap::new();
     for producer in producers {

@@ -35,7 +35,7 @@ impl Keys {
 
     /// The memory of all keys after the key has another value, in bytes.
     pub(super) fn bytes_with(&self, key: &str, payload: usize) -> usize {
-        let old = self.find(key).map_or(0, |old| weight(old) + KEY_BYTES);
+        let old = self.find(key).map_or(0, |old| old.size() + KEY_BYTES);
         self.bytes() - old + key.len() + payload + KEY_BYTES
     }
 
@@ -46,7 +46,7 @@ impl Keys {
         if count > bounds.keys {
             return Err(BrokerError::KeyedChannelFull(format!("{} keys", bounds.keys)));
         }
-        if self.size - old.map_or(0, weight) + key.len() + payload > bounds.bytes {
+        if self.size - old.map_or(0, |old| old.size()) + key.len() + payload > bounds.bytes {
             return Err(BrokerError::KeyedChannelFull(format!("{} bytes", bounds.bytes)));
         }
         Ok(())
@@ -54,7 +54,7 @@ impl Keys {
 
     /// Applies a message, which must be newer than all others: sets or removes its key.
     pub(super) fn set(&mut self, key: Arc<str>, offset: u64, message: Arc<Message>) {
-        self.size += weight(&message);
+        self.size += message.size();
         let order = if message.removed { &mut self.removals } else { &mut self.values };
         order.insert(offset, message);
         if let Some(old) = self.offsets.insert(key, offset) {
@@ -96,14 +96,9 @@ impl Keys {
     /// Removes the message at an offset.
     fn take(&mut self, offset: u64) -> Option<Arc<Message>> {
         let message = self.values.remove(&offset).or_else(|| self.removals.remove(&offset))?;
-        self.size -= weight(&message);
+        self.size -= message.size();
         Some(message)
     }
-}
-
-/// The bytes of a key and its value, as the channel's rule counts them.
-fn weight(message: &Message) -> usize {
-    message.payload.len() + message.key.as_ref().map_or(0, |key| key.len())
 }
 
 #[cfg(test)]

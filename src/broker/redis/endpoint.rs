@@ -81,14 +81,22 @@ impl Endpoint {
     /// # Errors
     /// [`RedisOptionsError`] if the URL, a file or their combination is not valid.
     pub(super) fn new(options: &RedisOptions) -> Result<Self, RedisOptionsError> {
-        let Url { address, tls, mut login } = Url::parse(&options.url)?;
+        Self::of(Url::parse(&options.url)?, options)
+    }
+
+    /// The same for a URL that is parsed already, whatever URL the options have.
+    ///
+    /// # Errors
+    /// [`RedisOptionsError`] if a file or the combination of settings is not valid.
+    pub(super) fn of(url: Url, options: &RedisOptions) -> Result<Self, RedisOptionsError> {
+        let Url { address, tls, mut login } = url;
         let given = options.password.clone();
         if given.is_some_and(|password| login.password.replace(password).is_some()) {
             return Err(RedisOptionsError::TwoPasswords);
         }
         let tls = match &address {
             Address::Tcp { host, .. } if tls => Some(Tls::new(&options.tls, host)?),
-            _ => match set_without_tls(&options.tls) {
+            _ => match options.tls.first_set() {
                 Some(setting) => return Err(RedisOptionsError::WithoutTls(setting)),
                 None => None,
             },
@@ -165,18 +173,6 @@ impl Endpoint {
     pub(super) fn login(&self) -> &Login {
         &self.login
     }
-}
-
-/// The name of the first setting that needs TLS.
-fn set_without_tls(options: &TlsOptions) -> Option<&'static str> {
-    let TlsOptions { ca, certificate, key, server_name } = options;
-    let settings = [
-        (ca.is_some(), "--redis-ca"),
-        (certificate.is_some(), "--redis-cert"),
-        (key.is_some(), "--redis-key"),
-        (server_name.is_some(), "--redis-server-name"),
-    ];
-    settings.into_iter().find_map(|(is_set, name)| is_set.then_some(name))
 }
 
 /// Whether the server answers a plain PING like Redis, even with an error.

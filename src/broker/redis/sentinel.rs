@@ -22,7 +22,7 @@ const RECHECK: Duration = Duration::from_secs(2);
 /// The delay before watching another Sentinel.
 const NEXT_SENTINEL: Duration = Duration::from_millis(500);
 /// The channel on which a Sentinel announces `NAME OLD_HOST OLD_PORT NEW_HOST NEW_PORT`.
-const SWITCH: &[u8] = b"+switch-master";
+const SWITCH: &str = "+switch-master";
 
 /// The Sentinels of one master.
 pub(super) struct Sentinels {
@@ -127,13 +127,18 @@ impl Sentinels {
 
     async fn ask(&self, sentinel: &Endpoint) -> Result<Option<(String, u16)>, ClientError> {
         let mut connection = Connection::open(sentinel, Role::Any).await?;
-        connection.call(Cmd::new().arg(&["SENTINEL", "GET-MASTER-ADDR-BY-NAME", &self.name])).await
+        connection.call(Cmd::new().arg(&self.question())).await
+    }
+
+    /// The command that asks for the address of the master.
+    fn question(&self) -> [&str; 3] {
+        ["SENTINEL", "GET-MASTER-ADDR-BY-NAME", &self.name]
     }
 
     /// Watches one Sentinel until it names another master.
     async fn watch(&self, sentinel: &Endpoint) -> Result<(), ClientError> {
         let mut connection = Connection::open(sentinel, Role::Any).await?;
-        connection.send(&["SUBSCRIBE", "+switch-master"]);
+        connection.send(&["SUBSCRIBE", SWITCH]);
         let mut due = Instant::now();
         let (mut unanswered, mut switched) = (0, false);
         loop {
@@ -143,14 +148,16 @@ impl Sentinels {
                         return Err(ClientError::timed_out());
                     }
                     unanswered += 1;
-                    connection.send(&["SENTINEL", "GET-MASTER-ADDR-BY-NAME", &self.name]);
+                    connection.send(&self.question());
                     due = Instant::now() + RECHECK;
                 }
                 progress = connection.read_or_write() => progress?,
             }
             connection.frames(|frame| {
                 match frame.accepted()? {
-                    Frame::Message { channel: SWITCH, payload } => switched |= self.is_named(payload),
+                    Frame::Message { channel, payload } if channel == SWITCH.as_bytes() => {
+                        switched |= self.is_named(payload)
+                    }
                     Frame::Array(mut address) => {
                         unanswered = 0;
                         if let (Some(Item::Text(host)), Some(Item::Text(port))) = (address.next(), address.next()) {

@@ -16,8 +16,8 @@ pub(super) struct SentinelUrl {
     pub(super) sentinels: Vec<(String, u16)>,
     /// The login for the Sentinels.
     pub(super) login: Login,
-    /// The URL of the master, with the first Sentinel's host in place of its own.
-    pub(super) master: String,
+    /// The master, with the first Sentinel's host in place of its own.
+    pub(super) master: Url,
     /// The name of the master.
     pub(super) name: String,
 }
@@ -51,9 +51,9 @@ fn parse(scheme: &str, rest: &str) -> Result<SentinelUrl, UrlError> {
     let sentinels = hosts.split(',').map(sentinel).collect::<Result<Vec<_>, _>>()?;
     let at = if user.is_empty() { String::new() } else { format!("{user}@") };
     let first = hosts.split(',').next().unwrap_or_default();
-    let master = format!("{scheme}://{at}{first}/{database}");
+    let master = Url::parse(&format!("{scheme}://{at}{first}/{database}"));
     // An error in the user, password or database shows the form of the Sentinel URL.
-    Url::parse(&master).map_err(|UrlError { what, .. }| UrlError { what, form: FORM })?;
+    let master = master.map_err(|UrlError { what, .. }| UrlError { what, form: FORM })?;
     Ok(SentinelUrl { sentinels, login: login(query)?, master, name })
 }
 
@@ -97,9 +97,10 @@ mod tests {
             parsed("redis+sentinel://me:p%40w@a,b:5000,[::1]:26380/sheets/2?sentinel_user=s&sentinel_password=x%26y");
         let sentinels = [("a", DEFAULT_PORT), ("b", 5000), ("::1", 26380)].map(|(host, port)| (host.to_owned(), port));
         assert_eq!(url.sentinels, sentinels);
-        assert_eq!((url.name.as_str(), url.master.as_str()), ("sheets", "redis://me:p%40w@a/2"));
+        let server = |text| Url::parse(text).expect("valid");
+        assert_eq!((url.name.as_str(), url.master), ("sheets", server("redis://me:p%40w@a/2")));
         assert_eq!((url.login.user.as_deref(), url.login.password.as_deref()), (Some("s"), Some("x&y")));
-        assert_eq!(parsed("rediss+sentinel://a/m%20x").master, "rediss://a/");
+        assert_eq!(parsed("rediss+sentinel://a/m%20x").master, server("rediss://a/"));
         assert_eq!(parsed("valkey+sentinel://a/m%20x").name, "m x");
         assert_eq!(SentinelUrl::parse("redis://a/m"), None);
     }

@@ -26,7 +26,7 @@ impl Target {
             return Endpoint::new(options).map(Self::Server);
         };
         let SentinelUrl { sentinels, login, master, name } = parsed?;
-        let template = Endpoint::new(&RedisOptions { url: master, ..options.clone() })?;
+        let template = Endpoint::of(master, options)?;
         let sentinels = sentinels.iter().map(|(host, port)| Ok(template.at(host, *port)?.with_login(login.clone())));
         let sentinels = sentinels.collect::<Result<_, RedisOptionsError>>()?;
         Ok(Self::Sentinels(Box::new(Sentinels::new(sentinels, name, template, metrics))))

@@ -14,6 +14,8 @@ use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio_rustls::rustls::{AlertDescription, CertificateError, ClientConfig, Error, RootCertStore};
 
+use crate::trusted_roots;
+
 /// The time limit for a handshake. It is shorter than the one for connecting, which leaves time to
 /// probe which protocol the port speaks.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_millis(1500);
@@ -29,6 +31,20 @@ pub struct TlsOptions {
     pub key: Option<PathBuf>,
     /// The expected name in the certificate of Redis, instead of the host of the URL.
     pub server_name: Option<String>,
+}
+
+impl TlsOptions {
+    /// The flag of the first option that is set.
+    pub fn first_set(&self) -> Option<&'static str> {
+        let Self { ca, certificate, key, server_name } = self;
+        let options = [
+            (ca.is_some(), "--redis-ca"),
+            (certificate.is_some(), "--redis-cert"),
+            (key.is_some(), "--redis-key"),
+            (server_name.is_some(), "--redis-server-name"),
+        ];
+        options.into_iter().find_map(|(is_set, name)| is_set.then_some(name))
+    }
 }
 
 /// Why the TLS settings are not valid.
@@ -82,17 +98,15 @@ impl Tls {
     pub(super) fn new(options: &TlsOptions, host: &str) -> Result<Self, TlsSettingsError> {
         let name = options.server_name.as_deref().unwrap_or(host).to_owned();
         let name = ServerName::try_from(name).map_err(|_| TlsSettingsError::ServerName)?;
-        let mut roots = RootCertStore::empty();
-        match &options.ca {
-            None => drop(roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs)),
+        let roots = match &options.ca {
+            None => trusted_roots::load().ok_or(TlsSettingsError::NoRoots)?,
             Some(path) => {
+                let mut roots = RootCertStore::empty();
                 let wrong = |why: Error| file_error("--redis-ca", path, &why);
                 certificates("--redis-ca", path)?.into_iter().try_for_each(|ca| roots.add(ca).map_err(wrong))?;
+                roots
             }
-        }
-        if roots.is_empty() {
-            return Err(TlsSettingsError::NoRoots);
-        }
+        };
         let config = ClientConfig::builder().with_root_certificates(roots);
         let config = match (&options.certificate, &options.key) {
             (None, None) => config.with_no_client_auth(),

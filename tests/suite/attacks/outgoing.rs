@@ -49,6 +49,20 @@ async fn leave(mut stream: TcpStream, request: &str) -> (String, TcpStream) {
     (String::from_utf8(head).unwrap(), stream)
 }
 
+/// A hundred WebSocket clients that read nothing after the handshake.
+async fn stuck_subscribers(instance: &Instance, query: &str) -> Vec<TcpStream> {
+    let mut stuck = Vec::new();
+    for _ in 0..100 {
+        let mut stream = connect_narrow(instance).await;
+        stream.write_all(format!("GET /ws?{query} HTTP/1.1\r\n{HANDSHAKE}").as_bytes()).await.unwrap();
+        let mut head = [0; 12];
+        stream.read_exact(&mut head).await.unwrap();
+        assert_eq!(&head, b"HTTP/1.1 101");
+        stuck.push(stream);
+    }
+    stuck
+}
+
 /// The memory of an instance, in bytes.
 fn memory(instance: &Instance) -> usize {
     let status = std::fs::read_to_string(format!("/proc/{}/status", instance.pid())).unwrap();
@@ -126,24 +140,8 @@ async fn subscribers_that_leave_a_large_page_or_frame_share_it() {
     let mut stuck = Vec::new();
     let before = memory(&instance);
     beside(&instance, async {
-        for _ in 0..100 {
-            let mut stream = connect_narrow(&instance).await;
-            let request = format!("GET /ws?channel={channel}&since=earliest HTTP/1.1\r\n{HANDSHAKE}");
-            stream.write_all(request.as_bytes()).await.unwrap();
-            let mut head = [0; 12];
-            stream.read_exact(&mut head).await.unwrap();
-            assert_eq!(&head, b"HTTP/1.1 101");
-            stuck.push(stream);
-        }
-        let mut live = Vec::new();
-        for _ in 0..100 {
-            let mut stream = connect_narrow(&instance).await;
-            let request = format!("GET /ws?channel={channel}:live HTTP/1.1\r\n{HANDSHAKE}");
-            stream.write_all(request.as_bytes()).await.unwrap();
-            let mut head = [0; 12];
-            stream.read_exact(&mut head).await.unwrap();
-            live.push(stream);
-        }
+        stuck = stuck_subscribers(&instance, &format!("channel={channel}&since=earliest")).await;
+        let mut live = stuck_subscribers(&instance, &format!("channel={channel}:live")).await;
         for _ in 0..6 {
             instance.publish(&format!("{channel}:live"), vec![b'x'; MIB]).await;
         }

@@ -170,7 +170,7 @@ async fn who_joins_many_fresh_channels_delays_no_newcomer() {
     assert!(instance.refused("address_new_channels").await > 600.0, "most are refused");
     // A reconnect has few channels to subscribe to.
     redis.cli(&["CLIENT", "KILL", "TYPE", "pubsub"]);
-    crate::support::until("ready", || async { instance.get("/readyz").await.0 == 200 }).await;
+    instance.until_ready(true).await;
     drop(streams);
     good.beside(async {}).await;
 }

@@ -140,7 +140,7 @@ impl Machines {
 
     pub(super) async fn until_whole(&self) {
         for instance in &self.instances {
-            until("ready again", || async { instance.get("/readyz").await.0.is_success() }).await;
+            instance.until_ready(true).await;
         }
     }
 }

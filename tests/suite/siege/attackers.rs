@@ -78,13 +78,16 @@ impl Link {
         Some(Self { stream, client: format!("203.0.113.{}", number % 20) })
     }
 
+    /// Opens a connection and asks for something.
+    async fn asking(siege: &Siege, number: usize, narrow: bool, head: &str) -> Option<Self> {
+        let mut link = Self::open(siege, number, narrow).await?;
+        link.send(head, "Host: x\r\nConnection: close\r\n", b"").await?;
+        Some(link)
+    }
+
     async fn send(&mut self, head: &str, lines: &str, body: &[u8]) -> Option<()> {
         let head = format!("{head} HTTP/1.1\r\nX-Forwarded-For: {}\r\n{lines}\r\n", self.client);
         self.stream.write_all(&[head.as_bytes(), body].concat()).await.ok()
-    }
-
-    async fn ask(&mut self, head: &str) -> Option<()> {
-        self.send(head, "Host: x\r\nConnection: close\r\n", b"").await
     }
 
     /// The status of the answer, and whether it is an event stream that is refused.
@@ -121,8 +124,7 @@ async fn outcome(attempt: impl Future<Output = Option<Outcome>>) -> Outcome {
 
 async fn refused(siege: Arc<Siege>, number: usize) -> Outcome {
     outcome(async {
-        let mut link = Link::open(&siege, number, false).await?;
-        link.ask(&format!("GET /events?channel=other:{number}")).await?;
+        let mut link = Link::asking(&siege, number, false, &format!("GET /events?channel=other:{number}")).await?;
         Some(link.status().await)
     })
     .await
@@ -130,8 +132,7 @@ async fn refused(siege: Arc<Siege>, number: usize) -> Outcome {
 
 async fn large(siege: Arc<Siege>, number: usize) -> Outcome {
     outcome(async {
-        let mut link = Link::open(&siege, number, false).await?;
-        link.ask("GET /channels/large/messages?limit=1000").await?;
+        let mut link = Link::asking(&siege, number, false, "GET /channels/large/messages?limit=1000").await?;
         let status = link.status().await;
         link.drain(20).await;
         Some(status)
@@ -141,8 +142,7 @@ async fn large(siege: Arc<Siege>, number: usize) -> Outcome {
 
 async fn unread(siege: Arc<Siege>, number: usize) -> Outcome {
     outcome(async {
-        let mut link = Link::open(&siege, number, true).await?;
-        link.ask("GET /channels/large/messages?limit=1000").await?;
+        let mut link = Link::asking(&siege, number, true, "GET /channels/large/messages?limit=1000").await?;
         sleep(Duration::from_secs(3)).await;
         Some(link.status().await)
     })
@@ -151,8 +151,8 @@ async fn unread(siege: Arc<Siege>, number: usize) -> Outcome {
 
 async fn bogus(siege: Arc<Siege>, number: usize) -> Outcome {
     outcome(async {
-        let mut link = Link::open(&siege, number, false).await?;
-        link.ask(&format!("GET /events?channel=large&since={number}:1")).await?;
+        let mut link =
+            Link::asking(&siege, number, false, &format!("GET /events?channel=large&since={number}:1")).await?;
         let status = link.status().await;
         link.drain(1).await;
         Some(status)
@@ -163,8 +163,7 @@ async fn bogus(siege: Arc<Siege>, number: usize) -> Outcome {
 async fn fresh(siege: Arc<Siege>, number: usize) -> Outcome {
     let channels: Vec<_> = (0..100).map(|name| format!("channel=fresh:{number}:{name}")).collect();
     outcome(async {
-        let mut link = Link::open(&siege, number, false).await?;
-        link.ask(&format!("GET /events?{}", channels.join("&"))).await?;
+        let mut link = Link::asking(&siege, number, false, &format!("GET /events?{}", channels.join("&"))).await?;
         Some(link.status().await)
     })
     .await
@@ -185,8 +184,7 @@ async fn many(siege: Arc<Siege>, number: usize) -> Outcome {
 
 async fn slow(siege: Arc<Siege>, number: usize) -> Outcome {
     outcome(async {
-        let mut link = Link::open(&siege, number, true).await?;
-        link.ask("GET /events?channel=keyed&last=1000").await?;
+        let mut link = Link::asking(&siege, number, true, "GET /events?channel=keyed&last=1000").await?;
         // Somebody publishes there what they do not take.
         let instance = &siege.instances[number % siege.instances.len()];
         let url = instance.url(&format!("/publish?channel=keyed&key={}", number % 8));

@@ -54,30 +54,19 @@ impl Setup {
 
 /// Runs each promise against every broker, with instances of the given options.
 macro_rules! promises {
-    ($options:expr; $($name:ident),* $(,)?) => {
-        mod on_the_embedded_broker {
+    ($options:expr; $($names:ident),* $(,)?) => {
+        crate::support::brokers::promises!(on_the_embedded_broker, memory, $options; $($names),*);
+        crate::support::brokers::promises!(on_redis, redis, $options; $($names),*);
+        crate::support::brokers::promises!(on_redis_with_tls, redis_with_tls, $options; $($names),*);
+        crate::support::brokers::promises!(on_redis_with_sentinel, redis_with_sentinel, $options; $($names),*);
+    };
+    // On one broker: the module of the tests, and the function of `Setup` that starts it.
+    ($module:ident, $start:ident, $options:expr; $($name:ident),*) => {
+        mod $module {
             #[allow(unused_imports, reason = "the options may need what the module has")]
             use super::*;
             $(#[tokio::test(flavor = "multi_thread")]
-            async fn $name() { super::$name(crate::support::brokers::Setup::memory($options).await).await; })*
-        }
-        mod on_redis {
-            #[allow(unused_imports, reason = "the options may need what the module has")]
-            use super::*;
-            $(#[tokio::test(flavor = "multi_thread")]
-            async fn $name() { super::$name(crate::support::brokers::Setup::redis($options).await).await; })*
-        }
-        mod on_redis_with_tls {
-            #[allow(unused_imports, reason = "the options may need what the module has")]
-            use super::*;
-            $(#[tokio::test(flavor = "multi_thread")]
-            async fn $name() { super::$name(crate::support::brokers::Setup::redis_with_tls($options).await).await; })*
-        }
-        mod on_redis_with_sentinel {
-            #[allow(unused_imports, reason = "the options may need what the module has")]
-            use super::*;
-            $(#[tokio::test(flavor = "multi_thread")]
-            async fn $name() { super::$name(crate::support::brokers::Setup::redis_with_sentinel($options).await).await; })*
+            async fn $name() { super::$name(crate::support::brokers::Setup::$start($options).await).await; })*
         }
     };
 }

@@ -67,7 +67,7 @@ impl Options {
 
     pub async fn start(self) -> Instance {
         let instance = self.start_unready();
-        until("ready", || async { instance.get("/readyz").await.0 == StatusCode::OK }).await;
+        instance.until_ready(true).await;
         instance
     }
 
@@ -128,6 +128,12 @@ fn in_folder(mut command: Command, folder: &std::path::Path) -> Command {
 impl Instance {
     pub async fn embedded() -> Self {
         Options::default().start().await
+    }
+
+    /// Waits until it is ready, or not ready.
+    pub async fn until_ready(&self, ready: bool) {
+        let what = if ready { "ready" } else { "not ready" };
+        until(what, || async { self.get("/readyz").await.0.is_success() == ready }).await;
     }
 
     pub fn url(&self, path: &str) -> String {
