@@ -199,8 +199,21 @@ pub trait EventSink: Send + Sync + 'static {
 pub enum Health {
     /// Both work.
     Up,
+    /// Both work for some channels only, for this reason.
+    Degraded(String),
     /// At least one of them fails, for this reason.
     Down(String),
+}
+
+/// How much of a broker with several servers works.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct ShardCounts {
+    /// The known shards.
+    pub shards: usize,
+    /// Those of them for which publishing and receiving work.
+    pub up: usize,
+    /// How many hash slots have a master.
+    pub slots: usize,
 }
 
 /// Carries messages between instances.
@@ -237,4 +250,15 @@ pub trait Broker: Send + Sync + 'static {
 
     /// Whether the broker works now.
     fn health(&self) -> Health;
+
+    /// Whether the broker works for a channel.
+    fn health_of(&self, channel: &ChannelName) -> Health {
+        let _ = channel;
+        self.health()
+    }
+
+    /// The shards, if the broker has several servers.
+    fn shards(&self) -> Option<ShardCounts> {
+        None
+    }
 }

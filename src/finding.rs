@@ -38,6 +38,11 @@ impl Finding {
     pub fn error(what: impl Into<String>, fix: impl Into<String>) -> Self {
         Self { level: Level::Error, what: what.into(), fix: fix.into() }
     }
+
+    /// The same finding, with the place that it is about.
+    pub fn at(self, place: &str) -> Self {
+        Self { what: format!("{place}: {}", self.what), ..self }
+    }
 }
 
 impl fmt::Display for Finding {

@@ -139,7 +139,7 @@ impl Hub {
     /// # Errors
     /// [`BrokerError::Unavailable`] while the broker is down, or as [`Broker::subscribe`].
     pub async fn join(&self, channel: &ChannelName, request: RequestSize) -> Result<Membership, BrokerError> {
-        if let Health::Down(why) = self.broker.health() {
+        if let Health::Down(why) = self.broker.health_of(channel) {
             return Err(BrokerError::Unavailable(why));
         }
         self.join_when_available(channel, request).await

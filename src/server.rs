@@ -171,7 +171,7 @@ impl Server {
 async fn first_broker_attempt(app: &App) {
     let broker = &app.broker;
     let up = async {
-        while broker.health() != Health::Up {
+        while matches!(broker.health(), Health::Down(_)) {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };

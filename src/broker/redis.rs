@@ -1,24 +1,30 @@
 //! The Redis broker: any number of instances share one Redis and relay the same messages.
 //! Publishing is one atomic call of the Lua code in `functions/`. A read of the history asks Lua for a
-//! plan and then fetches what the plan names. One supervised connection receives the published
-//! messages. In reading order:
+//! plan and then fetches what the plan names. One supervised connection for each server receives the
+//! published messages. In reading order:
 //!
+//! * A server: `shard`. Several of them, in a Redis Cluster: `cluster`, `finder`, `topology`.
 //! * Receive: `subscriber`, `wanted`, `subscriptions`, `connection`, `resp`, `decoder`,
 //!   `position_marker` (the markers come from `announce` in `functions/publish.lua`).
-//! * Publish: `pipeline`, `calls`, `library`, then `functions/channel.lua` and
+//! * Publish: `pipeline`, `calls`, `names`, `library`, then `functions/channel.lua` and
 //!   `functions/publish.lua`.
 //! * Read: `history`, `reads`, `functions/plan.lua`; `shared` and `reply` carry its commands.
-//! * Connect: `node`, `target`, `endpoint`, `url`, `tls`, `sentinel`, `sentinel_url`, `error`.
+//! * Connect: `node`, `target`, `endpoint`, `url`, `tls`, `sentinel`, `sentinel_url`,
+//!   `cluster_url`, `error`.
 //! * `livebridge check`: `probe`, `diagnosis`.
 
 mod calls;
+mod cluster;
+mod cluster_url;
 mod connection;
 mod decoder;
 mod diagnosis;
 mod endpoint;
 mod error;
+mod finder;
 mod history;
 mod library;
+mod names;
 mod node;
 mod pipeline;
 mod position_marker;
@@ -28,29 +34,33 @@ mod reply;
 pub mod resp;
 mod sentinel;
 mod sentinel_url;
+mod shard;
 mod shared;
 mod subscriber;
 mod subscriptions;
 mod target;
 mod tls;
+mod topology;
 mod url;
 mod wanted;
 
 use std::sync::Arc;
 
 use futures::future::{BoxFuture, FutureExt};
-use thread_local::ThreadLocal;
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
 
+use self::cluster::Cluster;
+use self::cluster_url::ClusterUrl;
 use self::connection::Role;
 pub use self::endpoint::{RedisOptions, RedisOptionsError};
-use self::history::History;
-use self::node::Node;
-use self::pipeline::Pipeline;
-use self::subscriber::Subscriber;
+use self::names::Names;
+pub use self::names::PrefixError;
+use self::shard::{Context, Shard};
 use self::target::Target;
 pub use self::tls::{TlsOptions, TlsSettingsError};
 pub use self::url::UrlError;
-use super::{Broker, BrokerError, EventSink, Health, Page, Publication, ReadFrom, RequestSize};
+use super::{Broker, BrokerError, EventSink, Health, Page, Publication, ReadFrom, RequestSize, ShardCounts};
 use crate::channel::ChannelName;
 use crate::message::Position;
 use crate::observability::metrics::Metrics;
@@ -58,12 +68,14 @@ use crate::rules::Rules;
 
 /// A broker that uses Redis.
 pub struct RedisBroker {
-    node: Arc<Node>,
-    rules: Arc<Rules>,
-    history: History,
-    /// One pipeline for each thread that publishes.
-    pipelines: ThreadLocal<Arc<Pipeline>>,
-    subscriber: Arc<Subscriber>,
+    servers: Servers,
+}
+
+enum Servers {
+    /// A standalone server, or the master of Sentinels.
+    One(Box<Shard>),
+    /// A Redis Cluster, and the task that follows its topology until it is dropped.
+    Cluster(Arc<Cluster>, #[expect(dead_code, reason = "dropping it ends the task")] JoinSet<()>),
 }
 
 impl RedisBroker {
@@ -79,41 +91,49 @@ impl RedisBroker {
         rules: Arc<Rules>,
         metrics: Arc<Metrics>,
     ) -> Result<Self, RedisOptionsError> {
-        let target = Target::new(options, metrics.clone())?;
-        let node = Arc::new(Node::new(target, Role::Master, &rules, metrics.clone()));
-        let subscriber = Arc::new(Subscriber::new(instance, sink, metrics));
-        tokio::spawn(subscriber.clone().supervise(node.clone()));
-        let history = History::new(node.clone(), rules.clone());
-        Ok(Self { node, rules, history, pipelines: ThreadLocal::new(), subscriber })
-    }
-
-    /// The pipeline of this thread. It runs on the runtime of the thread.
-    fn pipeline(&self) -> &Pipeline {
-        self.pipelines.get_or(|| {
-            let pipeline = Arc::new(Pipeline::default());
-            tokio::spawn(pipeline.clone().run(self.node.clone(), self.rules.clone()));
-            pipeline
-        })
+        let url = ClusterUrl::parse(&options.url);
+        let names = Names::new(options.checked_prefix()?, url.is_some());
+        let context =
+            Context { names, replicas: options.replicas, sink, rules, metrics, stale: Arc::new(Notify::new()) };
+        let servers = match url {
+            Some(url) => {
+                let (cluster, task) = Cluster::start(url?, options, instance, context)?;
+                Servers::Cluster(cluster, task)
+            }
+            None => {
+                let target = Target::new(options, context.metrics.clone())?;
+                let canary = format!("livebridge:canary:{}", context.names.channel(instance));
+                Servers::One(Box::new(Shard::start(target, Role::Master, canary, &context)))
+            }
+        };
+        Ok(Self { servers })
     }
 }
 
 impl Broker for RedisBroker {
     fn publish(&self, batch: Vec<Publication>) -> BoxFuture<'_, Vec<Result<Option<Position>, BrokerError>>> {
-        async move {
-            if let Health::Down(why) = self.health() {
-                return batch.iter().map(|_| Err(BrokerError::Unavailable(why.clone()))).collect();
+        match &self.servers {
+            Servers::One(shard) => async move {
+                let outcomes = shard.publish(batch).await;
+                outcomes.into_iter().map(|outcome| outcome.map_err(BrokerError::from)).collect()
             }
-            if batch.is_empty() { Vec::new() } else { self.pipeline().publish(batch).await }
+            .boxed(),
+            Servers::Cluster(cluster, _) => cluster.publish(batch).boxed(),
         }
-        .boxed()
     }
 
     fn subscribe(&self, channel: &ChannelName, request: RequestSize) -> Result<(), BrokerError> {
-        self.subscriber.want(channel, request)
+        match &self.servers {
+            Servers::One(shard) => shard.subscriber.want(channel, request),
+            Servers::Cluster(cluster, _) => cluster.subscribe(channel, request),
+        }
     }
 
     fn unsubscribe(&self, channel: &ChannelName) {
-        self.subscriber.forget(channel);
+        match &self.servers {
+            Servers::One(shard) => shard.subscriber.forget(channel),
+            Servers::Cluster(cluster, _) => cluster.unsubscribe(channel),
+        }
     }
 
     fn read<'a>(
@@ -122,10 +142,30 @@ impl Broker for RedisBroker {
         from: ReadFrom,
         limit: usize,
     ) -> BoxFuture<'a, Result<Option<Page>, BrokerError>> {
-        self.history.read(channel, from, limit).boxed()
+        match &self.servers {
+            Servers::One(shard) => async move { Ok(shard.read(channel, from, limit).await?) }.boxed(),
+            Servers::Cluster(cluster, _) => cluster.read(channel, from, limit).boxed(),
+        }
     }
 
     fn health(&self) -> Health {
-        self.subscriber.health()
+        match &self.servers {
+            Servers::One(shard) => shard.subscriber.health(),
+            Servers::Cluster(cluster, _) => cluster.health(),
+        }
+    }
+
+    fn health_of(&self, channel: &ChannelName) -> Health {
+        match &self.servers {
+            Servers::One(shard) => shard.subscriber.health(),
+            Servers::Cluster(cluster, _) => cluster.health_of(channel),
+        }
+    }
+
+    fn shards(&self) -> Option<ShardCounts> {
+        match &self.servers {
+            Servers::One(_) => None,
+            Servers::Cluster(cluster, _) => Some(cluster.counts()),
+        }
     }
 }

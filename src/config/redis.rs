@@ -11,7 +11,8 @@ use crate::broker::redis::{RedisOptions, TlsOptions};
 #[derive(Args, Debug, Clone)]
 pub struct RedisArgs {
     /// The Redis that instances share, such as redis://user:password@host:6379/0, rediss:// with
-    /// TLS, or unix:///run/redis.sock; without it the embedded broker.
+    /// TLS, unix:///run/redis.sock, redis+sentinel://host,host/MASTER or redis+cluster://host,host;
+    /// without it the embedded broker.
     #[arg(long, env = "REDIS_URL", value_name = "URL", hide_env_values = true)]
     pub redis_url: Option<String>,
     /// The password for Redis, where the URL holds none.
@@ -33,6 +34,13 @@ pub struct RedisArgs {
     /// The name that the certificate of Redis must be for [default: the host of the URL].
     #[arg(long, env = "LIVEBRIDGE_REDIS_SERVER_NAME", value_name = "NAME")]
     pub redis_server_name: Option<String>,
+    /// A prefix for the channels, keys and functions in Redis, such as app1:, so that several
+    /// applications can share it [default: none].
+    #[arg(long, env = "LIVEBRIDGE_REDIS_PREFIX", value_name = "PREFIX")]
+    pub redis_prefix: Option<String>,
+    /// Answer a publisher only after this many replicas of Redis have the message too.
+    #[arg(long, env = "LIVEBRIDGE_REDIS_WAIT_REPLICAS", value_name = "NUMBER", default_value_t = 0)]
+    pub redis_wait_replicas: u32,
 }
 
 /// Why the settings for Redis are not valid. Never contains a password.
@@ -73,10 +81,13 @@ impl RedisArgs {
             key: file(self.redis_key),
             server_name: self.redis_server_name.filter(|name| !name.is_empty()),
         };
+        let prefix = self.redis_prefix.unwrap_or_default();
         let Some(url) = self.redis_url.filter(|url| !url.is_empty()) else {
             let set = match (&typed, &password_file) {
                 (Some(_), _) => Some("--redis-password"),
                 (None, Some(_)) => Some("--redis-password-file"),
+                (None, None) if !prefix.is_empty() => Some("--redis-prefix"),
+                (None, None) if self.redis_wait_replicas > 0 => Some("--redis-wait-replicas"),
                 (None, None) => tls.first_set(),
             };
             return set.map_or(Ok(None), |name| Err(RedisSettingsError::NoUrl(name)));
@@ -86,7 +97,7 @@ impl RedisArgs {
             (typed, None) => typed,
             (None, Some(path)) => Some(read_password(&path)?),
         };
-        Ok(Some(RedisOptions { url, password, tls }))
+        Ok(Some(RedisOptions { url, password, tls, prefix, replicas: self.redis_wait_replicas }))
     }
 }
 

@@ -156,6 +156,8 @@ fn readyz(app: &App) -> Response {
     } else {
         match app.broker.health() {
             Health::Up => (StatusCode::OK, "ready".to_owned()),
+            // Channels of the servers that work are served.
+            Health::Degraded(why) => (StatusCode::OK, format!("ready, but not for all channels: {why}")),
             Health::Down(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("broker unavailable: {why}")),
         }
     };
@@ -164,12 +166,16 @@ fn readyz(app: &App) -> Response {
 
 fn metrics(app: &App, accept: Option<&str>) -> Response {
     let format = Format::accepted(accept);
+    let shards = app.broker.shards().unwrap_or_default();
     let now = Now {
         channels: app.hub.channels(),
         log_bytes: app.hub.log_bytes(),
         incoming_bytes: app.incoming.used(),
         outgoing_bytes: app.outgoing.used(),
-        broker_up: app.broker.health() == Health::Up,
+        broker_up: !matches!(app.broker.health(), Health::Down(_)),
+        redis_shards: shards.shards,
+        redis_shards_up: shards.up,
+        redis_slots: shards.slots,
     };
     let mut response = Response::new(app.metrics.render(format, now).into());
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(format.content_type()));

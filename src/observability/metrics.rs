@@ -108,7 +108,8 @@ impl Metrics {
         let unreadable = counter("unreadable_messages", "Stored messages that could not be read and were skipped");
         let broker_disconnects = counter("broker_disconnects", "Lost connections to the broker");
         let broker_reconnects = counter("broker_reconnects", "Restored connections to the broker");
-        let failovers = counter("redis_failovers", "Switches to another Redis master that Sentinels named");
+        let failovers =
+            counter("redis_failovers", "Switches to another Redis master, as Sentinels or a Cluster named it");
         let throttled = counter("throttled", "Clients that were read more slowly because they sent too fast");
         let log_trims = counter("log_trims", "Times that logs were shortened for the bound on all of them");
         let closes = Family::default();

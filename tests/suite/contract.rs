@@ -188,6 +188,9 @@ async fn who_has_left_receives_nothing_and_is_forgotten(setup: Setup) {
     if let Some(redis) = &setup.redis {
         redis.until_listeners(&channel, 0).await;
     }
+    if let Some(cluster) = &setup.cluster {
+        crate::support::until("no listener", || async { cluster.listeners(&channel) == 0 }).await;
+    }
 }
 
 async fn one_subscription_per_channel_and_instance(setup: Setup) {
@@ -198,6 +201,9 @@ async fn one_subscription_per_channel_and_instance(setup: Setup) {
     }
     if let Some(redis) = &setup.redis {
         assert_eq!(redis.listeners(&channel), 1);
+    }
+    if let Some(cluster) = &setup.cluster {
+        assert_eq!(cluster.listeners(&channel), 1);
     }
     assert_eq!(setup.two().metric("livebridge_channels").await, 1.0);
 }

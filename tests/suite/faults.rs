@@ -24,6 +24,7 @@ use tokio::time::sleep;
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 use tungstenite::Message;
 
+use crate::support::cluster::ClusterSet;
 use crate::support::instance::{Instance, Options};
 use crate::support::proxy::Proxy;
 use crate::support::redis::Redis;
@@ -59,6 +60,8 @@ enum Fault {
     NetworkSliced,
     SubscriptionDeafened,
     ClientsDawdled,
+    SlotsMoved,
+    NodeJoinedAndLeft,
 }
 
 const FAULTS: [Fault; 10] = [
@@ -74,11 +77,28 @@ const FAULTS: [Fault; 10] = [
     Fault::ClientsDawdled,
 ];
 
+const FAULTS_OF_A_CLUSTER: [Fault; 6] = [
+    Fault::InstanceKilled,
+    Fault::PubsubKilled,
+    Fault::RedisStoodStill,
+    Fault::ClientsDawdled,
+    Fault::SlotsMoved,
+    Fault::NodeJoinedAndLeft,
+];
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn nothing_is_lost_and_nothing_doubled_whatever_breaks() {
+    nothing_is_lost_on(Machines::on_one_redis().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn nothing_is_lost_and_nothing_doubled_whatever_happens_to_a_cluster() {
+    nothing_is_lost_on(Machines::on_a_cluster().await).await;
+}
+
+async fn nothing_is_lost_on(mut machines: Machines) {
     let seconds = from_environment("LIVEBRIDGE_FAULT_SECONDS").unwrap_or(SHORT);
     let seed = from_environment("LIVEBRIDGE_FAULT_SEED").unwrap_or_else(|| rand::random::<u32>().into());
-    let mut machines = Machines::start().await;
     let world = Arc::new(World::new(seed, &machines));
     let clients: Vec<_> = (0..CLIENTS).map(|index| tokio::spawn(Client::new(&world, index).run())).collect();
     let producers: Vec<_> = (0..PRODUCERS).map(|index| tokio::spawn(produce(world.clone(), index))).collect();

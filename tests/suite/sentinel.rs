@@ -1,14 +1,8 @@
 //! Redis with Sentinel: livebridge finds the master, follows it through a failover, and never
 //! publishes to a replica.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
-
-use serde_json::Value;
-
-use crate::support::instance::{Options, command, position};
+use crate::support::instance::{Options, command};
+use crate::support::producers::{Outcome, Run};
 use crate::support::sentinel::{MASTER, SentinelSet};
 use crate::support::{channel, until};
 
@@ -101,76 +95,22 @@ async fn a_wrong_master_name_is_said() {
         .await;
 }
 
-/// Publishes numbered messages, several at once, until told to stop; returns which message was answered to
-/// stand where. What was not answered 200 is tried again with the same id.
-async fn produce(address: String, channel: String, producer: usize, stop: Arc<AtomicBool>) -> BTreeMap<String, String> {
-    let http = reqwest::Client::new();
-    let mut answered = BTreeMap::new();
-    for number in 0.. {
-        if stop.load(Ordering::Relaxed) {
-            break;
-        }
-        let text = format!("{producer}-{number}");
-        loop {
-            let request = http.post(format!("http://{address}/publish?channel={channel}")).body(text.clone());
-            let request = request.header("idempotency-key", &text).timeout(Duration::from_secs(10));
-            if let Ok(response) = request.send().await
-                && response.status() == 200
-            {
-                let answer: Value = serde_json::from_str(&response.text().await.unwrap()).unwrap();
-                answered.insert(text, position(&answer["messages"][0]).expect("a position"));
-                break;
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    }
-    answered
-}
-
 /// Producers publish and a client listens while `fail` makes another server the master; then what was answered
 /// must have arrived once and in order, but for what the new master lacks, which is told.
 async fn nothing_is_lost_through(fail: impl AsyncFnOnce(&mut SentinelSet)) {
+    let Outcome { lost, gaps } = outcome_of(Options::default(), fail).await;
+    assert!(lost.is_empty() || gaps > 0, "lost without a word: {lost:?}");
+}
+
+async fn outcome_of(more: Options, fail: impl AsyncFnOnce(&mut SentinelSet)) -> Outcome {
     let mut set = SentinelSet::start().await;
-    let (one, two) = (options(&set).start().await, options(&set).start().await);
-    let channel = channel("failover");
-    let mut socket = two.ws(&format!("channel={channel}&format=json")).await;
-    assert_eq!(socket.json().await["event"], "welcome");
-    let stop = Arc::new(AtomicBool::new(false));
-    let producers: Vec<_> = [one.address.clone(), two.address.clone()]
-        .into_iter()
-        .enumerate()
-        .map(|(index, address)| tokio::spawn(produce(address, channel.clone(), index, stop.clone())))
-        .collect();
+    let options = || Options { redis_url: Some(set.url()), ..more.clone() }.rules(RULES);
+    let (one, two) = (options().start().await, options().start().await);
+    let run = Run::start([&one, &two], &channel("failover")).await;
     let before = set.master_port().unwrap();
-    let mut received: Vec<String> = Vec::new();
-    while received.len() < 20 {
-        received.push(socket.json().await["data"].to_string());
-    }
     fail(&mut set).await;
     set.until_failed_over(before).await;
-    one.until_ready(true).await;
-    two.until_ready(true).await;
-    stop.store(true, Ordering::Relaxed);
-    let mut answered = BTreeMap::new();
-    for producer in producers {
-        answered.extend(producer.await.unwrap());
-    }
-    until("published", || async { one.post(&format!("/publish?channel={channel}"), "end").await.0 == 200 }).await;
-    let (mut seen, mut gaps) = (BTreeMap::new(), 0);
-    loop {
-        let message = socket.json().await;
-        match message["event"].as_str() {
-            Some("gap") => gaps += 1,
-            _ if message["data"] == "end" => break,
-            _ => {
-                let before = seen.insert(message["data"].as_str().unwrap().to_owned(), position(&message));
-                assert_eq!(before, None, "doubled: {message}");
-            }
-        }
-    }
-    let received: Vec<_> = received.iter().map(|text| text.trim_matches('"').to_owned()).collect();
-    let lost: Vec<_> = answered.keys().filter(|text| !seen.contains_key(*text) && !received.contains(text)).collect();
-    assert!(lost.is_empty() || gaps > 0, "lost without a word: {lost:?}");
+    run.finish([&one, &two]).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -184,6 +124,39 @@ async fn nothing_is_lost_in_a_failover_that_somebody_asked_for() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_lost_with_a_killed_master_is_told() {
     nothing_is_lost_through(async |set| set.master().stop()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_answered_survives_a_killed_master_if_replicas_are_waited_for() {
+    let waiting = Options::default().flag("--redis-wait-replicas 1");
+    let fail = async |set: &mut SentinelSet| {
+        let before = set.master_port().unwrap();
+        set.master().stop();
+        set.until_failed_over(before).await;
+        // Without a replica, nothing is answered.
+        set.servers[0].start_again().await;
+    };
+    let Outcome { lost, .. } = outcome_of(waiting, fail).await;
+    assert_eq!(lost, Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_no_replica_confirms_a_publish_is_not_answered_200_and_a_retry_stores_it_once() {
+    let set = SentinelSet::start().await;
+    let instance = options(&set).flag("--redis-wait-replicas 1").start().await;
+    let channel = channel("waits");
+    instance.publish(&channel, "1").await;
+    let path = format!("/publish?channel={channel}");
+    let publish = async || instance.post_with(&path, &[("idempotency-key", "x")], "2").await;
+    set.servers[1].signal("STOP");
+    for _ in 0..2 {
+        let (status, answer) = publish().await;
+        assert!(status == 503 && answer["error"]["message"].as_str().unwrap().contains("replicas"), "{answer}");
+    }
+    set.servers[1].signal("CONT");
+    until("the replica confirms", async || publish().await.0 == 200).await;
+    let page = instance.get_json(&format!("/channels/{channel}/messages")).await;
+    assert_eq!(page["messages"].as_array().unwrap().len(), 2, "{page}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -81,15 +81,20 @@ impl Call {
     pub(super) fn write(&self, batch: &[&Publication], library: &Library, out: &mut BytesMut) {
         let first = batch[self.messages[0]];
         let channel = first.channel.as_str();
-        let words = match (self.kind, &self.messages[..]) {
-            (Kind::Plain, _) => vec![b"PUBLISH", channel.as_bytes(), &first.payload[..]],
-            (Kind::Function, [_]) => publish_one_words(first, library),
-            (Kind::Function, _) => self.many(batch, channel, library),
+        if self.kind == Kind::Plain {
+            let channel = library.names().channel(channel);
+            let words = [library.publish_command().as_bytes(), channel.as_bytes(), &first.payload];
+            return resp::write_command(words.into_iter(), out);
+        }
+        let keys = library.keys(channel);
+        let words = match &self.messages[..] {
+            [_] => publish_one_words(first, library.call(PUBLISH, &keys)),
+            _ => self.publish_many_words(batch, library.call(PUBLISH_MANY, &keys)),
         };
         resp::write_command(words.into_iter(), out);
     }
 
-    fn many<'a>(&self, batch: &[&'a Publication], channel: &'a str, library: &'a Library) -> Vec<&'a [u8]> {
+    fn publish_many_words<'a>(&self, batch: &[&'a Publication], mut words: Vec<&'a [u8]>) -> Vec<&'a [u8]> {
         let messages = || self.messages.iter().map(|&index| batch[index]);
         let (keys, ids) = (messages().any(|it| it.key.is_some()), messages().any(|it| it.id.is_some()));
         let columns: &[u8] = match (keys, ids) {
@@ -98,7 +103,6 @@ impl Call {
             (true, false) => b"payload,key,remove",
             (true, true) => b"payload,key,remove,id",
         };
-        let mut words = library.call(PUBLISH_MANY, channel);
         words.push(columns);
         let text = |text: &'a Option<std::sync::Arc<str>>| text.as_deref().unwrap_or_default().as_bytes();
         for message in messages() {
@@ -144,9 +148,8 @@ impl Call {
     }
 }
 
-fn publish_one_words<'a>(publication: &'a Publication, library: &'a Library) -> Vec<&'a [u8]> {
-    let Publication { channel, payload, key, remove, id } = publication;
-    let mut words = library.call(PUBLISH, channel.as_str());
+fn publish_one_words<'a>(publication: &'a Publication, mut words: Vec<&'a [u8]>) -> Vec<&'a [u8]> {
+    let Publication { channel: _, payload, key, remove, id } = publication;
     words.push(payload);
     if let Some(key) = key {
         words.extend([b"key", key.as_bytes()]);

@@ -24,6 +24,8 @@ const KEPT: usize = 1 << 20;
 pub(super) enum Role {
     /// A standalone server or a master, which accepts writes.
     Master,
+    /// A master of a Redis Cluster.
+    Shard,
     /// Any server that speaks RESP3, to find out its role.
     Any,
 }
@@ -47,8 +49,8 @@ impl Connection {
     /// Connects and authenticates, within [`CONNECT_TIMEOUT`].
     ///
     /// # Errors
-    /// Among others, [`ClientError::Cluster`], [`ClientError::Sentinel`] or
-    /// [`ClientError::Replica`] if the server does not have the role.
+    /// Among others, [`ClientError::Cluster`], [`ClientError::NotACluster`],
+    /// [`ClientError::Sentinel`] or [`ClientError::Replica`] if the server does not have the role.
     pub(super) async fn open(endpoint: &Endpoint, role: Role) -> Result<Self, ClientError> {
         match timeout(CONNECT_TIMEOUT, Self::try_open(endpoint, role)).await {
             Ok(Err(error)) => Err(endpoint.explain(error).await),
@@ -96,7 +98,7 @@ impl Connection {
             connection.frames(|frame| {
                 unanswered -= 1;
                 match frame.accepted()? {
-                    Frame::Map(hello) if role == Role::Master => expect_master(hello),
+                    Frame::Map(hello) => expect(role, hello),
                     _ => Ok(()),
                 }
             })?;
@@ -202,23 +204,35 @@ impl Connection {
     }
 }
 
-/// Returns an error if the reply to `HELLO` shows a node of a Redis Cluster, a Sentinel or a
-/// replica.
-fn expect_master(hello: Items<'_>) -> Result<(), ClientError> {
-    let says = |name: &'static [u8], value: &'static [u8]| {
+/// Returns an error if the reply to `HELLO` shows that the server does not have the role.
+fn expect(role: Role, hello: Items<'_>) -> Result<(), ClientError> {
+    let value_of = |name: &'static [u8]| {
         let mut hello = hello;
-        hello.any(|item| item == Item::Text(name)) && hello.next() == Some(Item::Text(value))
+        hello.find(|item| *item == Item::Text(name)).and_then(|_| hello.next())
     };
-    if says(b"mode", b"cluster") {
-        return Err(ClientError::Cluster);
-    }
-    if says(b"mode", b"sentinel") {
-        return Err(ClientError::Sentinel);
+    let says = |name, value| value_of(name) == Some(Item::Text(value));
+    let is_cluster = says(b"mode", b"cluster");
+    match role {
+        Role::Any => return Ok(()),
+        _ if says(b"mode", b"sentinel") => return Err(ClientError::Sentinel),
+        Role::Master if is_cluster => return Err(ClientError::Cluster),
+        Role::Shard if !is_cluster => return Err(ClientError::NotACluster),
+        Role::Master | Role::Shard => {}
     }
     if says(b"role", b"replica") || says(b"role", b"slave") {
         return Err(ClientError::Replica);
     }
-    Ok(())
+    match value_of(b"version") {
+        Some(Item::Text(version)) if role == Role::Shard && has_no_sharded_pubsub(version) => {
+            Err(ClientError::OldCluster(String::from_utf8_lossy(version).into_owned()))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn has_no_sharded_pubsub(version: &[u8]) -> bool {
+    let major = std::str::from_utf8(version).ok().and_then(|version| version.split('.').next()?.parse().ok());
+    major.is_some_and(|major: u32| major < 7)
 }
 
 /// Frees an empty buffer that has become large. `capacity` counts only the part after the consumed

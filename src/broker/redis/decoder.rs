@@ -6,7 +6,8 @@ use std::mem;
 
 use bytes::Bytes;
 
-use super::position_marker::{PositionMarker, RUN_PREFIX, SINGLE_PREFIX};
+use super::names::{Kind, Names};
+use super::position_marker::PositionMarker;
 use super::resp::Frame;
 use super::wanted::Wanted;
 use crate::broker::Event;
@@ -16,6 +17,7 @@ use crate::message::Message;
 /// The decoder of one connection.
 #[derive(Default)]
 pub(super) struct SubscriptionDecoder {
+    names: Names,
     /// The last marker, as long as some of its payloads have not arrived.
     announced: Option<(ChannelName, Announced)>,
     /// The channel of the last message, because the next message often has the same.
@@ -33,18 +35,30 @@ enum Announced {
 }
 
 impl SubscriptionDecoder {
-    /// Processes a frame. Ignores frames of channels that are no longer wanted.
-    pub(super) fn push(&mut self, frame: &Frame<'_>, wanted: &Wanted, canary: &str) {
+    /// Creates a decoder.
+    pub(super) fn new(names: Names) -> Self {
+        Self { names, ..Self::default() }
+    }
+
+    /// Processes a frame. Ignores frames of channels that are no longer wanted. Returns the channel
+    /// that the frame confirms.
+    pub(super) fn push(&mut self, frame: &Frame<'_>, wanted: &Wanted, canary: &str) -> Option<ChannelName> {
         match *frame {
             Frame::Message { channel, .. } if channel == canary.as_bytes() => self.canary = true,
             Frame::Message { channel, payload } => self.push_message(channel, payload, wanted),
-            Frame::Subscribed(name) => {
-                let channel = self.channel(name, wanted);
-                self.events.extend(channel.map(Event::Subscribed));
+            // On a Cluster, the sharded subscription to a channel counts, because livebridge publishes
+            // there.
+            Frame::Subscribed { name, is_sharded } if is_sharded == self.names.is_sharded() => {
+                let (Kind::Channel, name) = self.names.parse(name)? else { return None };
+                let channel = self.channel(name, wanted)?;
+                self.events.push(Event::Subscribed(channel.clone()));
+                return Some(channel);
             }
+            Frame::Subscribed { .. } | Frame::Unsubscribed(_) => {}
             Frame::Number(_) | Frame::Array(_) | Frame::Map(_) => {}
-            Frame::Unsubscribed | Frame::Refused(_) | Frame::Other => {}
+            Frame::Refused(_) | Frame::Other => {}
         }
+        None
     }
 
     /// The events since the last call, which the caller must remove, and whether a canary arrived.
@@ -54,16 +68,16 @@ impl SubscriptionDecoder {
     }
 
     fn push_message(&mut self, name: &[u8], payload: &[u8], wanted: &Wanted) {
-        let single = name.strip_prefix(SINGLE_PREFIX.as_bytes());
-        if let Some(channel) = single.or_else(|| name.strip_prefix(RUN_PREFIX.as_bytes())) {
-            let Some(channel) = self.channel(channel, wanted) else { return };
-            let parse = if single.is_some() { PositionMarker::parse_single } else { PositionMarker::parse_run };
-            let marker = parse(payload).map_or(Announced::Unreadable, Announced::Positions);
-            let unmatched = self.announced.replace((channel, marker));
-            self.report_missed(unmatched);
-        } else if let Some(channel) = self.channel(name, wanted) {
-            self.push_payload(channel, Bytes::copy_from_slice(payload));
-        }
+        let Some((kind, name)) = self.names.parse(name) else { return };
+        let Some(channel) = self.channel(name, wanted) else { return };
+        let parse = match kind {
+            Kind::Channel => return self.push_payload(channel, Bytes::copy_from_slice(payload)),
+            Kind::Single => PositionMarker::parse_single,
+            Kind::Run => PositionMarker::parse_run,
+        };
+        let marker = parse(payload).map_or(Announced::Unreadable, Announced::Positions);
+        let unmatched = self.announced.replace((channel, marker));
+        self.report_missed(unmatched);
     }
 
     fn push_payload(&mut self, channel: ChannelName, payload: Bytes) {

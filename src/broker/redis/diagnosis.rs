@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::error::ClientError;
 use super::library::LibraryState;
+use super::topology::SLOTS;
 use crate::finding::Finding;
 
 /// A larger clock difference makes message ages and logs hard to compare, in seconds.
@@ -56,19 +57,23 @@ pub(super) fn unreachable(place: &str, error: &ClientError) -> Finding {
 }
 
 /// The server is a Sentinel. No other finding matters then.
-pub(super) fn sentinel(facts: &Facts) -> Option<Finding> {
-    (facts.info("redis_mode") == "sentinel").then(|| {
-        Finding::error(
+pub(super) fn wrong_mode(facts: &Facts, is_sharded: bool) -> Option<Finding> {
+    match (facts.info("redis_mode"), is_sharded) {
+        ("sentinel", _) => Some(Finding::error(
             "this is a Redis Sentinel, which holds no data",
             "write redis+sentinel://HOST:PORT/MASTER in the Redis URL; `redis-cli -p PORT SENTINEL MASTERS` shows the names",
-        )
-    })
+        )),
+        ("cluster", false) => Some(Finding::error(
+            "this is a node of a Redis Cluster, which serves only some of the channels",
+            "write redis+cluster://HOST:PORT in the Redis URL to use all of it",
+        )),
+        _ => None,
+    }
 }
 
 /// Findings from `INFO` and `CONFIG GET`.
 pub(super) fn server(facts: &Facts) -> Vec<Finding> {
     let mut findings = vec![version(facts.info("redis_version")), role(facts.info("role"))];
-    findings.extend(mode(facts.info("redis_mode")));
     findings.push(memory(facts.info("maxmemory"), facts.info("maxmemory_policy")));
     let aof = facts.info("aof_enabled") == "1";
     match &facts.config {
@@ -103,15 +108,6 @@ fn role(role: &str) -> Finding {
         }
         _ => Finding::ok("this Redis accepts writes"),
     }
-}
-
-fn mode(mode: &str) -> Option<Finding> {
-    (mode == "cluster").then(|| {
-        Finding::error(
-            "this is a node of a Redis Cluster, which this version does not support",
-            "use a standalone Redis",
-        )
-    })
 }
 
 fn memory(most: &str, policy: &str) -> Finding {
@@ -194,6 +190,27 @@ pub(super) fn functions(held: LibraryState, functions: bool, scripts: bool) -> F
         (_, false, false) => Finding::error(
             "this user may neither load and call functions nor scripts",
             "ACL SETUSER … +function +fcall (or +script +evalsha)",
+        ),
+    }
+}
+
+/// Whether all slots of a Cluster have a master, and stay where they are.
+pub(super) fn slots(masters: usize, served: usize, moving: usize) -> Finding {
+    if served < SLOTS {
+        return Finding::error(
+            format!("{} of {SLOTS} slots have no master: their channels are not served", SLOTS - served),
+            "redis-cli --cluster check HOST:PORT, then --cluster fix",
+        );
+    }
+    let what = format!("the Redis Cluster has {masters} masters, and all {SLOTS} slots have a master");
+    match moving {
+        0 => Finding::ok(what),
+        moving => Finding::warning(
+            format!(
+                "{moving} {} moving: new channels there wait for the end",
+                if moving == 1 { "slot is" } else { "slots are" }
+            ),
+            "if nobody is resharding: redis-cli --cluster fix HOST:PORT",
         ),
     }
 }

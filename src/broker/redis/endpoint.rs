@@ -10,6 +10,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 
 use super::error::ClientError;
+use super::names::{PrefixError, check_prefix};
 use super::tls::{self, Tls, TlsOptions, TlsSettingsError};
 use super::url::{Address, Login, Url, UrlError};
 
@@ -30,6 +31,10 @@ pub struct RedisOptions {
     pub password: Option<String>,
     /// TLS settings, for a URL with TLS.
     pub tls: TlsOptions,
+    /// The prefix of this application's channels, keys and functions; empty for none.
+    pub prefix: String,
+    /// How many replicas must have a message before its publisher is answered.
+    pub replicas: u32,
 }
 
 /// Why the Redis settings are not valid.
@@ -38,6 +43,9 @@ pub enum RedisOptionsError {
     /// The URL is not valid.
     #[error(transparent)]
     Url(#[from] UrlError),
+    /// The prefix is not valid.
+    #[error(transparent)]
+    Prefix(#[from] PrefixError),
     /// A certificate, a key or a server name is not valid.
     #[error(transparent)]
     Tls(#[from] TlsSettingsError),
@@ -64,7 +72,18 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
 impl RedisOptions {
     /// Options that consist of a URL alone.
     pub fn new(url: &str) -> Self {
-        Self { url: url.to_owned(), password: None, tls: TlsOptions::default() }
+        Self { url: url.to_owned(), password: None, tls: TlsOptions::default(), prefix: String::new(), replicas: 0 }
+    }
+
+    /// The prefix.
+    ///
+    /// # Errors
+    /// [`PrefixError`] if it is neither empty nor valid.
+    pub(super) fn checked_prefix(&self) -> Result<&str, PrefixError> {
+        if !self.prefix.is_empty() {
+            check_prefix(&self.prefix)?;
+        }
+        Ok(&self.prefix)
     }
 }
 
@@ -166,6 +185,14 @@ impl Endpoint {
             Address::Tcp { host, port } if host.contains(':') => format!("[{host}]:{port}"),
             Address::Tcp { host, port } => format!("{host}:{port}"),
             Address::Unix(path) => path.display().to_string(),
+        }
+    }
+
+    /// The host, unless this is a Unix socket.
+    pub(super) fn host(&self) -> Option<&str> {
+        match &self.address {
+            Address::Tcp { host, .. } => Some(host),
+            Address::Unix(_) => None,
         }
     }
 

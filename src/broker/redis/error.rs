@@ -24,8 +24,20 @@ pub(super) enum ClientError {
     #[error("Redis refused: {0}")]
     Refused(String),
     /// The server is a node of a Redis Cluster and would serve only some of the channels.
-    #[error("this is a node of a Redis Cluster, which this version does not support; use a standalone Redis")]
+    #[error("this is a node of a Redis Cluster; write redis+cluster://HOST:PORT in the Redis URL to use all of it")]
     Cluster,
+    /// The server is no node of a Redis Cluster.
+    #[error("this Redis is no node of a Redis Cluster; write redis://HOST:PORT in the Redis URL")]
+    NotACluster,
+    /// The server has no sharded publish/subscribe.
+    #[error("a Redis Cluster must have version 7 or newer, and this node has {0}")]
+    OldCluster(String),
+    /// No node of the Cluster says which node serves which slots; the last error.
+    #[error("no node of the Redis Cluster answers ({0})")]
+    NoNode(String),
+    /// The slot of the canary has moved to another shard.
+    #[error("a slot has moved to another shard")]
+    SlotMoved,
     /// The server is a Sentinel, which holds no data.
     #[error("this is a Redis Sentinel; write redis+sentinel://HOST:PORT/MASTER in the Redis URL to use its master")]
     Sentinel,
@@ -111,6 +123,55 @@ impl From<&ClientError> for BrokerError {
     }
 }
 
+/// The code for messages that Redis has stored, while too few replicas confirm them.
+pub(super) const UNREPLICATED: &str = "LIVEBRIDGE_UNREPLICATED";
+
+/// Why Redis did not execute a command on a channel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Failure {
+    /// Nothing was executed, because the hash slot of the channel belongs to another shard, or is
+    /// moving to one. Try again, there.
+    Moved,
+    /// Any other reason.
+    Broker(BrokerError),
+}
+
+impl Failure {
+    /// Classifies an error reply.
+    pub(super) fn of_reply(said: &str) -> Self {
+        let code = said.split(' ').next().unwrap_or_default();
+        let moved = matches!(code, "MOVED" | "ASK" | "TRYAGAIN" | "CLUSTERDOWN");
+        // A function has accessed a key that is already on another shard.
+        if moved || said.contains("non local key") { Self::Moved } else { Self::Broker(refusal(said)) }
+    }
+
+    /// Whether the command may have been executed, or can be if it is tried again.
+    pub(super) fn is_temporary(&self) -> bool {
+        matches!(self, Self::Moved | Self::Broker(BrokerError::Unavailable(_)))
+    }
+}
+
+impl From<BrokerError> for Failure {
+    fn from(error: BrokerError) -> Self {
+        Self::Broker(error)
+    }
+}
+
+impl From<&ClientError> for Failure {
+    fn from(error: &ClientError) -> Self {
+        error.refusal().map_or_else(|| Self::Broker(error.into()), Self::of_reply)
+    }
+}
+
+impl From<Failure> for BrokerError {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Moved => Self::Unavailable("the channel is moving to another shard of the Redis Cluster".into()),
+            Failure::Broker(error) => error,
+        }
+    }
+}
+
 /// Converts an error reply into an error for publishers and readers. It contains only the code; the
 /// full text goes to the log.
 pub(super) fn refusal(said: &str) -> BrokerError {
@@ -124,10 +185,10 @@ pub(super) fn refusal(said: &str) -> BrokerError {
         "LOADING" => temporary("Redis is loading its data"),
         "BUSY" => temporary("Redis is busy with a script"),
         "READONLY" | "MASTERDOWN" => temporary("this Redis is a replica at the moment"),
-        "CLUSTERDOWN" | "TRYAGAIN" => temporary("the Redis Cluster does not serve the channel at the moment"),
-        "MOVED" | "ASK" | "CROSSSLOT" => {
-            lasting("this is a node of a Redis Cluster, which this version does not support")
+        "CLUSTERDOWN" | "TRYAGAIN" | "MOVED" | "ASK" => {
+            temporary("the Redis Cluster does not serve the channel at the moment")
         }
+        UNREPLICATED => temporary("Redis has the message, but not enough of its replicas confirm it"),
         "OOM" => lasting("Redis has no memory left for more messages"),
         "NOPERM" => lasting("Redis denies livebridge a permission; `livebridge check` names it"),
         "MISCONF" | "NOREPLICAS" => lasting("Redis accepts no writes at the moment"),

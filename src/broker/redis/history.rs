@@ -8,8 +8,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use redis::{Cmd, FromRedisValue, Value};
 
-use super::error::ClientError;
-use super::library::{ADOPT, LIFE, LIFE_KEY, PLAN, RENEW, is_missing};
+use super::error::{ClientError, Failure};
+use super::library::{ADOPT, PLAN, RENEW, is_missing};
 use super::node::Node;
 use super::reads::{ReadLane, Reads};
 use crate::broker::{BrokerError, PAGE_BYTES, PAGE_MESSAGES, Page, ReadFrom, Tail};
@@ -73,7 +73,7 @@ impl History {
         channel: &ChannelName,
         from: ReadFrom,
         limit: usize,
-    ) -> Result<Option<Page>, BrokerError> {
+    ) -> Result<Option<Page>, Failure> {
         if self.rules.of(channel).history.is_none() {
             return Ok(None);
         }
@@ -85,17 +85,17 @@ impl History {
             let read = reader.try_read(channel, from, limit).await;
             match read {
                 Ok(Some(page)) => {
-                    reader.note_loss(from, page.as_ref()).await;
+                    reader.note_loss(channel, from, page.as_ref()).await;
                     return Ok(page);
                 }
                 Ok(None) => {}
                 // The next attempt loads the functions.
                 Err(error) if error.refusal().is_some_and(is_missing) => {}
-                Err(error) if error.is_refused_key() => return Err(BrokerError::ChannelRefused(channel.clone())),
+                Err(error) if error.is_refused_key() => return Err(BrokerError::ChannelRefused(channel.clone()).into()),
                 Err(error) => return Err((&error).into()),
             }
         }
-        Err(BrokerError::Unavailable("the history changes faster than it can be read".into()))
+        Err(BrokerError::Unavailable("the history changes faster than it can be read".into()).into())
     }
 }
 
@@ -111,6 +111,11 @@ impl Reader<'_> {
         from: ReadFrom,
         limit: usize,
     ) -> Result<Option<Option<Page>>, ClientError> {
+        if self.node.lacks_life(channel.as_str())
+            && let Err(error) = self.ask::<Value>(self.node.life(channel.as_str())).await
+        {
+            tracing::debug!(%error, "cannot write the life of a slot to Redis");
+        }
         let plan = match self.plan(channel, from, limit, None).await? {
             Plan::Nothing => return Ok(Some(None)),
             Plan::Adopt => {
@@ -154,6 +159,9 @@ impl Reader<'_> {
                 command.arg("delivered").arg(position.epoch).arg(position.offset).arg(stamp)
             }
         };
+        if self.node.is_sharded() {
+            command.arg(self.node.life_key(channel.as_str()));
+        }
         let answer: Vec<Value> = self.ask(command).await?;
         parse_plan(answer).ok_or(ClientError::Unexpected("livebridge_plan"))
     }
@@ -163,7 +171,7 @@ impl Reader<'_> {
             return Ok(Some(plan.page));
         };
         let mut command = Cmd::new();
-        command.arg("LRANGE").arg(format!("livebridge:{{{channel}}}:history")).arg(first_index).arg(last_index);
+        command.arg("LRANGE").arg(self.node.names().key(channel.as_str(), "history")).arg(first_index).arg(last_index);
         let elements: Vec<Value> = self.ask(command).await?;
         let elements: Vec<Bytes> = elements.into_iter().filter_map(bytes).collect();
         let last = elements.len().checked_sub(2).and_then(|last| elements.get(last));
@@ -223,7 +231,7 @@ impl Reader<'_> {
             return Ok(true);
         }
         let mut command = Cmd::new();
-        command.arg("HMGET").arg(format!("livebridge:{{{channel}}}:values"));
+        command.arg("HMGET").arg(self.node.names().key(channel.as_str(), "values"));
         keys.iter().for_each(|(_, key)| {
             command.arg(&key[..]);
         });
@@ -243,10 +251,10 @@ impl Reader<'_> {
 
     /// If messages that were delivered have been lost, an empty channel no longer proves that
     /// nothing was missed. Records this in Redis.
-    async fn note_loss(&self, from: ReadFrom, page: Option<&Page>) {
+    async fn note_loss(&self, channel: &ChannelName, from: ReadFrom, page: Option<&Page>) {
         let lost = page.and_then(|page| page.gap).is_some_and(|gap| gap.reason == GapReason::EpochChanged);
         if lost && matches!(from, ReadFrom::AfterDelivered(tail) if tail.position.offset > 0) {
-            let mut renew = self.node.function(LIFE, LIFE_KEY);
+            let mut renew = self.node.life(channel.as_str());
             renew.arg("renew");
             if let Err(error) = self.ask::<Value>(renew).await {
                 tracing::debug!(%error, "cannot record in Redis that messages were lost");

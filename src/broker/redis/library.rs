@@ -2,6 +2,7 @@
 //! Redis Functions, or a script that is called by its hash, if Redis does not support or allow
 //! functions.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fmt::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,6 +11,7 @@ use redis::Value;
 
 use super::connection::Connection;
 use super::error::ClientError;
+use super::names::Names;
 use crate::channel::ChannelPattern;
 use crate::rules::{Rule, Rules};
 
@@ -20,6 +22,7 @@ const SOURCES: [&str; 4] = [
     include_str!("functions/plan.lua"),
     include_str!("functions/format1.lua"),
 ];
+/// The name of the library, without the prefix of an application.
 const NAME: &str = "livebridge";
 /// The format of arguments, replies, position markers and keys. Increase it with any change to one
 /// of them. The new functions must still answer calls of the previous format, because instances of
@@ -31,31 +34,50 @@ const FORMAT_LINE: &str = "-- format ";
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Function {
     name: &'static str,
-    /// The name with the prefix of the library.
-    full_name: &'static str,
+    /// The index in [`FUNCTIONS`].
+    index: usize,
     /// The flags of its registration. A full Redis allows functions that need no more memory.
     flags: &'static str,
 }
 
-const fn function(name: &'static str, full_name: &'static str, flags: &'static str) -> Function {
-    Function { name, full_name, flags }
+const fn function(name: &'static str, index: usize, flags: &'static str) -> Function {
+    Function { name, index, flags }
 }
 
-pub(super) const PUBLISH: Function = function("publish", "livebridge_publish", "");
-pub(super) const PUBLISH_MANY: Function = function("publish_many", "livebridge_publish_many", "");
-pub(super) const PLAN: Function = function("plan", "livebridge_plan", "'no-writes'");
-pub(super) const RENEW: Function = function("renew", "livebridge_renew", "'allow-oom'");
-pub(super) const ADOPT: Function = function("adopt_channel", "livebridge_adopt", "'allow-oom'");
-pub(super) const LIFE: Function = function("life", "livebridge_life", "");
+pub(super) const PUBLISH: Function = function("publish", 0, "");
+pub(super) const PUBLISH_MANY: Function = function("publish_many", 1, "");
+pub(super) const PLAN: Function = function("plan", 2, "'no-writes'");
+pub(super) const RENEW: Function = function("renew", 3, "'allow-oom'");
+pub(super) const ADOPT: Function = function("adopt_channel", 4, "'allow-oom'");
+pub(super) const LIFE: Function = function("life", 5, "");
 /// Only instances of format 1 call it.
-const READ: Function = function("read", "livebridge_read", "'allow-oom'");
+const READ: Function = function("read", 6, "'allow-oom'");
 const FUNCTIONS: [Function; 7] = [PUBLISH, PUBLISH_MANY, PLAN, RENEW, ADOPT, LIFE, READ];
+/// The names of the functions for other clients, in the same order.
+const FULL_NAMES: [&str; 7] = [
+    "livebridge_publish",
+    "livebridge_publish_many",
+    "livebridge_plan",
+    "livebridge_renew",
+    "livebridge_adopt",
+    "livebridge_life",
+    "livebridge_read",
+];
 
 /// The key that [`LIFE`] writes.
 pub(super) const LIFE_KEY: &str = "livebridge:life";
 
 /// The maximum number of words in a call: that of a publish with a key and an id.
-const MOST_WORDS: usize = 12;
+const MOST_WORDS: usize = 13;
+
+/// The keys that a call names.
+pub(super) enum Keys<'a> {
+    /// The channel, or [`LIFE_KEY`].
+    Name(Cow<'a, str>),
+    /// On a Cluster, the head and the history of the channel. While their slot moves to another
+    /// shard, Redis then serves the call only where both of them are.
+    HeadAndHistory([String; 2]),
+}
 
 /// Which function library Redis has.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -77,15 +99,22 @@ pub(super) struct Library {
     script_source: String,
     script_hash: String,
     use_script: AtomicBool,
+    names: Names,
+    name: String,
+    full_names: [String; 7],
 }
 
 impl Library {
-    pub(super) fn new(rules: &Rules) -> Self {
-        let body = format!("{}{}", rules_in_lua(rules), SOURCES.join("\n"));
-        let mut function_source = format!("#!lua name={NAME}\n{FORMAT_LINE}{FORMAT}\n{body}\n");
+    /// Generates the code for these rules and names.
+    pub(super) fn new(rules: &Rules, names: Names) -> Self {
+        let (prefix, is_sharded) = (lua_text(names.prefix()), names.is_sharded());
+        let constants = format!("{}local PREFIX, SHARDED = {prefix}, {is_sharded}\n", rules_in_lua(rules));
+        let body = constants + &SOURCES.join("\n");
+        let (name, full_names) = (names.function(NAME), FULL_NAMES.map(|name| names.function(name)));
+        let mut function_source = format!("#!lua name={name}\n{FORMAT_LINE}{FORMAT}\n{body}\n");
         let mut script_source = body;
         script_source.push_str("\nlocal call = table.remove(ARGV, 1)\n");
-        for Function { name, full_name, flags } in FUNCTIONS {
+        for (Function { name, flags, .. }, full_name) in FUNCTIONS.into_iter().zip(&full_names) {
             // Writing to a String cannot fail.
             let _ = writeln!(
                 function_source,
@@ -94,13 +123,21 @@ impl Library {
             let _ = writeln!(script_source, "if call == '{name}' then return {name}(KEYS, ARGV) end");
         }
         let script_hash = sha1_smol::Sha1::from(&script_source).hexdigest();
-        Self { function_source, script_source, script_hash, use_script: AtomicBool::new(false) }
+        Self {
+            function_source,
+            script_source,
+            script_hash,
+            use_script: AtomicBool::new(false),
+            names,
+            name,
+            full_names,
+        }
     }
 
     /// Queries which function library Redis has.
     pub(super) async fn held(&self, connection: &mut Connection) -> Result<LibraryState, ClientError> {
         let mut command = redis::cmd("FUNCTION");
-        command.arg("LIST").arg("LIBRARYNAME").arg(NAME).arg("WITHCODE");
+        command.arg("LIST").arg("LIBRARYNAME").arg(&self.name).arg("WITHCODE");
         let libraries: Vec<HashMap<String, Value>> = connection.call(&command).await?;
         let Some(Value::BulkString(code)) = libraries.first().and_then(|library| library.get("library_code")) else {
             return Ok(LibraryState::Nothing);
@@ -143,14 +180,41 @@ impl Library {
         connection.call::<Value>(redis::cmd("SCRIPT").arg("LOAD").arg(&self.script_source)).await.map(drop)
     }
 
-    /// The words of a function call on a key, without its arguments.
-    pub(super) fn call<'a>(&'a self, function: Function, key: &'a str) -> Vec<&'a [u8]> {
-        let mut words: Vec<&[u8]> = Vec::with_capacity(MOST_WORDS);
-        if self.use_script.load(Ordering::Relaxed) {
-            words.extend([&b"EVALSHA"[..], self.script_hash.as_bytes(), b"1", key.as_bytes()]);
-            words.push(function.name.as_bytes());
+    /// What things are called.
+    pub(super) fn names(&self) -> &Names {
+        &self.names
+    }
+
+    /// The command that publishes a message without storing it. On a Cluster, only the subscribers
+    /// of the channel's own shard receive it.
+    pub(super) fn publish_command(&self) -> &'static str {
+        if self.names.is_sharded() { "SPUBLISH" } else { "PUBLISH" }
+    }
+
+    /// The keys for calls on a channel.
+    pub(super) fn keys<'a>(&self, channel: &'a str) -> Keys<'a> {
+        if self.names.is_sharded() {
+            Keys::HeadAndHistory(["head", "history"].map(|kind| self.names.key(channel, kind)))
         } else {
-            words.extend([b"FCALL", function.full_name.as_bytes(), b"1", key.as_bytes()]);
+            Keys::Name(self.names.channel(channel))
+        }
+    }
+
+    /// The words of a function call, without its arguments.
+    pub(super) fn call<'a>(&'a self, function: Function, keys: &'a Keys<'a>) -> Vec<&'a [u8]> {
+        let mut words: Vec<&[u8]> = Vec::with_capacity(MOST_WORDS);
+        let use_script = self.use_script.load(Ordering::Relaxed);
+        if use_script {
+            words.extend([&b"EVALSHA"[..], self.script_hash.as_bytes()]);
+        } else {
+            words.extend([&b"FCALL"[..], self.full_names[function.index].as_bytes()]);
+        }
+        match keys {
+            Keys::Name(name) => words.extend([&b"1"[..], name.as_bytes()]),
+            Keys::HeadAndHistory([head, history]) => words.extend([&b"2"[..], head.as_bytes(), history.as_bytes()]),
+        }
+        if use_script {
+            words.push(function.name.as_bytes());
         }
         words
     }
@@ -216,7 +280,7 @@ mod tests {
 
     #[test]
     fn code_says_its_format() {
-        let library = Library::new(&Rules::default());
+        let library = Library::new(&Rules::default(), Names::default());
         assert_eq!(format_of(library.function_source.as_bytes()), FORMAT);
         assert_eq!(
             [format_of(b"#!lua name=x\n-- format 12\n"), format_of(b"-- format 12"), format_of(b"")],

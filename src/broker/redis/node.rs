@@ -3,8 +3,9 @@
 //! their own here, so none waits for another. When one of them finds the server broken, or the
 //! functions missing, all connections of that generation are closed.
 
-use std::sync::Arc;
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex as SyncMutex, PoisonError};
 
 use redis::{Cmd, FromRedisValue, Value};
 use tokio::runtime::Handle;
@@ -12,9 +13,11 @@ use tokio::sync::Mutex;
 
 use super::connection::{Connection, Role};
 use super::error::ClientError;
-use super::library::{Function, LIFE, LIFE_KEY, Library, is_missing};
+use super::library::{Function, Keys, LIFE, LIFE_KEY, Library, is_missing};
+use super::names::Names;
 use super::shared::SharedConnection;
 use super::target::Target;
+use super::topology::tag_of;
 use crate::observability::metrics::Metrics;
 use crate::observability::metrics::latency::Moment;
 use crate::rules::Rules;
@@ -33,21 +36,30 @@ pub(super) struct Node {
     prepared: AtomicU64,
     /// The runtime that owns the connections, regardless of the calling thread.
     runtime: Handle,
+    lives: SyncMutex<Lives>,
+}
+
+/// On a Cluster: the slots whose life this instance has written in a generation.
+#[derive(Default)]
+struct Lives {
+    generation: u64,
+    slots: HashSet<usize>,
 }
 
 impl Node {
     /// Creates a client for a server with this role. Must be called on the runtime that is to own
     /// the connections.
-    pub(super) fn new(target: Target, role: Role, rules: &Rules, metrics: Arc<Metrics>) -> Self {
+    pub(super) fn new(target: Target, role: Role, names: Names, rules: &Rules, metrics: Arc<Metrics>) -> Self {
         Self {
             target,
             role,
-            library: Library::new(rules),
+            library: Library::new(rules, names),
             metrics,
             control: Mutex::new(None),
             generation: AtomicU64::new(1),
             prepared: AtomicU64::new(0),
             runtime: Handle::current(),
+            lives: SyncMutex::default(),
         }
     }
 
@@ -94,7 +106,9 @@ impl Node {
         self.library.load(&mut connection).await?;
         // Records since when the data in Redis is complete. A full Redis refuses this; then,
         // clients that subscribed before a channel's first message get a gap notice.
-        if let Err(error) = connection.call::<Value>(&self.function(LIFE, LIFE_KEY)).await {
+        if !self.is_sharded()
+            && let Err(error) = connection.call::<Value>(&self.life("")).await
+        {
             tracing::debug!(%error, "cannot write livebridge:life to Redis");
             if error.refusal().is_none() {
                 return Err(error);
@@ -107,7 +121,7 @@ impl Node {
 
     /// Publishes a small message; used for the canary.
     pub(super) async fn publish_plain(&self, channel: &str, payload: &str) -> Result<(), ClientError> {
-        let mut command = redis::cmd("PUBLISH");
+        let mut command = redis::cmd(self.library.publish_command());
         command.arg(channel).arg(payload);
         self.call::<Value>(&command).await.map(drop)
     }
@@ -131,11 +145,58 @@ impl Node {
         answer
     }
 
-    /// Starts the call of a function on a key.
-    pub(super) fn function(&self, function: Function, key: &str) -> Cmd {
+    /// Starts the call of a function on a channel.
+    pub(super) fn function(&self, function: Function, channel: &str) -> Cmd {
         let mut command = Cmd::new();
-        command.arg(self.library.call(function, key));
+        command.arg(self.library.call(function, &self.library.keys(channel)));
         command
+    }
+
+    /// Starts the call of [`LIFE`] for a channel.
+    pub(super) fn life(&self, channel: &str) -> Cmd {
+        let key = self.life_key(channel);
+        let mut command = Cmd::new();
+        command.arg(self.library.call(LIFE, &Keys::Name(key.into())));
+        command
+    }
+
+    /// The key that proves since when no data of a channel has been lost.
+    pub(super) fn life_key(&self, channel: &str) -> String {
+        if self.is_sharded() {
+            format!("{LIFE_KEY}:{{{}}}", tag_of(self.names().slot(channel)))
+        } else {
+            LIFE_KEY.to_owned()
+        }
+    }
+
+    /// Whether the key with the life of a channel's slot has yet to be written on this shard, which
+    /// the caller must then do. On a standalone server, [`Self::prepare`] has written the only one.
+    pub(super) fn lacks_life(&self, channel: &str) -> bool {
+        if !self.is_sharded() {
+            return false;
+        }
+        // Every statement leaves the set consistent, so a poisoned lock is safe to use.
+        let mut lives = self.lives.lock().unwrap_or_else(PoisonError::into_inner);
+        let generation = self.generation();
+        if lives.generation != generation {
+            *lives = Lives { generation, slots: HashSet::new() };
+        }
+        lives.slots.insert(self.names().slot(channel))
+    }
+
+    /// What things are called on this server.
+    pub(super) fn names(&self) -> &Names {
+        self.library.names()
+    }
+
+    /// Whether the server is a shard of a Cluster.
+    pub(super) fn is_sharded(&self) -> bool {
+        self.names().is_sharded()
+    }
+
+    /// The address for messages to people, without user and password.
+    pub(super) fn place(&self) -> String {
+        self.target.place()
     }
 
     /// The current generation. Connections of earlier generations have been given up.

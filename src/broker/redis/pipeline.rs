@@ -13,9 +13,10 @@ use tokio::time::{sleep, timeout};
 use super::calls::{Answer, Call, group};
 use super::connection::Connection;
 use super::endpoint::{ANSWER_TIMEOUT, CONNECT_TIMEOUT};
-use super::error::{ClientError, refusal};
+use super::error::{ClientError, Failure, UNREPLICATED};
 use super::library::is_missing;
 use super::node::Node;
+use super::resp::Frame;
 use crate::broker::{BrokerError, Publication};
 use crate::message::Position;
 use crate::observability::metrics::latency::Moment;
@@ -36,9 +37,13 @@ const ROUND_TIMEOUT: Duration = CONNECT_TIMEOUT.saturating_add(ANSWER_TIMEOUT);
 /// it.
 const IDLE: Duration = Duration::from_secs(30);
 
+/// How long Redis waits for replicas, in milliseconds.
+const REPLICAS_MILLISECONDS: &str = "1000";
+
 const LATE: &str = "no answer in time";
 
-type Outcome = Result<Option<Position>, BrokerError>;
+/// What became of a message.
+pub(super) type Outcome = Result<Option<Position>, Failure>;
 
 /// The messages that wait for the next round trip.
 #[derive(Default)]
@@ -80,12 +85,12 @@ impl Pipeline {
             waiting.callers.push_back(Caller { batch, outcomes, taken: 0, since: Instant::now(), sender });
         }
         self.arrived.notify_one();
-        outcomes.await.unwrap_or_else(|_| unavailable(count, "this instance is stopping"))
+        outcomes.await.unwrap_or_else(|_| unavailable(count, "the connection to Redis has been closed"))
     }
 
     /// Sends batch after batch, as long as the thread runs.
-    pub(super) async fn run(self: Arc<Self>, node: Arc<Node>, rules: Arc<Rules>) {
-        let mut worker = Worker { node, rules, connection: None };
+    pub(super) async fn run(self: Arc<Self>, node: Arc<Node>, rules: Arc<Rules>, replicas: u32) {
+        let mut worker = Worker { node, rules, replicas, connection: None };
         loop {
             let callers = self.take();
             if callers.is_empty() {
@@ -116,7 +121,7 @@ impl Pipeline {
         {
             waiting.messages -= caller.rest().len();
             if now.duration_since(caller.since) > ROUND_TIMEOUT {
-                caller.give_up(&BrokerError::Unavailable(LATE.into()));
+                caller.give_up(&BrokerError::Unavailable(LATE.into()).into());
             } else if !caller.sender.is_closed() {
                 bytes += caller.take_share();
                 messages += caller.taken;
@@ -178,11 +183,11 @@ impl Caller {
         }
         // If Redis may not have stored a message, do not publish those after it.
         let failed = self.outcomes.iter().rev().take(self.taken).find_map(|outcome| match outcome {
-            Err(error @ BrokerError::Unavailable(_)) => Some(error.clone()),
+            Err(failure) if failure.is_temporary() => Some(failure.clone()),
             _ => None,
         });
-        if let Some(error) = failed {
-            self.give_up(&error);
+        if let Some(failure) = failed {
+            self.give_up(&failure);
             return None;
         }
         self.since = Instant::now();
@@ -190,8 +195,8 @@ impl Caller {
     }
 
     /// Answers that the rest was not published.
-    fn give_up(mut self, error: &BrokerError) {
-        self.outcomes.resize(self.batch.len(), Err(error.clone()));
+    fn give_up(mut self, failure: &Failure) {
+        self.outcomes.resize(self.batch.len(), Err(failure.clone()));
         let _ = self.sender.send(self.outcomes);
     }
 }
@@ -200,6 +205,8 @@ impl Caller {
 struct Worker {
     node: Arc<Node>,
     rules: Arc<Rules>,
+    /// How many replicas must have a message before its publisher is answered.
+    replicas: u32,
     connection: Option<Connection>,
 }
 
@@ -221,7 +228,7 @@ impl Worker {
     async fn publish(&mut self, batch: &[&Publication]) -> Vec<Outcome> {
         let mut answers = match self.send(batch).await {
             Ok(answers) => answers,
-            Err(error) => return vec![Err(error); batch.len()],
+            Err(error) => return vec![Err(error.into()); batch.len()],
         };
         // After a restart or a flush of Redis, the library is missing, and calls of it have had no
         // effect.
@@ -234,12 +241,13 @@ impl Worker {
             let publications: Vec<_> = again.iter().map(|&index| batch[index]).collect();
             match self.send(&publications).await {
                 Ok(second) => again.into_iter().zip(second).for_each(|(index, answer)| answers[index] = answer),
-                Err(error) => return vec![Err(error); batch.len()],
+                Err(error) => return vec![Err(error.into()); batch.len()],
             }
         }
-        let outcomes: Vec<Outcome> = answers.into_iter().map(|answer| answer.map_err(|said| refusal(&said))).collect();
+        let outcomes: Vec<Outcome> =
+            answers.into_iter().map(|answer| answer.map_err(|said| Failure::of_reply(&said))).collect();
         // This server may no longer be the master.
-        if outcomes.iter().any(|outcome| matches!(outcome, Err(BrokerError::Unavailable(_)))) {
+        if outcomes.iter().any(|outcome| matches!(outcome, Err(Failure::Broker(BrokerError::Unavailable(_))))) {
             self.connection = None;
         }
         outcomes
@@ -247,15 +255,18 @@ impl Worker {
 
     /// Sends the batch and returns the replies; an error if there are none.
     async fn send(&mut self, batch: &[&Publication]) -> Result<Vec<Answer>, BrokerError> {
-        let Self { node, rules, connection: slot } = self;
+        let Self { node, rules, replicas, connection: slot } = self;
         let mut connection = match slot.take().filter(|connection| connection.generation == node.generation()) {
             Some(connection) => connection,
             None => node.connect_prepared().await.map_err(|error| BrokerError::from(&error))?,
         };
         let calls = group(batch, rules);
         calls.iter().for_each(|call| call.write(batch, node.library(), connection.outgoing()));
+        if *replicas > 0 {
+            connection.send(&["WAIT", &replicas.to_string(), REPLICAS_MILLISECONDS]);
+        }
         let asked = Moment::now();
-        let answers = timeout(ANSWER_TIMEOUT, answers(&mut connection, &calls, batch.len())).await;
+        let answers = timeout(ANSWER_TIMEOUT, answers(&mut connection, &calls, batch.len(), *replicas)).await;
         let answers = answers.unwrap_or_else(|_| Err(ClientError::timed_out()));
         let answers = answers.map_err(|error| BrokerError::from(&error))?;
         node.metrics.latency.redis_round_trip.observe(asked);
@@ -265,15 +276,25 @@ impl Worker {
     }
 }
 
-/// Sends the queued calls and waits for their replies. Returns one for each of `count` messages.
-async fn answers(connection: &mut Connection, calls: &[Call], count: usize) -> Result<Vec<Answer>, ClientError> {
+/// Sends the queued calls and waits for their replies, and for that to `WAIT` if there are
+/// `replicas`. Returns one for each of `count` messages.
+async fn answers(
+    connection: &mut Connection,
+    calls: &[Call],
+    count: usize,
+    replicas: u32,
+) -> Result<Vec<Answer>, ClientError> {
     let mut answers = vec![Ok(None); count];
+    let replies = calls.len() + usize::from(replicas > 0);
     let mut answered = 0;
-    while answered < calls.len() {
+    while answered < replies {
         connection.read_or_write().await?;
         connection.frames(|frame| {
-            if let Some(call) = calls.get(answered) {
-                call.answer(&frame, &mut answers);
+            match (calls.get(answered), &frame) {
+                (Some(call), _) => call.answer(&frame, &mut answers),
+                (None, Frame::Number(number)) if *number >= replicas.into() => {}
+                (None, Frame::Refused(why)) => fail_all(&mut answers, &String::from_utf8_lossy(why)),
+                (None, _) => fail_all(&mut answers, UNREPLICATED),
             }
             answered += 1;
             Ok(())
@@ -282,8 +303,13 @@ async fn answers(connection: &mut Connection, calls: &[Call], count: usize) -> R
     Ok(answers)
 }
 
+/// Replaces the answers to messages that Redis has stored.
+fn fail_all(answers: &mut [Answer], why: &str) {
+    answers.iter_mut().filter(|answer| answer.is_ok()).for_each(|answer| *answer = Err(why.to_owned()));
+}
+
 fn unavailable(count: usize, why: &str) -> Vec<Outcome> {
-    vec![Err(BrokerError::Unavailable(why.into())); count]
+    vec![Err(Failure::Broker(BrokerError::Unavailable(why.into()))); count]
 }
 
 #[cfg(test)]
@@ -332,7 +358,7 @@ mod tests {
         let mut large = std::pin::pin!(pipeline.publish(batch("large", 3, 1 << 20)));
         assert!(futures::poll!(&mut large).is_pending());
         round(&pipeline, &Ok(None));
-        let lost = Err(BrokerError::Unavailable("away".into()));
+        let lost = Err(BrokerError::Unavailable("away".into()).into());
         round(&pipeline, &lost);
         assert_eq!(large.await, [Ok(None), lost.clone(), lost]);
         assert!(pipeline.take().is_empty() && pipeline.lock().messages == 0);

@@ -10,6 +10,9 @@
 //! sheet:q3                  PAYLOAD           of offset 18
 //! sheet:q3                  PAYLOAD           of offset 19
 //! ```
+//!
+//! On a Redis Cluster, the name of the channel is in braces there, `livebridge:note:{sheet:q3}`, so
+//! that its companions are in its hash slot.
 
 use std::sync::Arc;
 

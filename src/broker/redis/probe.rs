@@ -9,16 +9,19 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use redis::{Cmd, FromRedisValue, Value};
 use tokio::time::Instant;
 
+use super::cluster_url::ClusterUrl;
 use super::connection::{Connection, Role};
 use super::diagnosis::{self, Facts};
 use super::endpoint::{ANSWER_TIMEOUT, RedisOptions, RedisOptionsError};
 use super::error::ClientError;
+use super::finder::Finder;
 use super::library::{LIFE_KEY, LibraryState, is_refusal};
+use super::names::Names;
 use super::node::Node;
 use super::resp::Frame;
 use super::target::Target;
 use super::url::UrlError;
-use crate::finding::Finding;
+use crate::finding::{Finding, Level};
 use crate::observability::metrics::Metrics;
 use crate::rules::Rules;
 
@@ -27,20 +30,76 @@ const SAMPLE: &str = "livebridge-check";
 /// How often a round trip is measured; the fastest one counts.
 const PINGS: usize = 5;
 
-/// Checks a Redis server. Returns one finding per check.
+/// Checks a Redis server, or all masters of a Redis Cluster. Returns one finding per check.
 pub async fn check_redis(options: &RedisOptions, rules: &Rules) -> Vec<Finding> {
+    let checked = match ClusterUrl::parse(&options.url) {
+        Some(url) => match url.map_err(RedisOptionsError::from).and_then(|url| Finder::new(url, options)) {
+            Ok(finder) => match options.checked_prefix() {
+                Ok(prefix) => Ok(check_cluster(&finder, Names::new(prefix, true), rules).await),
+                Err(error) => Err(error.into()),
+            },
+            Err(error) => Err(error),
+        },
+        None => check_one(options, rules).await,
+    };
+    checked.unwrap_or_else(|error| {
+        vec![match error {
+            RedisOptionsError::Url(UrlError { what, form }) => {
+                Finding::error(format!("invalid Redis URL: {what}"), format!("use a URL such as {form}"))
+            }
+            error => Finding::error(error.to_string(), "fix the reported problem"),
+        }]
+    })
+}
+
+async fn check_one(options: &RedisOptions, rules: &Rules) -> Result<Vec<Finding>, RedisOptionsError> {
     // These metrics are discarded.
     let metrics = Arc::new(Metrics::new(1));
-    let target = match Target::new(options, metrics.clone()) {
-        Ok(target) => target,
-        Err(RedisOptionsError::Url(UrlError { what, form })) => {
-            return vec![Finding::error(format!("invalid Redis URL: {what}"), format!("use a URL such as {form}"))];
-        }
-        Err(error) => return vec![Finding::error(error.to_string(), "fix the reported problem")],
-    };
-    let place = target.place();
+    let target = Target::new(options, metrics.clone())?;
+    let names = Names::new(options.checked_prefix()?, false);
     // Any role, because the checks report it.
-    let node = Node::new(target, Role::Any, rules, metrics);
+    let node = Node::new(target, Role::Any, names, rules, metrics);
+    Ok(check_server(&node, rules, &format!("livebridge:check:{:016x}", rand::random::<u64>())).await)
+}
+
+/// Checks the masters of a Cluster. What is fine on the first one, and on another one too, is
+/// reported once.
+async fn check_cluster(finder: &Finder, names: Names, rules: &Rules) -> Vec<Finding> {
+    let topology = match finder.find(&[]).await {
+        Ok(topology) => topology,
+        Err(error) => return vec![diagnosis::unreachable(&finder.place(), &error)],
+    };
+    let mut findings = Vec::new();
+    let mut moving = 0;
+    for (index, (host, port)) in topology.masters.iter().enumerate() {
+        let Ok(endpoint) = finder.endpoint(host, *port) else { continue };
+        let node = Node::new(Target::Server(endpoint), Role::Shard, names.clone(), rules, Arc::new(Metrics::new(1)));
+        moving += moving_slots(&node).await;
+        let prefix = format!("livebridge:check:{:016x}:", rand::random::<u64>());
+        let channel = topology.name_in(index, &prefix).unwrap_or(prefix);
+        let mut of_shard = check_server(&node, rules, &channel).await.into_iter();
+        findings.extend(of_shard.next());
+        let place = node.place();
+        findings.extend(of_shard.filter_map(|finding| match finding.level {
+            Level::Ok if index > 0 => None,
+            Level::Ok => Some(finding),
+            _ => Some(finding.at(&place)),
+        }));
+    }
+    findings.push(diagnosis::slots(topology.masters.len(), topology.served(), moving));
+    findings
+}
+
+/// How many slots a master is handing over to another one.
+async fn moving_slots(node: &Node) -> usize {
+    let Ok(mut connection) = node.connect().await else { return 0 };
+    let Ok(nodes) = ask::<String>(&mut connection, &["CLUSTER", "NODES"]).await else { return 0 };
+    nodes.lines().filter(|line| line.contains("myself")).map(|line| line.matches("->-").count()).sum()
+}
+
+/// Checks a server. `channel` must be one of its own.
+async fn check_server(node: &Node, rules: &Rules, channel: &str) -> Vec<Finding> {
+    let place = node.place();
     let mut connection = match node.connect().await {
         Ok(connection) => connection,
         Err(error) => return vec![diagnosis::unreachable(&place, &error)],
@@ -49,7 +108,7 @@ pub async fn check_redis(options: &RedisOptions, rules: &Rules) -> Vec<Finding> 
     match ask::<String>(&mut connection, &["INFO"]).await {
         Ok(info) => {
             let facts = Facts::new(info, config(&mut connection).await);
-            if let Some(finding) = diagnosis::sentinel(&facts) {
+            if let Some(finding) = diagnosis::wrong_mode(&facts, node.is_sharded()) {
                 findings.push(finding);
                 return findings;
             }
@@ -60,11 +119,10 @@ pub async fn check_redis(options: &RedisOptions, rules: &Rules) -> Vec<Finding> 
             "allow INFO to this user, or check version (7 or newer), eviction and persistence by hand",
         )),
     }
-    let channel = format!("livebridge:check:{:016x}", rand::random::<u64>());
-    findings.push(permissions(&mut connection, &channel).await);
-    findings.push(functions(&mut connection, &node).await);
-    findings.push(receiving(&node, &mut connection, &channel).await);
-    findings.extend(coverage(&node, &mut connection, rules).await);
+    findings.push(permissions(node, &mut connection, channel).await);
+    findings.push(functions(&mut connection, node).await);
+    findings.push(receiving(node, &mut connection, channel).await);
+    findings.extend(coverage(node, &mut connection, rules).await);
     findings.extend(times(&mut connection).await);
     findings
 }
@@ -89,12 +147,14 @@ async fn config(connection: &mut Connection) -> Option<Vec<(String, String)>> {
 }
 
 /// Tries the commands of publishing and reading, on keys that do not exist.
-async fn permissions(connection: &mut Connection, channel: &str) -> Finding {
-    let key = format!("livebridge:{{{channel}}}:head");
+async fn permissions(node: &Node, connection: &mut Connection, channel: &str) -> Finding {
+    let key = format!("{channel}:head");
     let key = key.as_str();
-    let commands: [&[&str]; 23] = [
-        &["PUBLISH", channel, ""],
-        &["PUBSUB", "NUMSUB", channel],
+    let publishing: [&[&str]; 2] = match node.is_sharded() {
+        true => [&["SPUBLISH", channel, ""], &["CLUSTER", "INFO"]],
+        false => [&["PUBLISH", channel, ""], &["PUBSUB", "NUMSUB", channel]],
+    };
+    let storing: [&[&str]; 21] = [
         &["TIME"],
         &["GET", key],
         &["SET", key, "1", "XX"],
@@ -120,7 +180,7 @@ async fn permissions(connection: &mut Connection, channel: &str) -> Finding {
         &["ZRANGEBYSCORE", key, "0", "1"],
     ];
     let mut lacking = Vec::new();
-    for words in commands {
+    for words in publishing.into_iter().chain(storing) {
         match ask::<Value>(connection, words).await {
             Err(error) if error.code() == Some("NOPERM") => lacking.push(acl_name(words)),
             Err(error) if error.code().is_some_and(|code| code != "ERR") => {
@@ -141,7 +201,7 @@ async fn permissions(connection: &mut Connection, channel: &str) -> Finding {
 
 /// The name of a command in ACL rules, with its subcommand if it has one.
 fn acl_name(words: &[&str]) -> String {
-    let name = if words[0] == "PUBSUB" { words[..2].join("|") } else { words[0].to_owned() };
+    let name = if ["PUBSUB", "CLUSTER"].contains(&words[0]) { words[..2].join("|") } else { words[0].to_owned() };
     name.to_lowercase()
 }
 
@@ -161,14 +221,18 @@ async fn functions(connection: &mut Connection, node: &Node) -> Finding {
 async fn receiving(node: &Node, connection: &mut Connection, channel: &str) -> Finding {
     let received = async {
         let mut subscription = node.connect().await.map_err(|error| error.to_string())?;
-        subscription.send(&["SUBSCRIBE", channel]);
+        let [subscribe, publish] = match node.is_sharded() {
+            true => ["SSUBSCRIBE", "SPUBLISH"],
+            false => ["SUBSCRIBE", "PUBLISH"],
+        };
+        subscription.send(&[subscribe, channel]);
         let (mut subscribed, mut received) = (false, false);
         while !received {
             subscription.read_or_write().await.map_err(|error| error.to_string())?;
             let was_subscribed = subscribed;
             let frames = subscription.frames(|frame| {
                 match frame.accepted()? {
-                    Frame::Subscribed(_) => subscribed = true,
+                    Frame::Subscribed { .. } => subscribed = true,
                     Frame::Message { .. } => received = true,
                     _ => {}
                 }
@@ -176,7 +240,7 @@ async fn receiving(node: &Node, connection: &mut Connection, channel: &str) -> F
             });
             frames.map_err(|error| error.to_string())?;
             if subscribed && !was_subscribed {
-                ask::<Value>(connection, &["PUBLISH", channel, ""]).await.map_err(|error| cause(&error))?;
+                ask::<Value>(connection, &[publish, channel, ""]).await.map_err(|error| cause(&error))?;
             }
         }
         Ok(())
@@ -191,7 +255,8 @@ async fn receiving(node: &Node, connection: &mut Connection, channel: &str) -> F
 /// `receiving` reports.
 async fn coverage(node: &Node, connection: &mut Connection, rules: &Rules) -> Option<Finding> {
     let patterns: Vec<_> = rules.iter().map(|(pattern, _)| pattern.as_str()).collect();
-    let samples: Vec<_> = patterns.iter().map(|pattern| pattern.replace('*', SAMPLE)).collect();
+    let samples: Vec<_> =
+        patterns.iter().map(|pattern| node.names().channel(&pattern.replace('*', SAMPLE)).into_owned()).collect();
     let refused = tokio::time::timeout(ANSWER_TIMEOUT, refused_channels(node, &samples)).await.ok()?.ok()?;
     let mut lacking = Vec::new();
     for ((pattern, sample), mut is_refused) in patterns.into_iter().zip(&samples).zip(refused) {
@@ -216,7 +281,7 @@ async fn refused_channels(node: &Node, channels: &[String]) -> Result<Vec<bool>,
         connection.read_or_write().await?;
         connection.frames(|frame| {
             match frame {
-                Frame::Subscribed(_) => refused.push(false),
+                Frame::Subscribed { .. } => refused.push(false),
                 // If Redis refuses the command as such, all channels are affected, and `receiving`
                 // reports it.
                 Frame::Refused(why) => refused.push(String::from_utf8_lossy(why).contains("channel")),

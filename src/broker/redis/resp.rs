@@ -14,10 +14,16 @@ pub enum Frame<'a> {
         /// The payload.
         payload: &'a [u8],
     },
-    /// Confirms the subscription to this name.
-    Subscribed(&'a [u8]),
-    /// Confirms the end of a subscription.
-    Unsubscribed,
+    /// Confirms a subscription.
+    Subscribed {
+        /// The channel, or a companion of one.
+        name: &'a [u8],
+        /// Whether it receives the messages of `SPUBLISH`.
+        is_sharded: bool,
+    },
+    /// A subscription has ended, because of a command, or because the slot of a sharded one has
+    /// moved to another shard.
+    Unsubscribed(&'a [u8]),
     /// A number that is not negative.
     Number(u64),
     /// An array, as the functions return it.
@@ -156,12 +162,15 @@ impl<'a> Reader<'a> {
         let parts = self.count()?;
         let kind = self.bulk()?;
         let frame = match (kind, parts) {
-            (b"message", 3) => return Ok(Frame::Message { channel: self.bulk()?, payload: self.bulk()? }),
-            (b"subscribe", 3) => Frame::Subscribed(self.bulk()?),
-            (kind, _) => {
-                let frame = if kind == b"unsubscribe" { Frame::Unsubscribed } else { Frame::Other };
+            (b"message" | b"smessage", 3) => {
+                return Ok(Frame::Message { channel: self.bulk()?, payload: self.bulk()? });
+            }
+            (b"subscribe", 3) => Frame::Subscribed { name: self.bulk()?, is_sharded: false },
+            (b"ssubscribe", 3) => Frame::Subscribed { name: self.bulk()?, is_sharded: true },
+            (b"unsubscribe" | b"sunsubscribe", 3) => Frame::Unsubscribed(self.bulk()?),
+            _ => {
                 self.skip_all(parts.saturating_sub(1), MOST_NESTED)?;
-                return Ok(frame);
+                return Ok(Frame::Other);
             }
         };
         self.skip(MOST_NESTED)?;
@@ -276,8 +285,10 @@ mod tests {
     fn a_message_is_read_where_it_lies_whatever_its_bytes() {
         let frame = Frame::Message { channel: b"live", payload: b"he\r\no" };
         assert_eq!(parse(MESSAGE), Ok(Some((frame, MESSAGE.len()))));
-        assert_eq!(parse(b">3\r\n$9\r\nsubscribe\r\n$1\r\na\r\n:1\r\n"), Ok(Some((Frame::Subscribed(b"a"), 30))));
-        assert_eq!(parse(b">3\r\n$11\r\nunsubscribe\r\n$1\r\na\r\n:1\r\n"), Ok(Some((Frame::Unsubscribed, 33))));
+        let confirmed = |is_sharded| Frame::Subscribed { name: b"a", is_sharded };
+        assert_eq!(parse(b">3\r\n$9\r\nsubscribe\r\n$1\r\na\r\n:1\r\n"), Ok(Some((confirmed(false), 30))));
+        assert_eq!(parse(b">3\r\n$10\r\nssubscribe\r\n$1\r\na\r\n:1\r\n"), Ok(Some((confirmed(true), 32))));
+        assert_eq!(parse(b">3\r\n$11\r\nunsubscribe\r\n$1\r\na\r\n:1\r\n"), Ok(Some((Frame::Unsubscribed(b"a"), 33))));
         assert_eq!(parse(b"-NOPERM no\r\n"), Ok(Some((Frame::Refused(b"NOPERM no"), 12))));
     }
 

@@ -2,7 +2,7 @@
 //! password and database are for the master, `sentinel_user` and `sentinel_password` for the
 //! Sentinels.
 
-use super::url::{Address, Login, Url, UrlError};
+use super::url::{Login, Url, UrlError, server_list, split_authority};
 
 const FORM: &str = "redis+sentinel://user:password@host:26379,host:26379/MASTER/0\
                     ?sentinel_user=USER&sentinel_password=PASSWORD";
@@ -41,30 +41,19 @@ impl SentinelUrl {
 fn parse(scheme: &str, rest: &str) -> Result<SentinelUrl, UrlError> {
     let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
     let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
-    let (user, hosts) = authority.rsplit_once('@').map_or(("", authority), |(user, hosts)| (user, hosts));
+    let (user, hosts) = split_authority(authority);
     let (name, database) = path.split_once('/').unwrap_or((path, ""));
     if name.is_empty() {
         return Err(error("it does not name the master"));
     }
     let name = percent_encoding::percent_decode_str(name).decode_utf8();
     let name = name.map_err(|_| error("the decoded name of the master is not UTF-8"))?.into_owned();
-    let sentinels = hosts.split(',').map(sentinel).collect::<Result<Vec<_>, _>>()?;
-    let at = if user.is_empty() { String::new() } else { format!("{user}@") };
+    let sentinels = server_list(hosts, DEFAULT_PORT, "a Sentinel", FORM)?;
     let first = hosts.split(',').next().unwrap_or_default();
-    let master = Url::parse(&format!("{scheme}://{at}{first}/{database}"));
+    let master = Url::parse(&format!("{scheme}://{user}{first}/{database}"));
     // An error in the user, password or database shows the form of the Sentinel URL.
     let master = master.map_err(|UrlError { what, .. }| UrlError { what, form: FORM })?;
     Ok(SentinelUrl { sentinels, login: login(query)?, master, name })
-}
-
-fn sentinel(place: &str) -> Result<(String, u16), UrlError> {
-    let place = place.trim();
-    let has_port = place.rsplit_once(':').is_some_and(|(host, _)| !host.starts_with('[') || host.ends_with(']'));
-    match Url::parse(&format!("redis://{place}")).map(|url| url.address) {
-        Ok(Address::Tcp { host, port }) => Ok((host, if has_port { port } else { DEFAULT_PORT })),
-        Ok(Address::Unix(_)) => Err(error("a Sentinel has a host and a port")),
-        Err(UrlError { what, .. }) => Err(error(&format!("for a Sentinel: {what}"))),
-    }
 }
 
 fn login(query: &str) -> Result<Login, UrlError> {

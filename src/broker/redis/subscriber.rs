@@ -14,9 +14,10 @@ use tokio::time::{Instant, MissedTickBehavior};
 use super::connection::Connection;
 use super::decoder::SubscriptionDecoder;
 use super::error::ClientError;
+use super::names::Kind;
 use super::node::Node;
 use super::resp::Frame;
-use super::subscriptions::Subscriptions;
+use super::subscriptions::{Refusal, Subscriptions};
 use super::wanted::Wanted;
 use crate::backoff::Backoff;
 use crate::broker::{BrokerError, Event, EventSink, Health, RequestSize};
@@ -33,7 +34,7 @@ const MOST_MISSING: u32 = 4;
 /// A connection that lasted this long resets the backoff.
 const GOOD_AFTER: Duration = Duration::from_secs(4);
 /// The health before the first connection.
-const NOT_YET: &str = "not connected yet";
+pub(super) const NOT_YET: &str = "not connected yet";
 
 /// The wanted channels, and the health of the subscription.
 pub(super) struct Subscriber {
@@ -44,7 +45,10 @@ pub(super) struct Subscriber {
     is_up: AtomicBool,
     sink: Arc<dyn EventSink>,
     metrics: Arc<Metrics>,
-    canary: String,
+    /// The channel of the canary, for the next connection.
+    canary: Mutex<String>,
+    /// On a Cluster: notified when the slots of this server may have changed.
+    stale: Arc<Notify>,
 }
 
 /// Why a connection ended.
@@ -63,17 +67,19 @@ impl Ended {
     /// for the log.
     fn public(&self) -> String {
         match self {
-            Self::Connection(error @ ClientError::Refused(_)) | Self::Canary(error) => {
-                BrokerError::from(error).to_string()
-            }
+            Self::Connection(error @ ClientError::Refused(_)) | Self::Canary(error) => match error.into() {
+                BrokerError::Unavailable(why) | BrokerError::Refused(why) => why,
+                other => other.to_string(),
+            },
             other => other.to_string(),
         }
     }
 }
 
 impl Subscriber {
-    /// Creates a subscriber without channels. `instance` must be unique among the instances.
-    pub(super) fn new(instance: &str, sink: Arc<dyn EventSink>, metrics: Arc<Metrics>) -> Self {
+    /// Creates a subscriber without channels. The channel of the canary must be unique among the
+    /// instances. Notifies `stale` when another server may have become responsible.
+    pub(super) fn new(canary: String, sink: Arc<dyn EventSink>, metrics: Arc<Metrics>, stale: Arc<Notify>) -> Self {
         Self {
             wanted: Mutex::default(),
             changed: Notify::new(),
@@ -81,7 +87,8 @@ impl Subscriber {
             is_up: AtomicBool::new(false),
             sink,
             metrics,
-            canary: format!("livebridge:canary:{instance}"),
+            canary: Mutex::new(canary),
+            stale,
         }
     }
 
@@ -103,8 +110,25 @@ impl Subscriber {
         self.changed.notify_one();
     }
 
+    /// All wanted channels, and the size of the request for each.
+    pub(super) fn channels(&self) -> Vec<(ChannelName, RequestSize)> {
+        self.wanted().all()
+    }
+
+    /// Takes note that the slots of this server are known again, and include the slot of a canary.
+    pub(super) fn settle(&self, canary: String) {
+        *lock(&self.canary) = canary;
+        self.wanted().restore_moved();
+        self.changed.notify_one();
+    }
+
+    /// Whether publishing and receiving work.
+    pub(super) fn is_up(&self) -> bool {
+        self.is_up.load(Ordering::Acquire)
+    }
+
     pub(super) fn health(&self) -> Health {
-        if self.is_up.load(Ordering::Acquire) { Health::Up } else { lock(&self.health).clone() }
+        if self.is_up() { Health::Up } else { lock(&self.health).clone() }
     }
 
     /// Keeps a connection open as long as the process runs.
@@ -114,7 +138,8 @@ impl Subscriber {
             let began = Instant::now();
             let ended = self.listen(&node).await;
             self.wanted().on_disconnected();
-            self.set_down(&ended);
+            self.set_down(&ended, &node);
+            self.stale.notify_one();
             // Stop publishing too: a server in this state may lose the messages that it accepts.
             node.give_up(node.generation());
             if began.elapsed() > GOOD_AFTER {
@@ -131,21 +156,28 @@ impl Subscriber {
             Err(error) => return Ended::Connection(error),
         };
         let unanswered = AtomicU32::new(0);
+        let canary = lock(&self.canary).clone();
         tokio::select! {
-            ended = self.receive(connection, &unanswered) => Ended::Connection(ended),
-            ended = self.send_canaries(node, &unanswered) => ended,
+            ended = self.receive(node, connection, &canary, &unanswered) => Ended::Connection(ended),
+            ended = self.send_canaries(node, &canary, &unanswered) => ended,
             () = node.switched() => Ended::Connection(ClientError::Switched),
         }
     }
 
     /// Subscribes to the wanted channels and passes on events, until the connection fails.
-    async fn receive(&self, mut connection: Connection, unanswered: &AtomicU32) -> ClientError {
-        let mut subscriptions = Subscriptions::default();
-        subscriptions.subscribe_canary(&self.canary, &mut connection);
+    async fn receive(
+        &self,
+        node: &Node,
+        mut connection: Connection,
+        canary: &str,
+        unanswered: &AtomicU32,
+    ) -> ClientError {
+        let mut subscriptions = Subscriptions::new(node.names().clone());
+        subscriptions.subscribe_canary(canary, &mut connection);
         let all = self.wanted().on_connected();
         let count = all.iter().map(Vec::len).sum();
         subscriptions.subscribe(all);
-        let mut decoder = SubscriptionDecoder::default();
+        let mut decoder = SubscriptionDecoder::new(node.names().clone());
         loop {
             if subscriptions.has_due() {
                 let wanted = self.wanted();
@@ -157,36 +189,20 @@ impl Subscriber {
                 () = async { self.sink.room().await }, if !has_room => {}
                 () = self.changed.notified() => self.send_pending(&mut subscriptions, &mut connection),
                 progress = connection.read_or_write(), if has_room => {
-                    let mut refused = Vec::new();
+                    let mut refusals = Vec::new();
                     let received = progress.and_then(|()| {
-                        let mut wanted = self.wanted();
-                        connection.frames(|frame| {
-                            match frame {
-                                Frame::Refused(why) => refused.push(subscriptions.on_refusal(why)?),
-                                Frame::Subscribed(name) => {
-                                    subscriptions.on_confirmation();
-                                    wanted.confirm(name);
-                                }
-                                Frame::Unsubscribed => subscriptions.on_confirmation(),
-                                _ => {}
-                            }
-                            decoder.push(&frame, &wanted, &self.canary);
-                            Ok(())
-                        })
+                        self.process(node, &mut connection, &mut subscriptions, &mut decoder, canary, &mut refusals)
                     });
-                    let (events, canary) = decoder.take_events();
-                    if canary {
+                    let (events, has_canary) = decoder.take_events();
+                    if has_canary {
                         unanswered.store(0, Ordering::Relaxed);
-                        self.set_up(count);
+                        self.set_up(count, node);
                     }
                     if !events.is_empty() {
                         self.sink.add_all(events);
                         self.sink.wake();
                     }
-                    for channels in refused {
-                        let is_wanted = |channel: &ChannelName| self.wanted().contains(channel);
-                        subscriptions.retry(channels, is_wanted, &mut connection).into_iter().for_each(|channel| self.refuse(channel));
-                    }
+                    refusals.into_iter().for_each(|refusal| self.handle(refusal, &mut subscriptions, &mut connection));
                     if let Err(error) = received {
                         return error;
                     }
@@ -197,8 +213,59 @@ impl Subscriber {
         }
     }
 
+    /// Processes the frames that have arrived.
+    fn process(
+        &self,
+        node: &Node,
+        connection: &mut Connection,
+        subscriptions: &mut Subscriptions,
+        decoder: &mut SubscriptionDecoder,
+        canary: &str,
+        refusals: &mut Vec<Refusal>,
+    ) -> Result<(), ClientError> {
+        let mut wanted = self.wanted();
+        connection.frames(|frame| {
+            match frame {
+                Frame::Refused(why) => refusals.push(subscriptions.on_refusal(why)?),
+                Frame::Subscribed { .. } => subscriptions.on_subscribed(),
+                Frame::Unsubscribed(name) if !subscriptions.on_unsubscribed() => {
+                    if name == canary.as_bytes() {
+                        return Err(ClientError::SlotMoved);
+                    }
+                    let channel = node.names().parse(name).filter(|(kind, _)| *kind == Kind::Channel);
+                    if channel.is_some_and(|(_, name)| wanted.on_moved(name)) {
+                        self.stale.notify_one();
+                    }
+                }
+                _ => {}
+            }
+            if let Some(channel) = decoder.push(&frame, &wanted, canary) {
+                wanted.confirm(&channel);
+            }
+            Ok(())
+        })
+    }
+
+    /// Handles the refusal of a `SUBSCRIBE` command.
+    fn handle(&self, refusal: Refusal, subscriptions: &mut Subscriptions, connection: &mut Connection) {
+        match refusal {
+            Refusal::Denied(channels) => {
+                let is_wanted = |channel: &ChannelName| self.wanted().contains(channel);
+                if let Some(channel) = subscriptions.retry(channels, is_wanted, connection) {
+                    self.refuse(channel);
+                }
+            }
+            Refusal::Moved(channels) => {
+                let mut wanted = self.wanted();
+                channels.iter().for_each(|channel| _ = wanted.on_moved(channel.as_str().as_bytes()));
+                self.stale.notify_one();
+            }
+            Refusal::Nothing => {}
+        }
+    }
+
     /// Sends canaries, until one cannot be sent or too many are missing.
-    async fn send_canaries(&self, node: &Node, unanswered: &AtomicU32) -> Ended {
+    async fn send_canaries(&self, node: &Node, canary: &str, unanswered: &AtomicU32) -> Ended {
         let mut beats = tokio::time::interval(BEAT);
         beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -206,7 +273,7 @@ impl Subscriber {
             if unanswered.fetch_add(1, Ordering::Relaxed) >= MOST_MISSING {
                 return Ended::NoCanary;
             }
-            if let Err(error) = node.publish_plain(&self.canary, "beat").await {
+            if let Err(error) = node.publish_plain(canary, "beat").await {
                 return Ended::Canary(error);
             }
         }
@@ -229,27 +296,34 @@ impl Subscriber {
         self.sink.push(Event::Refused(channel));
     }
 
-    fn set_up(&self, channels: usize) {
+    fn set_up(&self, channels: usize, node: &Node) {
         let before = self.set_health(Health::Up);
         if let Health::Down(why) = before {
             if why != NOT_YET {
                 self.metrics.broker_reconnects.inc();
             }
-            tracing::info!(channels, "connected to Redis: publishing and receiving work");
+            tracing::info!(channels, redis = node.place(), "connected to Redis: publishing and receiving work");
         }
     }
 
-    fn set_down(&self, ended: &Ended) {
-        let before = self.set_health(Health::Down(ended.public()));
+    fn set_down(&self, ended: &Ended, node: &Node) {
+        let now = Health::Down(ended.public());
+        let before = self.set_health(now.clone());
         if before == Health::Up {
             self.metrics.broker_disconnects.inc();
         }
-        // Logs one line per outage, regardless of the number of attempts.
+        let redis = node.place();
+        // Logs one line per outage, regardless of the number of attempts, and some more if the reason
+        // changes: the first one may only be a consequence.
+        static REPEATED: LazyLock<LogThrottle> = LazyLock::new(LogThrottle::default);
         if before == Health::Up || before == Health::Down(NOT_YET.into()) {
             tracing::warn!(
                 error = %ended,
+                redis,
                 "Redis is unavailable; clients stay connected, publishing is refused; reconnecting"
             );
+        } else if before != now && REPEATED.happened("other reason").is_some() {
+            tracing::warn!(error = %ended, redis, "Redis is still unavailable, for another reason");
         }
     }
 

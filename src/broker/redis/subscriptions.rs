@@ -1,31 +1,34 @@
 //! The `SUBSCRIBE` commands of one connection that are queued or unanswered. A command subscribes
 //! to many channels, and Redis refuses the whole command because of one of them. So this module
 //! remembers each command until Redis answers it, and retries the channels of a refused command one
-//! by one. Otherwise at most two commands are in flight at once, so that a channel with priority
-//! waits only for these.
+//! by one. Otherwise only a limited number of channels is in flight at once, so that a channel with
+//! priority waits only for these.
+//!
+//! On a Redis Cluster, a channel has two subscriptions. `SUBSCRIBE` receives what any client
+//! publishes with `PUBLISH` on any node. `SSUBSCRIBE` receives `SPUBLISH`, which livebridge uses;
+//! one command may name the channels of one hash slot only.
 
 use std::collections::VecDeque;
 
 use super::connection::Connection;
 use super::error::ClientError;
-use super::position_marker::{RUN_PREFIX, SINGLE_PREFIX};
+use super::names::Names;
 use super::wanted::{ByKind, KINDS};
 use crate::channel::ChannelName;
 
 /// The maximum number of channels in one command.
 const CHUNK: usize = 500;
-/// How many `SUBSCRIBE` commands are in flight at once.
-const COMMANDS_AT_ONCE: usize = 2;
-/// The number of names of a channel: its own and those of its companions.
-const NAMES: usize = 3;
+/// No further channels are sent while this many or more are in flight.
+const MOST_IN_FLIGHT: usize = 2 * CHUNK;
 
 /// The subscriptions of a connection.
 #[derive(Default)]
 pub(super) struct Subscriptions {
+    names: Names,
     /// The commands without a complete reply, in the order in which they were sent.
     unanswered: VecDeque<Sent>,
-    /// How many of them are `SUBSCRIBE` commands for channels.
-    subscribing: usize,
+    /// How many channels their `SUBSCRIBE` commands have.
+    in_flight: usize,
     /// The channels to subscribe to, in one queue per kind; the first kind has priority.
     due: [VecDeque<ChannelName>; KINDS],
 }
@@ -42,10 +45,27 @@ enum What {
     Unsubscribe,
 }
 
+/// Channels that Redis has refused to subscribe to.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Refusal {
+    /// A permission is missing for at least one of them.
+    Denied(Vec<ChannelName>),
+    /// Their hash slot belongs to another shard, or is moving.
+    Moved(Vec<ChannelName>),
+    /// The refusal has no consequence.
+    Nothing,
+}
+
 impl Subscriptions {
+    /// Creates an instance without subscriptions.
+    pub(super) fn new(names: Names) -> Self {
+        Self { names, ..Self::default() }
+    }
+
     /// Subscribes to the channel of the canary.
     pub(super) fn subscribe_canary(&mut self, canary: &str, connection: &mut Connection) {
-        connection.send(&["SUBSCRIBE", canary]);
+        let command = if self.names.is_sharded() { "SSUBSCRIBE" } else { "SUBSCRIBE" };
+        connection.send(&[command, canary]);
         self.unanswered.push_back(Sent { what: What::Canary, names: 1 });
     }
 
@@ -58,12 +78,12 @@ impl Subscriptions {
 
     /// Whether a `SUBSCRIBE` command can be sent.
     pub(super) fn has_due(&self) -> bool {
-        self.subscribing < COMMANDS_AT_ONCE && self.due.iter().any(|queue| !queue.is_empty())
+        self.in_flight < MOST_IN_FLIGHT && self.due.iter().any(|queue| !queue.is_empty())
     }
 
     /// Sends `SUBSCRIBE` commands for the next channels that are still wanted.
     pub(super) fn send_due(&mut self, is_wanted: impl Fn(&ChannelName) -> bool, connection: &mut Connection) {
-        while self.subscribing < COMMANDS_AT_ONCE
+        while self.in_flight < MOST_IN_FLIGHT
             && let Some(chunk) = self.take_due(&is_wanted)
         {
             self.subscribe_at_once(&chunk, connection);
@@ -91,21 +111,64 @@ impl Subscriptions {
 
     /// Subscribes to channels and to the companions for their position markers.
     fn subscribe_at_once(&mut self, channels: &[ChannelName], connection: &mut Connection) {
-        connection.send(&command("SUBSCRIBE", channels));
-        self.subscribing += 1;
-        self.unanswered.push_back(Sent { what: What::Subscribe(channels.to_vec()), names: channels.len() * NAMES });
+        for (command, channels) in self.commands(["SUBSCRIBE", "SSUBSCRIBE"], channels) {
+            let names = command.len() - 1;
+            connection.send(&command);
+            self.in_flight += channels.len();
+            self.unanswered.push_back(Sent { what: What::Subscribe(channels.to_vec()), names });
+        }
     }
 
     /// Ends the subscriptions to channels.
     pub(super) fn unsubscribe(&mut self, channels: &[ChannelName], connection: &mut Connection) {
         for chunk in channels.chunks(CHUNK) {
-            connection.send(&command("UNSUBSCRIBE", chunk));
-            self.unanswered.push_back(Sent { what: What::Unsubscribe, names: chunk.len() * NAMES });
+            for (command, _) in self.commands(["UNSUBSCRIBE", "SUNSUBSCRIBE"], chunk) {
+                let names = command.len() - 1;
+                connection.send(&command);
+                self.unanswered.push_back(Sent { what: What::Unsubscribe, names });
+            }
         }
     }
 
-    /// Handles the confirmation of a name.
-    pub(super) fn on_confirmation(&mut self) {
+    /// The commands that subscribe to or unsubscribe from channels, and the channels of each. The
+    /// last name is that of a channel, because markers must arrive before Redis confirms it.
+    fn commands<'a>(
+        &self,
+        [plain, sharded]: [&str; 2],
+        channels: &'a [ChannelName],
+    ) -> Vec<(Vec<String>, &'a [ChannelName])> {
+        let names = |channel: &ChannelName| {
+            let [single, run] = self.names.companions(channel.as_str());
+            [single, run, self.names.channel(channel.as_str()).into_owned()]
+        };
+        let head = |name: &str| std::iter::once(name.to_owned());
+        if !self.names.is_sharded() {
+            return vec![(head(plain).chain(channels.iter().flat_map(names)).collect(), channels)];
+        }
+        let one_by_one = channels.chunks(1).map(|one| (head(sharded).chain(names(&one[0])).collect(), one));
+        let all = head(plain)
+            .chain(channels.iter().map(|channel| self.names.channel(channel.as_str()).into_owned()))
+            .collect();
+        std::iter::once((all, channels)).chain(one_by_one).collect()
+    }
+
+    /// Handles the confirmation of a subscription to a name.
+    pub(super) fn on_subscribed(&mut self) {
+        if !matches!(self.unanswered.front(), Some(Sent { what: What::Unsubscribe, .. })) {
+            self.on_confirmation();
+        }
+    }
+
+    /// Handles the end of the subscription to a name. Returns whether a command has asked for it.
+    pub(super) fn on_unsubscribed(&mut self) -> bool {
+        let is_asked = matches!(self.unanswered.front(), Some(Sent { what: What::Unsubscribe, .. }));
+        if is_asked {
+            self.on_confirmation();
+        }
+        is_asked
+    }
+
+    fn on_confirmation(&mut self) {
         let Some(first) = self.unanswered.front_mut() else { return };
         first.names -= 1;
         if first.names == 0 {
@@ -115,20 +178,24 @@ impl Subscriptions {
 
     fn take_answered(&mut self) -> Option<What> {
         let what = self.unanswered.pop_front()?.what;
-        self.subscribing -= usize::from(matches!(what, What::Subscribe(_)));
+        if let What::Subscribe(channels) = &what {
+            self.in_flight -= channels.len();
+        }
         Some(what)
     }
 
-    /// Handles the refusal of a command. If a permission is missing, returns the channels of the
-    /// command.
+    /// Handles the refusal of a command.
     ///
     /// # Errors
     /// [`ClientError::Refused`] if the refusal concerns the whole connection.
-    pub(super) fn on_refusal(&mut self, why: &[u8]) -> Result<Vec<ChannelName>, ClientError> {
+    pub(super) fn on_refusal(&mut self, why: &[u8]) -> Result<Refusal, ClientError> {
+        let is_moved = ["MOVED", "ASK", "TRYAGAIN", "CLUSTERDOWN"].iter().any(|code| why.starts_with(code.as_bytes()));
+        let is_denied = why.starts_with(b"NOPERM");
         match self.take_answered() {
-            Some(What::Subscribe(channels)) if why.starts_with(b"NOPERM") => Ok(channels),
+            Some(What::Subscribe(channels)) if is_denied => Ok(Refusal::Denied(channels)),
+            Some(What::Subscribe(channels)) if is_moved => Ok(Refusal::Moved(channels)),
             // Messages of unwanted channels are ignored.
-            Some(What::Unsubscribe) if why.starts_with(b"NOPERM") => Ok(Vec::new()),
+            Some(What::Unsubscribe) if is_denied || is_moved => Ok(Refusal::Nothing),
             _ => Err(ClientError::Refused(String::from_utf8_lossy(why).into_owned())),
         }
     }
@@ -142,7 +209,7 @@ impl Subscriptions {
         connection: &mut Connection,
     ) -> Option<ChannelName> {
         if channels.len() == 1 {
-            return channels.into_iter().next();
+            return channels.into_iter().next().filter(is_wanted);
         }
         channels
             .chunks(1)
@@ -152,36 +219,37 @@ impl Subscriptions {
     }
 }
 
-fn command(name: &str, channels: &[ChannelName]) -> Vec<String> {
-    let mut command = Vec::with_capacity(1 + channels.len() * NAMES);
-    command.push(name.to_owned());
-    // Companions first: markers already arrive when Redis confirms the channel itself.
-    let names = |channel: &ChannelName| -> [String; NAMES] {
-        [format!("{SINGLE_PREFIX}{channel}"), format!("{RUN_PREFIX}{channel}"), channel.to_string()]
-    };
-    command.extend(channels.iter().flat_map(names));
-    command
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn sent(channels: &[&str]) -> Sent {
-        let channels: Vec<ChannelName> = channels.iter().map(|name| name.parse().expect("valid")).collect();
-        let names = channels.len() * NAMES;
-        Sent { what: What::Subscribe(channels), names }
+    /// How many names a channel has: its own and those of its companions.
+    const NAMES: usize = 3;
+
+    fn channels(names: &[&str]) -> Vec<ChannelName> {
+        names.iter().map(|name| name.parse().expect("valid")).collect()
+    }
+
+    fn sent(names: &[&str]) -> Sent {
+        Sent { what: What::Subscribe(channels(names)), names: names.len() * NAMES }
+    }
+
+    /// The commands in the output buffer, without lengths.
+    fn written(connection: &mut Connection) -> String {
+        let bytes = String::from_utf8(connection.outgoing().split().to_vec()).expect("UTF-8");
+        let words = bytes.split("\r\n").filter(|line| !line.starts_with('$') && !line.is_empty());
+        words.map(|word| if word.starts_with('*') { "|" } else { word }).collect::<Vec<_>>().join(" ")
     }
 
     #[test]
     fn a_refusal_concerns_the_first_command_that_is_not_answered() {
         let unsubscribe = Sent { what: What::Unsubscribe, names: NAMES };
         let unanswered = VecDeque::from([sent(&["a"]), unsubscribe, sent(&["b", "c"]), sent(&["d"])]);
-        let mut subscriptions = Subscriptions { unanswered, subscribing: 3, ..Subscriptions::default() };
-        (0..NAMES).for_each(|_| subscriptions.on_confirmation());
-        assert_eq!(subscriptions.on_refusal(b"NOPERM no").expect("local"), Vec::new());
+        let mut subscriptions = Subscriptions { unanswered, in_flight: 4, ..Subscriptions::default() };
+        (0..NAMES).for_each(|_| subscriptions.on_subscribed());
+        assert_eq!(subscriptions.on_refusal(b"NOPERM no").expect("local"), Refusal::Nothing);
         let refused = subscriptions.on_refusal(b"NOPERM no").expect("local");
-        assert_eq!(refused.iter().map(ChannelName::as_str).collect::<Vec<_>>(), ["b", "c"]);
+        assert_eq!(refused, Refusal::Denied(channels(&["b", "c"])));
         assert!(subscriptions.on_refusal(b"ERR broken").is_err(), "what is no permission concerns the connection");
         assert!(subscriptions.on_refusal(b"NOPERM no").is_err(), "nothing was asked");
     }
@@ -211,14 +279,40 @@ mod tests {
     }
 
     #[test]
-    fn two_commands_are_in_flight_at_once() {
+    fn a_limited_number_of_channels_is_in_flight_at_once() {
         let name = |number: usize| -> ChannelName { format!("c{number}").parse().expect("valid") };
         let mut subscriptions = Subscriptions::default();
         subscriptions.subscribe([(0..3 * CHUNK).map(name).collect(), vec![], vec![], vec![]]);
         let mut connection = Connection::unconnected();
         subscriptions.send_due(|_| true, &mut connection);
-        assert_eq!((subscriptions.unanswered.len(), subscriptions.has_due()), (COMMANDS_AT_ONCE, false));
-        (0..CHUNK * NAMES).for_each(|_| subscriptions.on_confirmation());
+        assert_eq!((subscriptions.unanswered.len(), subscriptions.has_due()), (2, false));
+        (0..CHUNK * NAMES).for_each(|_| subscriptions.on_subscribed());
         assert!(subscriptions.has_due(), "one is answered");
+    }
+
+    #[test]
+    fn on_a_cluster_each_channel_has_a_sharded_subscription_of_its_own() {
+        let (mut subscriptions, mut connection) = (Subscriptions::new(Names::new("", true)), Connection::unconnected());
+        subscriptions.subscribe([channels(&["a", "b"]), vec![], vec![], vec![]]);
+        subscriptions.send_due(|_| true, &mut connection);
+        let expected = "| SUBSCRIBE a b | SSUBSCRIBE livebridge:note:{a} livebridge:run:{a} a \
+                        | SSUBSCRIBE livebridge:note:{b} livebridge:run:{b} b";
+        assert_eq!(written(&mut connection), expected);
+        subscriptions.unsubscribe(&channels(&["a"]), &mut connection);
+        let expected = "| UNSUBSCRIBE a | SUNSUBSCRIBE livebridge:note:{a} livebridge:run:{a} a";
+        assert_eq!(written(&mut connection), expected);
+    }
+
+    #[test]
+    fn a_subscription_that_ends_by_itself_is_told_from_one_that_was_ended() {
+        let (mut subscriptions, mut connection) = (Subscriptions::new(Names::new("", true)), Connection::unconnected());
+        subscriptions.subscribe_at_once(&channels(&["a"]), &mut connection);
+        assert!(!subscriptions.on_unsubscribed(), "the slot of another channel has moved");
+        subscriptions.on_subscribed();
+        let refused = subscriptions.on_refusal(b"MOVED 7 127.0.0.1:7001").expect("local");
+        assert_eq!(refused, Refusal::Moved(channels(&["a"])));
+        subscriptions.unsubscribe(&channels(&["a"]), &mut connection);
+        assert!((0..4).all(|_| subscriptions.on_unsubscribed()) && !subscriptions.on_unsubscribed());
+        assert_eq!((subscriptions.in_flight, subscriptions.unanswered.len()), (0, 0));
     }
 }

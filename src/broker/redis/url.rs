@@ -56,12 +56,36 @@ impl Url {
             "redis" | "valkey" => parse_tcp(rest, false),
             "rediss" | "valkeys" => parse_tcp(rest, true),
             "unix" | "redis+unix" | "valkey+unix" => parse_unix(rest),
-            other if other.contains("cluster") => Err(tcp_error("this version does not support a Redis Cluster")),
             _ => Err(tcp_error(
-                "its scheme is none of redis, rediss, redis+sentinel, rediss+sentinel, valkey, valkeys, unix and redis+unix",
+                "its scheme is none of redis, rediss, redis+sentinel, rediss+sentinel, redis+cluster, rediss+cluster, \
+                 valkey, valkeys, unix and redis+unix",
             )),
         }
     }
+}
+
+/// Splits `user:password@hosts`. The first part includes the `@`, or is empty.
+pub(super) fn split_authority(authority: &str) -> (&str, &str) {
+    authority.split_at(authority.rfind('@').map_or(0, |at| at + 1))
+}
+
+/// Parses the addresses of several servers. `role` and `form` are for errors.
+pub(super) fn server_list(
+    hosts: &str,
+    default_port: u16,
+    role: &str,
+    form: &'static str,
+) -> Result<Vec<(String, u16)>, UrlError> {
+    let server = |place: &str| {
+        let place = place.trim();
+        let has_port = place.rsplit_once(':').is_some_and(|(host, _)| !host.starts_with('[') || host.ends_with(']'));
+        match Url::parse(&format!("redis://{place}")).map(|url| url.address) {
+            Ok(Address::Tcp { host, port }) => Ok((host, if has_port { port } else { default_port })),
+            Ok(Address::Unix(_)) => Err(UrlError { what: format!("{role} has a host and a port"), form }),
+            Err(UrlError { what, .. }) => Err(UrlError { what: format!("for {role}: {what}"), form }),
+        }
+    };
+    hosts.split(',').map(server).collect()
 }
 
 fn parse_tcp(rest: &str, tls: bool) -> Result<Url, UrlError> {
@@ -186,7 +210,6 @@ mod tests {
             ("SECRET:6379", "scheme"),
             ("http://u:SECRET@host", "scheme"),
             ("redis-sentinel://:SECRET@a:1,b:2/x", "scheme"),
-            ("redis+cluster://:SECRET@a:1,b:2", "Cluster"),
             ("redis://", "no host"),
             ("redis://:SECRET@:6379", "no host"),
             ("redis://u:SECRET@host:port", "port"),

@@ -30,6 +30,8 @@ pub(super) struct Wanted {
     pending: Option<Vec<ChannelName>>,
     /// Channels that Redis refused, and when.
     refused: HashMap<ChannelName, Instant>,
+    /// On a Cluster: channels whose subscription ended because their slot is moving.
+    moved: Vec<ChannelName>,
 }
 
 #[derive(Clone, Copy)]
@@ -65,6 +67,29 @@ impl Wanted {
         }
     }
 
+    /// Handles the end of a subscription that nobody asked for. Returns whether the channel is
+    /// wanted.
+    pub(super) fn on_moved(&mut self, name: &[u8]) -> bool {
+        let Some(channel) = self.get(name).cloned() else { return false };
+        self.moved.push(channel);
+        true
+    }
+
+    /// Subscribes again to those channels whose slot seemed to move, and did not.
+    pub(super) fn restore_moved(&mut self) {
+        let moved = std::mem::take(&mut self.moved);
+        for channel in moved {
+            if self.contains(&channel) {
+                self.changed(&channel);
+            }
+        }
+    }
+
+    /// All wanted channels, and the size of the request for each.
+    pub(super) fn all(&self) -> Vec<(ChannelName, RequestSize)> {
+        self.channels.iter().map(|(channel, interest)| (channel.clone(), interest.request)).collect()
+    }
+
     /// Whether the channel is wanted.
     pub(super) fn contains(&self, channel: &ChannelName) -> bool {
         self.channels.contains_key(channel)
@@ -76,10 +101,9 @@ impl Wanted {
         Some(channel)
     }
 
-    /// Handles the confirmation of a name, which may be that of a channel or of a companion.
-    pub(super) fn confirm(&mut self, name: &[u8]) {
-        let interest = std::str::from_utf8(name).ok().and_then(|name| self.channels.get_mut(name));
-        if let Some(interest) = interest {
+    /// Handles the confirmation of a subscription.
+    pub(super) fn confirm(&mut self, channel: &ChannelName) {
+        if let Some(interest) = self.channels.get_mut(channel) {
             interest.is_live = true;
         }
     }
@@ -87,6 +111,7 @@ impl Wanted {
     /// Starts a connection. Returns all channels to subscribe to.
     pub(super) fn on_connected(&mut self) -> ByKind {
         self.pending = Some(Vec::new());
+        self.moved.clear();
         self.by_kind(self.channels.keys().cloned())
     }
 
@@ -154,9 +179,8 @@ mod tests {
         wanted.insert(&name("live-large"), RequestSize::Large);
         wanted.insert(&name("live-small"), RequestSize::Small);
         assert_eq!(wanted.on_connected()[..2], [vec![], vec![]], "at first none is live");
-        wanted.confirm(b"live-large");
-        wanted.confirm(b"live-small");
-        wanted.confirm(b"livebridge:note:live-small");
+        wanted.confirm(&name("live-large"));
+        wanted.confirm(&name("live-small"));
         wanted.on_disconnected();
         wanted.insert(&name("new-small"), RequestSize::Small);
         wanted.insert(&name("new-large"), RequestSize::Large);

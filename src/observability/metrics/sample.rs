@@ -37,6 +37,12 @@ pub struct Now {
     pub outgoing_bytes: usize,
     /// Whether the broker is reachable.
     pub broker_up: bool,
+    /// The masters of a Redis Cluster that serve slots.
+    pub redis_shards: usize,
+    /// Those of them that answer.
+    pub redis_shards_up: usize,
+    /// The slots with a master.
+    pub redis_slots: usize,
 }
 
 /// The last sample of each shard.
@@ -51,6 +57,9 @@ pub(super) struct Samples {
     incoming_bytes: Gauge,
     outgoing_bytes: Gauge,
     broker_up: Gauge,
+    redis_shards: Gauge,
+    redis_shards_up: Gauge,
+    redis_slots: Gauge,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -81,6 +90,9 @@ impl Samples {
                 "Bytes of pages of history and partly written frames that clients have yet to receive",
             ),
             broker_up: gauge("broker_up", "Whether the broker answers"),
+            redis_shards: gauge("redis_shards", "Masters of the Redis Cluster that serve slots"),
+            redis_shards_up: gauge("redis_shards_up", "Masters of the Redis Cluster that answer"),
+            redis_slots: gauge("redis_slots", "Hash slots of the Redis Cluster that have a master, of 16384"),
         }
     }
 
@@ -95,6 +107,9 @@ impl Samples {
         self.incoming_bytes.set(now.incoming_bytes as i64);
         self.outgoing_bytes.set(now.outgoing_bytes as i64);
         self.broker_up.set(i64::from(now.broker_up));
+        self.redis_shards.set(now.redis_shards as i64);
+        self.redis_shards_up.set(now.redis_shards_up as i64);
+        self.redis_slots.set(now.redis_slots as i64);
         let by_shard = self.by_shard();
         let sum = |part: fn(&Sample) -> usize| by_shard.iter().map(part).sum::<usize>() as i64;
         for (transport, count) in

@@ -1,8 +1,9 @@
-//! A promise that every broker must keep is written once and run four times: on the embedded broker with
+//! A promise that every broker must keep is written once and run five times: on the embedded broker with
 //! one instance, and on Redis with two, publishers and subscribers on different ones; plain, with TLS and
-//! client certificates, and with Sentinels that name the master.
+//! client certificates, with Sentinels that name the master, and on a Cluster of three masters.
 
 use super::certificates::Certificates;
+use super::cluster::ClusterSet;
 use super::instance::{Instance, Options};
 use super::redis::Redis;
 use super::sentinel;
@@ -11,14 +12,16 @@ use super::sentinel;
 pub struct Setup {
     pub one: Instance,
     two: Option<Instance>,
+    /// The one Redis, where there is one.
     pub redis: Option<Redis>,
+    pub cluster: Option<ClusterSet>,
     /// What else must live as long.
     _sentinels: Vec<Redis>,
 }
 
 impl Setup {
     pub async fn memory(options: Options) -> Self {
-        Self { one: options.start().await, two: None, redis: None, _sentinels: Vec::new() }
+        Self { one: options.start().await, two: None, redis: None, cluster: None, _sentinels: Vec::new() }
     }
 
     pub async fn redis(options: Options) -> Self {
@@ -41,9 +44,17 @@ impl Setup {
         Self { _sentinels: vec![sentinel], ..Self::on(redis, options).await }
     }
 
+    pub async fn redis_cluster(options: Options) -> Self {
+        let cluster = ClusterSet::start().await;
+        let options = Options { redis_url: Some(cluster.url()), ..options };
+        let one = options.clone().start().await;
+        let two = Some(options.start().await);
+        Self { one, two, redis: None, cluster: Some(cluster), _sentinels: Vec::new() }
+    }
+
     async fn on(redis: Redis, options: Options) -> Self {
         let one = options.clone().start().await;
-        Self { one, two: Some(options.start().await), redis: Some(redis), _sentinels: Vec::new() }
+        Self { one, two: Some(options.start().await), redis: Some(redis), cluster: None, _sentinels: Vec::new() }
     }
 
     /// The other instance, where there is one.
@@ -59,6 +70,7 @@ macro_rules! promises {
         crate::support::brokers::promises!(on_redis, redis, $options; $($names),*);
         crate::support::brokers::promises!(on_redis_with_tls, redis_with_tls, $options; $($names),*);
         crate::support::brokers::promises!(on_redis_with_sentinel, redis_with_sentinel, $options; $($names),*);
+        crate::support::brokers::promises!(on_a_redis_cluster, redis_cluster, $options; $($names),*);
     };
     // On one broker: the module of the tests, and the function of `Setup` that starts it.
     ($module:ident, $start:ident, $options:expr; $($name:ident),*) => {

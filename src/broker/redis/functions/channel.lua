@@ -1,6 +1,8 @@
 -- The code that livebridge runs inside Redis; each call is atomic. This file: channels with their
 -- names, rules and keys. library.rs joins the files of this folder into a library of Redis
--- Functions, or into a script where functions are not allowed, and prepends RULES and DEFAULT_RULE.
+-- Functions, or into a script where functions are not allowed, and prepends RULES, DEFAULT_RULE,
+-- PREFIX, with which the names of all channels of this application begin, and SHARDED, which says
+-- whether this server is a node of a Redis Cluster.
 --
 -- Keys of a channel, all in its hash slot:
 --   livebridge:{CHANNEL}:head     string: EPOCH OFFSET STAMP BYTES, and on a keyed channel
@@ -17,8 +19,10 @@
 --   livebridge:{CHANNEL}:order    sorted set: key, by the offset of its last change
 --   livebridge:{CHANNEL}:removed  sorted set: removed key, by the offset of its removal
 --   livebridge:{CHANNEL}:id:ID    string: EPOCH:OFFSET of the message with this idempotency id
--- One key for all channels:
---   livebridge:life               string: microsecond since which this data set is complete
+--   livebridge:{CHANNEL}:lost     string, only if SHARDED: microsecond of the last detected loss
+-- One key for all channels or, if SHARDED, for all channels of a hash slot, with a tag of that slot:
+--   livebridge:life, or livebridge:life:{TAG}
+--                                 string: microsecond since which this data set is complete
 
 -- The TTL of a channel's keys and of idempotency ids, in seconds.
 local RETAIN, REMEMBER = 86400, 600
@@ -26,9 +30,12 @@ local MOST_REMOVED = 1000
 local MOST_CACHED = 4096
 -- The length of the offset, the stamp and the removal flag before a key's value.
 local VALUE_PREFIX = 30
+-- If SHARDED, the call names it.
 local LIFE = 'livebridge:life'
 -- Defined in format1.lua.
 local adopt
+-- On a Cluster, only the subscribers of a channel's own shard receive its messages.
+local PUBLISH = SHARDED and 'SPUBLISH' or 'PUBLISH'
 local RESERVED = {'livebridge:', '__keyspace@', '__keyevent@', '__sentinel__:', '__redis__:'}
 
 local function invalid(what) return 'LIVEBRIDGE_INVALID ' .. what end
@@ -114,18 +121,44 @@ local cached, cached_count = {}, 0
 local function channel_of(name)
   local it = cached[name]
   if it then return it end
-  local problem = channel_problem(name)
+  if string.sub(name, 1, #PREFIX) ~= PREFIX then return nil, invalid('the names of channels start with ' .. PREFIX .. ' here') end
+  local own = string.sub(name, #PREFIX + 1)
+  local problem = channel_problem(own)
   if problem then return nil, invalid(problem) end
   local base = 'livebridge:{' .. name .. '}:'
+  -- On a Cluster, the companions must be in the hash slot of the channel.
+  local companion = SHARDED and '{' .. name .. '}' or name
   it = {
-    name = name, rule = rule_of(name), base = base,
+    name = name, rule = rule_of(own), base = base,
     head = base .. 'head', history = base .. 'history', values = base .. 'values',
     order = base .. 'order', removed = base .. 'removed',
-    note = 'livebridge:note:' .. name, run = 'livebridge:run:' .. name,
+    note = 'livebridge:note:' .. companion, run = 'livebridge:run:' .. companion,
   }
   if cached_count == MOST_CACHED then cached, cached_count = {}, 0 end
   cached[name], cached_count = it, cached_count + 1
   return it
+end
+
+-- Returns the channel of a call, as channel_of does. A call names either the channel, or its keys
+-- `head` and `history`. A Cluster needs the keys: while their slot moves to another shard, it then
+-- serves the call only where both of them are.
+local function channel_of_call(keys)
+  local name = keys[1]
+  if #keys == 2 then
+    name = string.match(keys[1], '^livebridge:{(.*)}:head$')
+    if not name or keys[2] ~= 'livebridge:{' .. name .. '}:history' then
+      return nil, invalid('the two keys must be livebridge:{CHANNEL}:head and livebridge:{CHANNEL}:history')
+    end
+  elseif SHARDED then
+    return nil, invalid('on a Redis Cluster, call it with 2 livebridge:{CHANNEL}:head livebridge:{CHANNEL}:history in place of 1 CHANNEL')
+  end
+  return channel_of(name)
+end
+
+-- Raises an error if the slot of a channel is moving to another shard, because keys that a call has
+-- not named may already be there. A key that does not exist is enough to find out.
+local function stand_still(it)
+  if SHARDED then redis.call('EXISTS', it.base .. 'none') end
 end
 
 local function microseconds(time) return time[1] * 1000000 + time[2] end

@@ -73,7 +73,7 @@ end
 
 -- livebridge_adopt 1 CHANNEL
 local function adopt_channel(keys)
-  local it = channel_of(keys[1])
+  local it = channel_of_call(keys)
   if it and it.rule.messages and redis.call('EXISTS', it.head) == 0 then adopt(it) end
   return {}
 end
@@ -94,7 +94,7 @@ local function read(keys, args)
     found = plan(keys, args)
   end
   if not found[8] then return found end
-  local it, page = channel_of(keys[1]), {}
+  local it, page = channel_of_call(keys), {}
   for i = 1, 7 do page[i] = found[i] end
   if found[8] == 'list' then
     local elements = redis.call('LRANGE', it.history, found[9], found[10])

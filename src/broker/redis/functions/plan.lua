@@ -7,10 +7,12 @@ local MOST_SKIPPED = 64
 
 -- Whether a channel that was empty at `from` certainly received no messages until `to` (in
 -- microseconds): no messages from this time can have expired yet, and Redis has lost no data.
-local function was_empty_until(from, to)
+local function was_empty_until(it, from, to)
   local life = redis.pcall('GET', LIFE)
   if type(life) ~= 'string' then return false end
   local since = tonumber(life)
+  local lost = SHARDED and redis.pcall('GET', it.base .. 'lost')
+  if lost and (lost.err or tonumber(lost) >= from) then return false end
   return since ~= nil and since <= from and to >= from and to - from < RETAIN * 1000000
 end
 
@@ -103,10 +105,10 @@ local function plan_nothing(epoch, tail, tail_stamp)
 end
 
 -- Returns a plan for a channel without messages.
-local function plan_empty(now, mode, their_epoch, offset)
+local function plan_empty(it, now, mode, their_epoch, offset)
   local epoch, reason = string.format('%.0f', now), ''
   if mode == 'after' or mode == 'delivered' then
-    if offset == 0 and was_empty_until(tonumber(their_epoch), now) then epoch = their_epoch else reason = 'epoch_changed' end
+    if offset == 0 and was_empty_until(it, tonumber(their_epoch), now) then epoch = their_epoch else reason = 'epoch_changed' end
   end
   return {epoch, '0', '0', reason, '0', '0', '0', ''}
 end
@@ -115,7 +117,7 @@ end
 -- readers do not get one gap after another.
 local function plan_unreadable(it, now, mode, their_epoch, offset)
   local fine, epoch, tail, tail_stamp = pcall(head_of, it)
-  if not (fine and epoch) then return plan_empty(now, mode, their_epoch, offset) end
+  if not (fine and epoch) then return plan_empty(it, now, mode, their_epoch, offset) end
   local plan = plan_nothing(epoch, tail, tail_stamp)
   plan[5] = plan[2]
   if mode == 'after' or mode == 'delivered' then
@@ -128,7 +130,7 @@ local function plan_read(it, args, now)
   local count, bytes, mode = tonumber(args[1]), tonumber(args[2]), args[3]
   local their_epoch, offset, stamp = args[4], tonumber(args[5]), tonumber(args[6] or 0)
   local epoch, tail, tail_stamp, total, counts = head_of(it)
-  if not epoch then return plan_empty(now, mode, their_epoch, offset) end
+  if not epoch then return plan_empty(it, now, mode, their_epoch, offset) end
   local plan = plan_nothing(epoch, tail, tail_stamp)
   if mode == 'tail' then return plan end
   if mode == 'keys' then
@@ -142,7 +144,7 @@ local function plan_read(it, args, now)
     if mode == 'last' then from = math.max(from, tail + 1 - count) end
     return plan_list(plan, it, first, tail, tail_stamp, from, count, bytes, total)
   end
-  if their_epoch ~= epoch and offset == 0 and was_empty_until(tonumber(their_epoch), tonumber(epoch)) then
+  if their_epoch ~= epoch and offset == 0 and was_empty_until(it, tonumber(their_epoch), tonumber(epoch)) then
     their_epoch, stamp = epoch, 0
   end
   if mode == 'delivered' and their_epoch == epoch and diverged(it, first, tail, tail_stamp, offset, stamp) then return {'diverged'} end
@@ -183,6 +185,7 @@ local function plan_read(it, args, now)
 end
 
 -- livebridge_plan 1 CHANNEL COUNT BYTES MODE [EPOCH OFFSET [STAMP]]
+-- If SHARDED, the key with the life of the slot is the last argument.
 -- MODE is tail, oldest, last, after, delivered, or keys, where OFFSET is the one to continue after.
 -- Returns {} if the channel keeps no history; {'adopt'} if an earlier format stored it;
 -- {'diverged'} if the history has diverged from what the instance delivered; otherwise
@@ -192,12 +195,13 @@ end
 -- and last header; or 'keys', followed by offset and key of each. With 'keys', the gap offset is
 -- FORGOTTEN.
 local function plan(keys, args)
-  local it, problem = channel_of(keys[1])
+  local it, problem = channel_of_call(keys)
   if not it then return redis.error_reply(problem) end
   if not it.rule.messages then return {} end
+  if SHARDED then LIFE = table.remove(args) end
   local now = microseconds(redis.call('TIME'))
   local fine, answer = pcall(plan_read, it, args, now)
-  if fine and answer[2] == '0' and redis.call('EXISTS', it.base .. 'meta') == 1 then return {'adopt'} end
+  if fine and answer[2] == '0' and not SHARDED and redis.call('EXISTS', it.base .. 'meta') == 1 then return {'adopt'} end
   if fine then return answer end
   local why = text_of(answer)
   if not (string.find(why, 'WRONGTYPE', 1, true) or string.find(why, 'UNREADABLE', 1, true)) then error(answer) end
@@ -210,7 +214,7 @@ end
 -- clients do not take later messages for its continuation. Changes one field, so a full Redis
 -- allows it.
 local function renew(keys, args)
-  local it = channel_of(keys[1])
+  local it = channel_of_call(keys)
   if not it then return {} end
   local epoch, tail, tail_stamp = head_of(it)
   local first = tail and tail - messages_kept(it) + 1
@@ -221,11 +225,15 @@ local function renew(keys, args)
   return {}
 end
 
--- livebridge_life 1 livebridge:life [renew]
+-- livebridge_life 1 livebridge:life[:{TAG}] [renew]
 -- Records that this data set is complete from now on, unless a time is already recorded. With
 -- `renew`, replaces the time, because stored messages have been lost.
 local function life(keys, args)
+  local key = keys[1]
+  if not key or string.sub(key, 1, 15) ~= 'livebridge:life' then
+    return redis.error_reply(invalid('usage: FCALL livebridge_life 1 livebridge:life'))
+  end
   local now = string.format('%.0f', microseconds(redis.call('TIME')))
-  if args[1] == 'renew' then redis.call('SET', LIFE, now) else redis.call('SET', LIFE, now, 'NX') end
+  if args[1] == 'renew' then redis.call('SET', key, now) else redis.call('SET', key, now, 'NX') end
   return {}
 end

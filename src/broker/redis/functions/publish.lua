@@ -12,12 +12,15 @@ local function text_of(failure) return type(failure) == 'table' and failure.err 
 
 -- Records that messages were lost. After this, offset 0 is trusted only if its epoch is later than
 -- the loss.
-local function record_loss() redis.call('SET', LIFE, string.format('%.0f', microseconds(redis.call('TIME')))) end
+local function record_loss(it)
+  local now = string.format('%.0f', microseconds(redis.call('TIME')))
+  if SHARDED then redis.call('SET', it.base .. 'lost', now, 'EX', RETAIN) else redis.call('SET', LIFE, now) end
+end
 
 -- Removes all stored data of a channel, because some of it is unreadable.
 local function reset(it)
   redis.call('UNLINK', it.head, it.history, it.values, it.order, it.removed, it.base .. 'meta', it.base .. 'log', it.base .. 'keys')
-  record_loss()
+  record_loss(it)
 end
 
 -- Whether a stored message differs from a row; false if the message is no longer stored.
@@ -37,6 +40,8 @@ local function remembered(it, row, epoch, last)
   if type(known) ~= 'string' then return end
   local their_epoch, offset = string.match(known, '^(%d+):(%d+)$')
   if not their_epoch then return end
+  -- A write, for which a caller can wait until replicas have it, and with it the first message.
+  redis.call('SET', it.base .. 'id:' .. row.id, known, 'KEEPTTL')
   if their_epoch ~= epoch then return known end
   return differs(it, row, tonumber(offset), last) and ID_REUSED or tonumber(offset)
 end
@@ -88,24 +93,24 @@ end
 local function announce(it, rows, epoch, first, stamp)
   local count = #rows
   if count > 1 then
-    local subscribers = redis.pcall('PUBSUB', 'NUMSUB', it.note, it.run)
-    if not subscribers.err and subscribers[2] == subscribers[4] then
+    local subscribers = not SHARDED and redis.pcall('PUBSUB', 'NUMSUB', it.note, it.run)
+    if SHARDED or not subscribers.err and subscribers[2] == subscribers[4] then
       local lines = {string.format('%s %d %d %d', epoch, first, stamp, count)}
       if it.rule.keyed then
         for i, row in ipairs(rows) do
           lines[i + 1] = (row.remove and '1' or '0') .. (row.key and ' ' .. row.key or '')
         end
       end
-      redis.call('PUBLISH', it.run, table.concat(lines, '\n'))
-      for i = 1, count do redis.call('PUBLISH', it.name, rows[i].payload) end
+      redis.call(PUBLISH, it.run, table.concat(lines, '\n'))
+      for i = 1, count do redis.call(PUBLISH, it.name, rows[i].payload) end
       return
     end
   end
   for i = 1, count do
     local row = rows[i]
-    redis.call('PUBLISH', it.note, string.format('%s %d %d ', epoch, first + i - 1, stamp)
+    redis.call(PUBLISH, it.note, string.format('%s %d %d ', epoch, first + i - 1, stamp)
       .. (row.remove and '1' or '0') .. (row.key and ' ' .. row.key or ''))
-    redis.call('PUBLISH', it.name, row.payload)
+    redis.call(PUBLISH, it.name, row.payload)
   end
 end
 
@@ -142,21 +147,28 @@ end
 
 -- Returns the state of a channel before its first message. Converts data of an earlier format.
 local function first_state(it, time)
-  if redis.call('EXISTS', it.base .. 'meta') == 1 and adopt(it) then return head_of(it) end
+  if not SHARDED and redis.call('EXISTS', it.base .. 'meta') == 1 and adopt(it) then return head_of(it) end
   local epoch = string.format('%.0f', microseconds(time))
   if redis.call('UNLINK', it.history, it.values, it.order, it.removed) > 0 then
     -- The head has disappeared before its expiry.
-    record_loss()
-  else
+    record_loss(it)
+  elseif not SHARDED then
     redis.call('SET', LIFE, epoch, 'NX')
   end
   return epoch, 0, 0, 0, ''
+end
+
+local function names_id(rows)
+  for i = 1, #rows do
+    if rows[i].id then return true end
+  end
 end
 
 -- Appends rows, each a payload with an optional key, removal and id. Returns the answers of
 -- livebridge_publish_many.
 local function append(it, rows)
   local rule, time = it.rule, redis.call('TIME')
+  if rule.keyed or names_id(rows) then stand_still(it) end
   local epoch, last, stamp_before, bytes, counts = head_of(it)
   if not epoch then epoch, last, stamp_before, bytes, counts = first_state(it, time) end
   local stamp = math.max(stamp_before, time[1] * 1000 + math.floor(time[2] / 1000))
@@ -241,8 +253,8 @@ local function append_plain(it, payload)
   end
   local mark = string.format('%s %d %d ', epoch, offset, stamp)
   conclude(it, string.format('%s%d', mark, bytes + #payload), offset, stamp, stamp_before, length, 2, #payload < SMALL and SLACK or 0)
-  redis.call('PUBLISH', it.note, mark .. '0')
-  redis.call('PUBLISH', it.name, payload)
+  redis.call(PUBLISH, it.note, mark .. '0')
+  redis.call(PUBLISH, it.name, payload)
   return {epoch, offset}
 end
 
@@ -256,11 +268,11 @@ end
 -- livebridge_publish 1 CHANNEL PAYLOAD [key KEY] [remove] [id ID]
 -- Returns {EPOCH, OFFSET}, or {} if the channel keeps no history.
 local function publish(keys, args)
-  local name, payload = keys[1], args[1]
-  if not name or not payload then
+  local payload = args[1]
+  if not keys[1] or not payload then
     return redis.error_reply('LIVEBRIDGE_INVALID usage: FCALL livebridge_publish 1 CHANNEL PAYLOAD [key KEY] [remove] [id ID]')
   end
-  local it, problem = channel_of(name)
+  local it, problem = channel_of_call(keys)
   if not it then return redis.error_reply(problem) end
   local count = #args
   if count == 1 and it.rule.messages and not it.rule.keyed then return append_plain(it, payload) end
@@ -276,7 +288,7 @@ local function publish(keys, args)
   if problem then return redis.error_reply(problem) end
   if row.key and not it.rule.keyed then return NOT_KEYED end
   if not it.rule.messages then
-    redis.call('PUBLISH', name, payload)
+    redis.call(PUBLISH, it.name, payload)
     return {}
   end
   local answers = append_safely(it, {row})
@@ -329,16 +341,15 @@ end
 -- known from another epoch; or an error, which does not affect the others. Returns {} without a
 -- history.
 local function publish_many(keys, args)
-  local name = keys[1]
-  if not name or not args[1] then
+  if not keys[1] or not args[1] then
     return redis.error_reply('LIVEBRIDGE_INVALID usage: FCALL livebridge_publish_many 1 CHANNEL payload[,key][,remove][,id] VALUE...')
   end
-  local it, problem = channel_of(name)
+  local it, problem = channel_of_call(keys)
   local rows
   if it then rows, problem = rows_of(it, args) end
   if not rows then return redis.error_reply(problem) end
   if not it.rule.messages then
-    for i = 1, #rows do redis.call('PUBLISH', name, rows[i].payload) end
+    for i = 1, #rows do redis.call(PUBLISH, it.name, rows[i].payload) end
     return {}
   end
   if #rows == 0 then return {} end

@@ -1,0 +1,179 @@
+//! A Redis Cluster: masters with all slots among them, and a replica of each where a test wants one.
+
+use super::redis::Redis;
+use super::until;
+
+/// How long a node must be silent before the others take it for dead, in milliseconds.
+const NODE_TIMEOUT: &str = "1000";
+const SLOTS: usize = 16384;
+
+pub struct ClusterSet {
+    /// The masters at first, then their replicas in the same order.
+    pub nodes: Vec<Redis>,
+    masters: usize,
+}
+
+impl ClusterSet {
+    /// Three masters.
+    pub async fn start() -> Self {
+        Self::of(3).await
+    }
+
+    /// Three masters with a replica each.
+    pub async fn with_replicas() -> Self {
+        let mut set = Self::of(3).await;
+        for master in 0..set.masters {
+            let replica = set.join().await;
+            let id = set.id(master);
+            until("the replica knows its master", || async {
+                set.nodes[replica].cli(&["CLUSTER", "REPLICATE", &id]) == "OK"
+            })
+            .await;
+        }
+        until("the replicas have what their masters have", || async {
+            set.nodes[set.masters..].iter().all(|replica| replica.cli(&["ROLE"]).contains("connected"))
+                && set.nodes.iter().all(|node| node.cli(&["CLUSTER", "NODES"]).matches("slave").count() == 3)
+        })
+        .await;
+        set
+    }
+
+    async fn of(masters: usize) -> Self {
+        let mut set = Self { nodes: Vec::new(), masters };
+        for index in 0..masters {
+            set.join().await;
+            let (first, last) = (index * SLOTS / masters, (index + 1) * SLOTS / masters - 1);
+            let node = &set.nodes[index];
+            assert_eq!(node.cli(&["CLUSTER", "ADDSLOTSRANGE", &first.to_string(), &last.to_string()]), "OK");
+        }
+        set.until_whole().await;
+        set
+    }
+
+    /// Adds a master without slots; returns its index.
+    pub async fn join(&mut self) -> usize {
+        let arguments = ["--save", "", "--cluster-enabled", "yes", "--cluster-node-timeout", NODE_TIMEOUT];
+        let more = ["--cluster-port", "TLS_PORT", "--repl-diskless-sync-delay", "0"];
+        let node = Redis::start_with(&[&arguments[..], &more].concat()).await;
+        let index = self.nodes.len();
+        assert_eq!(node.cli(&["CLUSTER", "SET-CONFIG-EPOCH", &(index + 1).to_string()]), "OK");
+        if let Some(first) = self.nodes.first() {
+            let [port, bus] = [node.port, node.tls_port].map(|port| port.to_string());
+            assert_eq!(first.cli(&["CLUSTER", "MEET", "127.0.0.1", &port, &bus]), "OK");
+        }
+        self.nodes.push(node);
+        until("the nodes know one another", || async {
+            let count = self.nodes.len().to_string();
+            self.nodes.iter().all(|node| info(node, "cluster_known_nodes") == count)
+        })
+        .await;
+        index
+    }
+
+    /// Removes the last node, which must have no slots.
+    pub async fn leave(&mut self) {
+        let left = self.nodes.pop().expect("a node joined");
+        let id = left.cli(&["CLUSTER", "MYID"]);
+        drop(left);
+        // The others may tell one another about it for some time.
+        until("the others have forgotten the node", || async {
+            self.nodes.iter().for_each(|node| _ = node.cli(&["CLUSTER", "FORGET", &id]));
+            self.nodes.iter().all(|node| !node.cli(&["CLUSTER", "NODES"]).contains(&id))
+        })
+        .await;
+    }
+
+    /// Waits until all nodes serve all slots.
+    pub async fn until_whole(&self) {
+        until("the Cluster is whole", || async {
+            self.nodes
+                .iter()
+                .all(|node| info(node, "cluster_state") == "ok" && info(node, "cluster_slots_ok") == SLOTS.to_string())
+        })
+        .await;
+    }
+
+    /// The URL that names two of the nodes.
+    pub fn url(&self) -> String {
+        let hosts: Vec<_> = self.nodes[..2].iter().map(|node| format!("127.0.0.1:{}", node.port)).collect();
+        format!("redis+cluster://{}", hosts.join(","))
+    }
+
+    /// The index of the node that serves a channel, as the first living node knows it.
+    pub fn owner(&self, channel: &str) -> usize {
+        let slot = self.slot(channel);
+        let living = self.nodes.iter().find(|node| node.cli(&["PING"]) == "PONG").expect("a node lives");
+        let lines = living.cli(&["CLUSTER", "SLOTS"]);
+        let lines: Vec<_> = lines.lines().collect();
+        // The first and last slot, then the address of the master.
+        let range = lines.windows(4).find(|window| {
+            let numbers = window[..2].iter().map(|text| text.parse::<usize>().ok()).collect::<Option<Vec<_>>>();
+            window[2] == "127.0.0.1" && numbers.is_some_and(|numbers| (numbers[0]..=numbers[1]).contains(&slot))
+        });
+        let port: u16 = range.expect("the slot is served")[3].parse().unwrap();
+        self.nodes.iter().position(|node| node.port == port).expect("one of ours")
+    }
+
+    /// The hash slot of a channel.
+    pub fn slot(&self, channel: &str) -> usize {
+        let living = self.nodes.iter().find(|node| node.cli(&["PING"]) == "PONG").expect("a node lives");
+        living.cli(&["CLUSTER", "KEYSLOT", channel]).parse().unwrap()
+    }
+
+    /// How many clients listen to what livebridge publishes on a channel.
+    pub fn listeners(&self, channel: &str) -> usize {
+        let answer = self.nodes[self.owner(channel)].cli(&["PUBSUB", "SHARDNUMSUB", channel]);
+        answer.lines().last().unwrap_or("0").parse().unwrap_or(0)
+    }
+
+    /// The id of a node.
+    pub fn id(&self, index: usize) -> String {
+        self.nodes[index].cli(&["CLUSTER", "MYID"])
+    }
+
+    /// Begins to move a slot: from now on, its missing keys are looked for on the other node.
+    pub fn begin_move(&self, slot: usize, from: usize, to: usize) {
+        let slot = slot.to_string();
+        let [source, target] = [self.id(from), self.id(to)];
+        assert_eq!(self.nodes[to].cli(&["CLUSTER", "SETSLOT", &slot, "IMPORTING", &source]), "OK");
+        assert_eq!(self.nodes[from].cli(&["CLUSTER", "SETSLOT", &slot, "MIGRATING", &target]), "OK");
+    }
+
+    /// Moves the keys of a slot, some at once.
+    pub fn move_keys(&self, slot: usize, from: usize, to: usize) {
+        let port = self.nodes[to].port.to_string();
+        loop {
+            let keys = self.nodes[from].cli(&["CLUSTER", "GETKEYSINSLOT", &slot.to_string(), "50"]);
+            let keys: Vec<_> = keys.lines().filter(|key| !key.is_empty()).collect();
+            if keys.is_empty() {
+                return;
+            }
+            let command = [&["MIGRATE", "127.0.0.1", &port, "", "0", "5000", "KEYS"][..], &keys].concat();
+            let answer = self.nodes[from].cli(&command);
+            assert!(["OK", "NOKEY"].contains(&&*answer), "{answer}");
+        }
+    }
+
+    /// Ends the move of a slot: it belongs to the other node now.
+    pub fn end_move(&self, slot: usize, to: usize) {
+        let target = self.id(to);
+        for index in std::iter::once(to).chain((0..self.nodes.len()).filter(|&index| index != to)) {
+            let node = &self.nodes[index];
+            if node.cli(&["ROLE"]).starts_with("master") {
+                assert_eq!(node.cli(&["CLUSTER", "SETSLOT", &slot.to_string(), "NODE", &target]), "OK");
+            }
+        }
+    }
+
+    /// Moves a slot with its keys.
+    pub fn move_slot(&self, slot: usize, from: usize, to: usize) {
+        self.begin_move(slot, from, to);
+        self.move_keys(slot, from, to);
+        self.end_move(slot, to);
+    }
+}
+
+fn info(node: &Redis, name: &str) -> String {
+    let text = node.cli(&["CLUSTER", "INFO"]);
+    text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).unwrap_or_default().trim().to_owned()
+}
