@@ -54,7 +54,7 @@ async fn what_a_fresh_redis_lacks_is_a_warning_only() {
     assert!(content, "{text}");
     assert!(line(&text, "loses all data when it restarts").starts_with("warning  "), "{text}");
     assert!(line(&text, "the functions can be loaded").starts_with("ok "), "{text}");
-    let (_redis, text, _) = with(&["--save", "3600 1"]).await;
+    let (_redis, text, _) = with(&["--save", "3600", "1"]).await;
     assert!(line(&text, "only writes snapshots").ends_with("set `appendonly yes`"), "{text}");
 }
 
@@ -64,7 +64,7 @@ async fn settings_that_lose_messages_are_warnings() {
         let (_redis, text, content) = with(&["--maxmemory", "100mb", "--maxmemory-policy", policy]).await;
         assert!(line(&text, policy).starts_with("warning  ") && content, "{text}");
     }
-    let (_redis, text, _) = with(&["--client-output-buffer-limit", "pubsub 1mb 0 0"]).await;
+    let (_redis, text, _) = with(&["--client-output-buffer-limit", "pubsub", "1mb", "0", "0"]).await;
     assert!(line(&text, "disconnects an instance").starts_with("warning  "), "{text}");
 }
 
@@ -191,7 +191,7 @@ async fn the_user_that_the_docs_tell_to_create_may_do_all_that_is_needed() {
 #[tokio::test]
 async fn a_replica_takes_nothing() {
     let master = Redis::start().await;
-    let replica = Redis::start_with(&["--save", "", "--replicaof", &format!("127.0.0.1 {}", master.port)]).await;
+    let replica = Redis::start_with(&["--save", "", "--replicaof", "127.0.0.1", &master.port.to_string()]).await;
     let (text, content) = check(&replica.url());
     assert!(!content && line(&text, "is a replica").contains("use the master"), "{text}");
 }

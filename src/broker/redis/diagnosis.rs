@@ -36,6 +36,14 @@ impl Facts {
     fn info(&self, name: &str) -> &str {
         self.info.get(name).map_or("", String::as_str)
     }
+
+    /// `standalone`, `sentinel` or `cluster`. Valkey has a name of its own for this.
+    fn mode(&self) -> &str {
+        match self.info("redis_mode") {
+            "" => self.info("server_mode"),
+            mode => mode,
+        }
+    }
 }
 
 /// Redis cannot be reached, or refused the login.
@@ -58,7 +66,7 @@ pub(super) fn unreachable(place: &str, error: &ClientError) -> Finding {
 
 /// The server is a Sentinel. No other finding matters then.
 pub(super) fn wrong_mode(facts: &Facts, is_sharded: bool) -> Option<Finding> {
-    match (facts.info("redis_mode"), is_sharded) {
+    match (facts.mode(), is_sharded) {
         ("sentinel", _) => Some(Finding::error(
             "this is a Redis Sentinel, which holds no data",
             "write redis+sentinel://HOST:PORT/MASTER in the Redis URL; `redis-cli -p PORT SENTINEL MASTERS` shows the names",
@@ -73,7 +81,7 @@ pub(super) fn wrong_mode(facts: &Facts, is_sharded: bool) -> Option<Finding> {
 
 /// Findings from `INFO` and `CONFIG GET`.
 pub(super) fn server(facts: &Facts) -> Vec<Finding> {
-    let mut findings = vec![version(facts.info("redis_version")), role(facts.info("role"))];
+    let mut findings = vec![version(facts), role(facts.info("role"))];
     findings.push(memory(facts.info("maxmemory"), facts.info("maxmemory_policy")));
     let aof = facts.info("aof_enabled") == "1";
     match &facts.config {
@@ -90,14 +98,20 @@ pub(super) fn server(facts: &Facts) -> Vec<Finding> {
     findings
 }
 
-fn version(version: &str) -> Finding {
+fn version(facts: &Facts) -> Finding {
+    // Valkey names the version of Redis that it is compatible with, and its own.
+    let version = facts.info("redis_version");
+    let what = match facts.info("valkey_version") {
+        "" => format!("Redis version {version}"),
+        own => format!("Valkey version {own}"),
+    };
     match version.split('.').next().and_then(|major| major.parse::<u32>().ok()) {
-        Some(7..) => Finding::ok(format!("Redis version {version}")),
+        Some(7..) => Finding::ok(what),
         Some(6) => Finding::warning(
             format!("Redis {version} does not support functions, so other clients cannot call `livebridge_publish`"),
             "use Redis 7 or newer",
         ),
-        _ => Finding::error(format!("Redis version {version}"), "use Redis 7 or newer"),
+        _ => Finding::error(what, "use Redis 7 or newer, or Valkey"),
     }
 }
 
@@ -273,9 +287,22 @@ mod tests {
 
     #[test]
     fn versions_are_judged_by_their_major_number() {
-        let judged = ["5.0.7", "6.2.1", "7.0.15", "8.2", "", "x"].map(|text| version(text).level);
+        let facts = |info: &str| Facts::new(info, None);
+        let judged = ["5.0.7", "6.2.1", "7.0.15", "8.2", "", "x"]
+            .map(|text| version(&facts(&format!("redis_version:{text}"))).level);
         let (ok, warning, error) = (Level::Ok, Level::Warning, Level::Error);
         assert_eq!(judged, [error, warning, ok, ok, error, error]);
+        let valkey = version(&facts("redis_version:7.2.4\r\nvalkey_version:9.1.2\r\n"));
+        assert_eq!(valkey, Finding::ok("Valkey version 9.1.2"));
+    }
+
+    #[test]
+    fn valkey_has_a_name_of_its_own_for_the_mode() {
+        for name in ["redis_mode", "server_mode"] {
+            let facts = |mode: &str| Facts::new(format!("{name}:{mode}\r\nrole:master\r\n"), None);
+            let wrong = ["sentinel", "cluster", "standalone"].map(|mode| wrong_mode(&facts(mode), false).is_some());
+            assert_eq!(wrong, [true, true, false]);
+        }
     }
 
     #[test]

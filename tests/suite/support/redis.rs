@@ -48,7 +48,7 @@ impl Redis {
     pub async fn start_with(arguments: &[&str]) -> Self {
         let arguments: Vec<_> = arguments.iter().map(|&argument| argument.to_owned()).collect();
         // Between choosing a free port and using it, another test may take it.
-        loop {
+        for _ in 0..10 {
             let folder = tempfile::tempdir().unwrap();
             let [port, tls_port] = free_ports();
             let number = |argument: &String| argument.replace("TLS_PORT", &tls_port.to_string());
@@ -59,6 +59,7 @@ impl Redis {
                 return redis;
             }
         }
+        panic!("{} ends at once with {arguments:?}", program());
     }
 
     /// A server that speaks TLS as well, shows the certificate `server`, and asks clients for theirs.
