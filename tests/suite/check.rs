@@ -1,7 +1,10 @@
 //! `livebridge check`: what is wrong with a Redis is found and named, and nothing in it is changed.
 
+use std::collections::BTreeSet;
+use std::path::Path;
 use std::process::Output;
 
+use crate::support::acl;
 use crate::support::instance::{Options, command};
 use crate::support::redis::Redis;
 
@@ -172,20 +175,36 @@ async fn an_acl_that_does_not_cover_the_channels_of_the_rules_is_a_warning() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_user_that_the_docs_tell_to_create_may_do_all_that_is_needed() {
-    let docs = include_str!("../../docs/deployment.md");
-    let rules = docs.split("A user of its own needs `").nth(1).unwrap().split('`').next().unwrap();
     let redis = Redis::start_with(&["--appendonly", "yes"]).await;
-    let mut words = vec!["ACL", "SETUSER", "lb", "reset", "on", ">pw", "~*", "&*"];
-    words.extend(rules.split(' '));
+    let mut words = vec!["ACL", "SETUSER", "lb", "reset", "on", ">pw"];
+    words.extend(acl::of_an_instance());
     assert_eq!(redis.cli(&words), "OK");
     let url = format!("redis://lb:pw@127.0.0.1:{}/", redis.port);
-    let (text, _) = check(&url);
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("livebridge.toml"), "[[channel]]\nmatch = 'sheet:*'\n").unwrap();
+    let output = command(folder.path()).args(["check", "--redis-url", &url]).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
     assert!(text.lines().all(|line| line.starts_with("ok ")), "{text}");
     let instance = Options { redis_url: Some(url), ..Options::default() }.start().await;
     let mut socket = instance.ws("channel=sheet:docs&last=1").await;
     let (status, answer) = instance.post("/publish?channel=sheet:docs&key=A1", "1").await;
     assert_eq!(status, 200, "{answer}");
     assert_eq!(socket.text().await, "1");
+    assert_eq!(instance.get("/events?channel=other").await.0, 403, "no other channel");
+}
+
+#[test]
+fn the_user_that_the_docs_tell_to_create_may_call_what_the_functions_call_and_little_else() {
+    let functions = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/broker/redis/functions");
+    let code = std::fs::read_dir(functions).unwrap().map(|file| std::fs::read_to_string(file.unwrap().path()).unwrap());
+    let code: String = code.collect();
+    let called = ["redis.call('", "redis.pcall('"].into_iter().flat_map(|call| code.split(call).skip(1));
+    let mut needed: BTreeSet<_> = called.map(|rest| rest.split('\'').next().unwrap().to_lowercase()).collect();
+    assert!(needed.remove("pubsub") && needed.len() > 20, "the functions are written differently now: {needed:?}");
+    let own = "pubsub|numsub fcall function|list function|load publish subscribe unsubscribe config|get info type";
+    needed.extend(own.split(' ').map(str::to_owned));
+    let allowed = acl::of_an_instance().into_iter().filter_map(|rule| rule.strip_prefix('+').map(str::to_owned));
+    assert_eq!(allowed.collect::<BTreeSet<_>>(), needed);
 }
 
 #[tokio::test]

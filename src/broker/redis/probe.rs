@@ -154,11 +154,12 @@ async fn permissions(node: &Node, connection: &mut Connection, channel: &str) ->
         true => [&["SPUBLISH", channel, ""], &["CLUSTER", "INFO"]],
         false => [&["PUBLISH", channel, ""], &["PUBSUB", "NUMSUB", channel]],
     };
-    let storing: [&[&str]; 21] = [
+    let storing: [&[&str]; 26] = [
         &["TIME"],
         &["GET", key],
         &["SET", key, "1", "XX"],
         &["EXISTS", key],
+        &["DEL", key],
         &["UNLINK", key],
         &["EXPIRE", key, "1"],
         &["PEXPIRE", key, "1"],
@@ -167,12 +168,16 @@ async fn permissions(node: &Node, connection: &mut Connection, channel: &str) ->
         &["LRANGE", key, "0", "-1"],
         &["LTRIM", key, "0", "-1"],
         &["HLEN", key],
+        &["HGET", key, "e"],
+        &["HGETALL", key],
         &["HSTRLEN", key, "e"],
         &["HMGET", key, "e"],
         &["HDEL", key, "e"],
         // One value is missing, so Redis refuses the command, but only after checking the
         // permission.
         &["HSET", key, "e", "1", "o"],
+        &["XRANGE", key, "-", "+"],
+        &["ZCARD", key],
         &["ZADD", key, "XX", "1", "e"],
         &["ZREM", key, "e"],
         &["ZSCORE", key, "e"],
