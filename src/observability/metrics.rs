@@ -9,8 +9,8 @@ pub mod text;
 
 use std::sync::{Mutex, PoisonError};
 
-use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::{encode_eof, encode_registry};
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -71,6 +71,21 @@ pub struct Metrics {
     pub sockets: Gauge,
     closes: Family<ReasonLabels, Counter>,
     refused: Family<ReasonLabels, Counter>,
+    certificates: Family<CertificateLabels, Gauge>,
+}
+
+/// Whose certificate it is, on the connections to Redis.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub enum Certificate {
+    /// That of Redis.
+    Server,
+    /// That of this instance.
+    Client,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CertificateLabels {
+    certificate: Certificate,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -116,6 +131,9 @@ impl Metrics {
         let refused = Family::default();
         registry.register("refused", "What was refused at a limit, by reason", refused.clone());
         registry.register("closes", "Closed subscribers by reason", closes.clone());
+        let certificates = Family::default();
+        let help = "When a certificate of the connections to Redis expires, in seconds since 1970";
+        registry.register("redis_certificate_expiry_timestamp_seconds", help, certificates.clone());
         let sockets = Gauge::default();
         registry.register("sockets", "Accepted connections", sockets.clone());
         Self {
@@ -144,6 +162,7 @@ impl Metrics {
             sockets,
             closes,
             refused,
+            certificates,
         }
     }
 
@@ -160,6 +179,16 @@ impl Metrics {
     /// Counts a refusal at a limit.
     pub fn count_refused(&self, reason: &'static str) {
         self.refused.get_or_create(&ReasonLabels { reason }).inc();
+    }
+
+    /// Stores when a certificate expires, in seconds since 1970.
+    pub fn set_certificate_expiry(&self, certificate: Certificate, at: i64) {
+        self.certificates.get_or_create(&CertificateLabels { certificate }).set(at);
+    }
+
+    /// When a certificate expires, in seconds since 1970; `None` if there is none.
+    pub fn certificate_expiry(&self, certificate: Certificate) -> Option<i64> {
+        self.certificates.get(&CertificateLabels { certificate }).map(|at| at.get())
     }
 
     /// The text of `/metrics`, including the values in `now`.

@@ -8,6 +8,7 @@ use super::error::ClientError;
 use super::library::LibraryState;
 use super::topology::SLOTS;
 use crate::finding::Finding;
+use crate::observability::metrics::Certificate;
 
 /// A larger clock difference makes message ages and logs hard to compare, in seconds.
 const CLOCKS_APART: f64 = 2.0;
@@ -17,6 +18,9 @@ const SLOW: Duration = Duration::from_millis(50);
 /// limit.
 const PUBSUB_HARD: u64 = 32 << 20;
 const PUBSUB_SOFT: u64 = 8 << 20;
+/// A day, in seconds, and how many of them before a certificate expires it should be renewed.
+const DAY: i64 = 24 * 60 * 60;
+const FEW_DAYS: i64 = 14;
 
 /// What a server reports about itself.
 pub(super) struct Facts {
@@ -265,6 +269,19 @@ pub(super) fn round_trip(took: Duration) -> Finding {
     }
 }
 
+/// How long a certificate is still valid, in seconds.
+pub(super) fn certificate(certificate: Certificate, seconds: i64) -> Finding {
+    let (whose, renew) = match certificate {
+        Certificate::Server => ("the certificate of Redis", "renew it"),
+        Certificate::Client => ("the client certificate (--redis-cert)", "renew it, and restart the instances"),
+    };
+    match seconds / DAY {
+        _ if seconds < 0 => Finding::error(format!("{whose} has expired"), renew),
+        days if days < FEW_DAYS => Finding::warning(format!("{whose} expires in {days} days"), renew),
+        days => Finding::ok(format!("{whose} is valid for {days} days")),
+    }
+}
+
 /// How far Redis' clock is ahead of this machine's, in seconds.
 pub(super) fn clocks(ahead: f64) -> Finding {
     if ahead.abs() < CLOCKS_APART {
@@ -311,6 +328,13 @@ mod tests {
         assert_eq!(judged, [Level::Ok, Level::Ok, Level::Warning, Level::Warning]);
         assert!(clocks(-3.4).to_string().contains("3 s behind"));
         assert_eq!(round_trip(Duration::from_millis(60)).level, Level::Warning);
+    }
+
+    #[test]
+    fn certificates_are_judged_by_how_long_they_are_valid() {
+        let judged = [-1, 0, 14 * DAY - 1, 14 * DAY].map(|seconds| certificate(Certificate::Client, seconds).level);
+        assert_eq!(judged, [Level::Error, Level::Warning, Level::Warning, Level::Ok]);
+        assert!(certificate(Certificate::Server, 90 * DAY).to_string().contains("of Redis is valid for 90 days"));
     }
 
     #[test]
