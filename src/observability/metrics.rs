@@ -9,8 +9,8 @@ pub mod text;
 
 use std::sync::{Mutex, PoisonError};
 
+use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::{encode_eof, encode_registry};
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -75,7 +75,7 @@ pub struct Metrics {
 }
 
 /// Whose certificate it is, on the connections to Redis.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Certificate {
     /// That of Redis.
     Server,
@@ -85,7 +85,16 @@ pub enum Certificate {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct CertificateLabels {
-    certificate: Certificate,
+    certificate: &'static str,
+}
+
+impl From<Certificate> for CertificateLabels {
+    fn from(certificate: Certificate) -> Self {
+        match certificate {
+            Certificate::Server => Self { certificate: "server" },
+            Certificate::Client => Self { certificate: "client" },
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -183,12 +192,12 @@ impl Metrics {
 
     /// Stores when a certificate expires, in seconds since 1970.
     pub fn set_certificate_expiry(&self, certificate: Certificate, at: i64) {
-        self.certificates.get_or_create(&CertificateLabels { certificate }).set(at);
+        self.certificates.get_or_create(&certificate.into()).set(at);
     }
 
     /// When a certificate expires, in seconds since 1970; `None` if there is none.
     pub fn certificate_expiry(&self, certificate: Certificate) -> Option<i64> {
-        self.certificates.get(&CertificateLabels { certificate }).map(|at| at.get())
+        self.certificates.get(&certificate.into()).map(|at| at.get())
     }
 
     /// The text of `/metrics`, including the values in `now`.
