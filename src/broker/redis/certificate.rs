@@ -1,5 +1,5 @@
 //! The time until which a certificate is valid, read from its DER encoding (RFC 5280, section 4.1).
-//! Checks nothing: rustls has accepted the certificate before, or will refuse it.
+//! Checks nothing: the TLS handshake does.
 
 const SEQUENCE: u8 = 0x30;
 const UTC_TIME: u8 = 0x17;
