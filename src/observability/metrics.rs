@@ -114,6 +114,7 @@ impl Metrics {
         let (latency, samples) = (Latencies::register(&mut registry), Samples::register(&mut registry, shards));
         let (bytes_in, bytes_out) = register_bytes(&mut registry);
         register_build(&mut registry);
+        let certificates = register_certificates(&mut registry);
         let mut counter = |name: &str, help: &str| {
             let counter = Counter::default();
             registry.register(name, help, counter.clone());
@@ -140,9 +141,6 @@ impl Metrics {
         let refused = Family::default();
         registry.register("refused", "What was refused at a limit, by reason", refused.clone());
         registry.register("closes", "Closed subscribers by reason", closes.clone());
-        let certificates = Family::default();
-        let help = "When a certificate of the connections to Redis expires, in seconds since 1970";
-        registry.register("redis_certificate_expiry_timestamp_seconds", help, certificates.clone());
         let sockets = Gauge::default();
         registry.register("sockets", "Accepted connections", sockets.clone());
         Self {
@@ -220,6 +218,13 @@ fn register_bytes(registry: &mut Registry) -> (Counter, Counter) {
     registry.register_with_unit("messages_in", "Payloads received from the broker", Unit::Bytes, bytes_in.clone());
     registry.register_with_unit("messages_out", "Bytes that subscribers took", Unit::Bytes, bytes_out.clone());
     (bytes_in, bytes_out)
+}
+
+fn register_certificates(registry: &mut Registry) -> Family<CertificateLabels, Gauge> {
+    let certificates = Family::default();
+    let help = "When a certificate of the connections to Redis expires, in seconds since 1970";
+    registry.register("redis_certificate_expiry_timestamp_seconds", help, certificates.clone());
+    certificates
 }
 
 fn register_build(registry: &mut Registry) {

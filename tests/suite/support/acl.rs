@@ -12,10 +12,15 @@ const ALL_OTHERS: [&str; 6] = ["[^l]*", "l[^i]*", "li[^v]*", "liv[^e]*", "live",
 
 /// The rules of the user that the page creates by a command with this beginning, behind its password.
 pub fn documented(beginning: &str) -> Vec<&'static str> {
-    let (_, rest) = DOCS.split_once(beginning).unwrap_or_else(|| panic!("the page has no {beginning}"));
-    let mut rules = rest.split("\n\n").next().unwrap().split_whitespace();
+    let mut rules = after(beginning);
     assert_eq!(rules.next(), Some(">PASSWORD"));
     rules.collect()
+}
+
+/// The words of a command of the page, behind its beginning.
+fn after(beginning: &str) -> impl Iterator<Item = &'static str> {
+    let (_, rest) = DOCS.split_once(beginning).unwrap_or_else(|| panic!("the page has no {beginning}"));
+    rest.split("\n\n").next().unwrap().split_whitespace()
 }
 
 /// The rules of the user of an instance.
@@ -30,6 +35,14 @@ pub fn create_user(redis: &Redis) {
         None => vec![rule.to_owned()],
     });
     create(redis, &rules.collect::<Vec<_>>());
+}
+
+/// Creates the user of an instance on a node of a Cluster.
+pub fn create_user_of_cluster(node: &Redis) {
+    create_user(node);
+    let more = after("ACL SETUSER livebridge +cluster|info");
+    let words = ["ACL", "SETUSER", "livebridge", "+cluster|info"].into_iter().chain(more);
+    assert_eq!(node.cli(&words.collect::<Vec<_>>()), "OK");
 }
 
 /// Creates the user of an instance on a Sentinel.

@@ -57,7 +57,9 @@ impl Setup {
 
     pub async fn redis_cluster(options: Options) -> Self {
         let cluster = ClusterSet::start().await;
-        let options = Options { redis_url: Some(cluster.url()), ..options };
+        cluster.nodes.iter().for_each(acl::create_user_of_cluster);
+        let url = cluster.url().replacen("://", &format!("://livebridge:{}@", acl::PASSWORD), 1);
+        let options = Options { redis_url: Some(url), ..options };
         let one = options.clone().start().await;
         let two = Some(options.start().await);
         Self { one, two, redis: None, cluster: Some(cluster), _sentinels: Vec::new() }
