@@ -137,8 +137,7 @@ impl Metrics {
             counter("redis_failovers", "Switches to another Redis master, as Sentinels or a Cluster named it");
         let throttled = counter("throttled", "Clients that were read more slowly because they sent too fast");
         let log_trims = counter("log_trims", "Times that logs were shortened for the bound on all of them");
-        let closes = Family::default();
-        let refused = Family::default();
+        let (closes, refused) = (Family::default(), Family::default());
         registry.register("refused", "What was refused at a limit, by reason", refused.clone());
         registry.register("closes", "Closed subscribers by reason", closes.clone());
         let sockets = Gauge::default();
