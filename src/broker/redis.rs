@@ -14,6 +14,7 @@
 //! * `livebridge check`: `probe`, `diagnosis`.
 
 mod calls;
+mod certificate;
 mod cluster;
 mod cluster_url;
 mod connection;

@@ -71,6 +71,30 @@ pub struct Metrics {
     pub sockets: Gauge,
     closes: Family<ReasonLabels, Counter>,
     refused: Family<ReasonLabels, Counter>,
+    certificates: Family<CertificateLabels, Gauge>,
+}
+
+/// Whose certificate it is, on the connections to Redis.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Certificate {
+    /// That of Redis.
+    Server,
+    /// That of this instance.
+    Client,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CertificateLabels {
+    certificate: &'static str,
+}
+
+impl From<Certificate> for CertificateLabels {
+    fn from(certificate: Certificate) -> Self {
+        match certificate {
+            Certificate::Server => Self { certificate: "server" },
+            Certificate::Client => Self { certificate: "client" },
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -90,6 +114,7 @@ impl Metrics {
         let (latency, samples) = (Latencies::register(&mut registry), Samples::register(&mut registry, shards));
         let (bytes_in, bytes_out) = register_bytes(&mut registry);
         register_build(&mut registry);
+        let certificates = register_certificates(&mut registry);
         let mut counter = |name: &str, help: &str| {
             let counter = Counter::default();
             registry.register(name, help, counter.clone());
@@ -112,8 +137,7 @@ impl Metrics {
             counter("redis_failovers", "Switches to another Redis master, as Sentinels or a Cluster named it");
         let throttled = counter("throttled", "Clients that were read more slowly because they sent too fast");
         let log_trims = counter("log_trims", "Times that logs were shortened for the bound on all of them");
-        let closes = Family::default();
-        let refused = Family::default();
+        let (closes, refused) = (Family::default(), Family::default());
         registry.register("refused", "What was refused at a limit, by reason", refused.clone());
         registry.register("closes", "Closed subscribers by reason", closes.clone());
         let sockets = Gauge::default();
@@ -144,6 +168,7 @@ impl Metrics {
             sockets,
             closes,
             refused,
+            certificates,
         }
     }
 
@@ -160,6 +185,16 @@ impl Metrics {
     /// Counts a refusal at a limit.
     pub fn count_refused(&self, reason: &'static str) {
         self.refused.get_or_create(&ReasonLabels { reason }).inc();
+    }
+
+    /// Stores when a certificate expires, in seconds since 1970.
+    pub fn set_certificate_expiry(&self, certificate: Certificate, at: i64) {
+        self.certificates.get_or_create(&certificate.into()).set(at);
+    }
+
+    /// When a certificate expires, in seconds since 1970; `None` if there is none.
+    pub fn certificate_expiry(&self, certificate: Certificate) -> Option<i64> {
+        self.certificates.get(&certificate.into()).map(|at| at.get())
     }
 
     /// The text of `/metrics`, including the values in `now`.
@@ -182,6 +217,13 @@ fn register_bytes(registry: &mut Registry) -> (Counter, Counter) {
     registry.register_with_unit("messages_in", "Payloads received from the broker", Unit::Bytes, bytes_in.clone());
     registry.register_with_unit("messages_out", "Bytes that subscribers took", Unit::Bytes, bytes_out.clone());
     (bytes_in, bytes_out)
+}
+
+fn register_certificates(registry: &mut Registry) -> Family<CertificateLabels, Gauge> {
+    let certificates = Family::default();
+    let help = "When a certificate of the connections to Redis expires, in seconds since 1970";
+    registry.register("redis_certificate_expiry_timestamp_seconds", help, certificates.clone());
+    certificates
 }
 
 fn register_build(registry: &mut Registry) {

@@ -1,7 +1,10 @@
 //! `livebridge check`: what is wrong with a Redis is found and named, and nothing in it is changed.
 
+use std::collections::BTreeSet;
+use std::path::Path;
 use std::process::Output;
 
+use crate::support::acl;
 use crate::support::instance::{Options, command};
 use crate::support::redis::Redis;
 
@@ -54,7 +57,7 @@ async fn what_a_fresh_redis_lacks_is_a_warning_only() {
     assert!(content, "{text}");
     assert!(line(&text, "loses all data when it restarts").starts_with("warning  "), "{text}");
     assert!(line(&text, "the functions can be loaded").starts_with("ok "), "{text}");
-    let (_redis, text, _) = with(&["--save", "3600 1"]).await;
+    let (_redis, text, _) = with(&["--save", "3600", "1"]).await;
     assert!(line(&text, "only writes snapshots").ends_with("set `appendonly yes`"), "{text}");
 }
 
@@ -64,7 +67,7 @@ async fn settings_that_lose_messages_are_warnings() {
         let (_redis, text, content) = with(&["--maxmemory", "100mb", "--maxmemory-policy", policy]).await;
         assert!(line(&text, policy).starts_with("warning  ") && content, "{text}");
     }
-    let (_redis, text, _) = with(&["--client-output-buffer-limit", "pubsub 1mb 0 0"]).await;
+    let (_redis, text, _) = with(&["--client-output-buffer-limit", "pubsub", "1mb", "0", "0"]).await;
     assert!(line(&text, "disconnects an instance").starts_with("warning  "), "{text}");
 }
 
@@ -172,26 +175,42 @@ async fn an_acl_that_does_not_cover_the_channels_of_the_rules_is_a_warning() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_user_that_the_docs_tell_to_create_may_do_all_that_is_needed() {
-    let docs = include_str!("../../docs/deployment.md");
-    let rules = docs.split("A user of its own needs `").nth(1).unwrap().split('`').next().unwrap();
     let redis = Redis::start_with(&["--appendonly", "yes"]).await;
-    let mut words = vec!["ACL", "SETUSER", "lb", "reset", "on", ">pw", "~*", "&*"];
-    words.extend(rules.split(' '));
+    let mut words = vec!["ACL", "SETUSER", "lb", "reset", "on", ">pw"];
+    words.extend(acl::of_an_instance());
     assert_eq!(redis.cli(&words), "OK");
     let url = format!("redis://lb:pw@127.0.0.1:{}/", redis.port);
-    let (text, _) = check(&url);
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("livebridge.toml"), "[[channel]]\nmatch = 'sheet:*'\n").unwrap();
+    let output = command(folder.path()).args(["check", "--redis-url", &url]).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
     assert!(text.lines().all(|line| line.starts_with("ok ")), "{text}");
     let instance = Options { redis_url: Some(url), ..Options::default() }.start().await;
     let mut socket = instance.ws("channel=sheet:docs&last=1").await;
     let (status, answer) = instance.post("/publish?channel=sheet:docs&key=A1", "1").await;
     assert_eq!(status, 200, "{answer}");
     assert_eq!(socket.text().await, "1");
+    assert_eq!(instance.get("/events?channel=other").await.0, 403, "no other channel");
+}
+
+#[test]
+fn the_user_that_the_docs_tell_to_create_may_call_what_the_functions_call_and_little_else() {
+    let functions = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/broker/redis/functions");
+    let code = std::fs::read_dir(functions).unwrap().map(|file| std::fs::read_to_string(file.unwrap().path()).unwrap());
+    let code: String = code.collect();
+    let called = ["redis.call('", "redis.pcall('"].into_iter().flat_map(|call| code.split(call).skip(1));
+    let mut needed: BTreeSet<_> = called.map(|rest| rest.split('\'').next().unwrap().to_lowercase()).collect();
+    assert!(needed.remove("pubsub") && needed.len() > 20, "the functions are written differently now: {needed:?}");
+    let own = "pubsub|numsub fcall function|list function|load publish subscribe unsubscribe config|get info type";
+    needed.extend(own.split(' ').map(str::to_owned));
+    let allowed = acl::of_an_instance().into_iter().filter_map(|rule| rule.strip_prefix('+').map(str::to_owned));
+    assert_eq!(allowed.collect::<BTreeSet<_>>(), needed);
 }
 
 #[tokio::test]
 async fn a_replica_takes_nothing() {
     let master = Redis::start().await;
-    let replica = Redis::start_with(&["--save", "", "--replicaof", &format!("127.0.0.1 {}", master.port)]).await;
+    let replica = Redis::start_with(&["--save", "", "--replicaof", "127.0.0.1", &master.port.to_string()]).await;
     let (text, content) = check(&replica.url());
     assert!(!content && line(&text, "is a replica").contains("use the master"), "{text}");
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use crate::support::certificates::Certificates;
 use crate::support::instance::{Instance, Options};
 use crate::support::raw::{HANDSHAKE, connect_narrow};
 use crate::support::redis::Redis;
@@ -17,7 +18,8 @@ const ALERTS: &str = include_str!("../../deploy/alerts.yml");
 
 /// The names that `/metrics` describes, once every family has something to show.
 async fn served() -> BTreeSet<String> {
-    let instance = Options::default().flag("--max-channels 1").start().await;
+    let redis = Redis::with_tls(Certificates::new(), &[]).await;
+    let instance = redis.tls_options(Options::default()).flag("--max-channels 1").start().await;
     drop(instance.ws("").await);
     assert_eq!(instance.get("/ws?channel=a&channel=b").await.0, 400);
     until("the close is counted", || async { instance.metric("livebridge_closes_total").await == 1.0 }).await;

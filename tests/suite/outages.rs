@@ -76,14 +76,16 @@ async fn a_subscription_that_redis_cut_for_a_full_buffer_is_repaired() {
     let mut socket = slow.ws(&format!("channel={channel}")).await;
     redis.cli(&["CONFIG", "SET", "client-output-buffer-limit", "pubsub 1mb 0 0"]);
     slow.signal("STOP");
-    let payload = "x".repeat(100_000);
-    for number in 0..300 {
-        let answer = redis.cli(&["FCALL", "livebridge_publish", "1", &channel, &format!("{number} {payload}")]);
-        assert!(answer.ends_with(&(number + 1).to_string()), "{answer}");
+    // More than the kernel holds; Valkey 9 counts no payloads of 16 KiB or more.
+    let (payload, mut client) = ("x".repeat(15_000), redis.client());
+    for number in 0..800 {
+        let payload = format!("{number} {payload}");
+        let answer = client.call("livebridge_publish", channel.as_bytes(), &[payload.as_bytes()]);
+        assert_eq!(answer.array()[1].text(), (number + 1).to_string());
     }
     assert_eq!(redis.listeners(&channel), 0, "Redis has cut the subscriber: else this tests nothing");
     slow.signal("CONT");
-    for number in 0..300 {
+    for number in 0..800 {
         assert!(socket.text().await.starts_with(&format!("{number} ")));
     }
 }
@@ -374,7 +376,7 @@ async fn a_connection_that_redis_ended_meanwhile_is_not_published_on() {
 async fn a_replica_is_not_ready_until_it_is_the_master() {
     let master = Redis::start().await;
     drop(Options::redis(&master).start().await);
-    let redis = Redis::start_with(&["--save", "", "--replicaof", &format!("127.0.0.1 {}", master.port)]).await;
+    let redis = Redis::start_with(&["--save", "", "--replicaof", "127.0.0.1", &master.port.to_string()]).await;
     // It needs no write of ours to have the functions.
     until("replicated", || async { redis.cli(&["FUNCTION", "LIST"]).contains("livebridge") }).await;
     let instance = Options::redis(&redis).start_unready();

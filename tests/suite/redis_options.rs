@@ -1,6 +1,7 @@
 //! How Redis is reached: TLS and its failures, sockets, IPv6, users and passwords with any character.
 
 use std::process::Output;
+use std::time::{Duration, SystemTime};
 
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
@@ -127,6 +128,47 @@ async fn a_certificate_out_of_its_time_is_named() {
         let ca = redis.certificates.as_ref().unwrap().path("ca.pem");
         fails(&redis.tls_url(), &["--redis-ca", &ca], &format!("the certificate of Redis {reason}")).await;
     }
+}
+
+/// Days from now, as the end of a certificate.
+fn ends_in(days: i64, params: &mut rcgen::CertificateParams) {
+    let now = rcgen::date_time_ymd(1970, 1, 1) + SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+    params.not_after = now + Duration::from_secs(u64::try_from(days * 24 * 60 * 60).unwrap() + 60);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn certificates_that_expire_soon_are_told_before() {
+    let certificates = Certificates::new();
+    certificates.issue("soon", |params| ends_in(10, params));
+    certificates.issue("later", |params| ends_in(90, params));
+    let redis = Redis::with_tls_for(certificates, "soon", &["--appendonly", "yes"]).await;
+    let path = |file: &str| redis.certificates.as_ref().unwrap().path(file);
+    let (ca, pem, key) = (path("ca.pem"), path("later.pem"), path("later.key"));
+    let arguments = ["--redis-ca", &ca, "--redis-cert", &pem, "--redis-key", &key];
+    let (text, content) = check(&redis.tls_url(), &arguments);
+    assert!(content && text.contains("warning  the certificate of Redis expires in 10 days - renew it"), "{text}");
+    assert!(text.contains("ok       the client certificate (--redis-cert) is valid for 90 days"), "{text}");
+    let mut options = Options { redis_url: Some(redis.tls_url()), ..Options::default() };
+    options.flags.extend(arguments.map(str::to_owned));
+    let instance = options.start().await;
+    let (_, text) = instance.get("/metrics").await;
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs_f64();
+    for (certificate, days) in [("server", 10.0), ("client", 90.0)] {
+        let name = format!("livebridge_redis_certificate_expiry_timestamp_seconds{{certificate=\"{certificate}\"}} ");
+        let at: f64 = text.lines().find_map(|line| line.strip_prefix(&name)?.parse().ok()).expect(&name);
+        assert!(((at - now) / 86400.0 - days).abs() < 0.01, "{certificate}: {at}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_certificate_that_has_expired_is_named() {
+    let certificates = Certificates::new();
+    certificates.issue("old", |params| params.not_after = rcgen::date_time_ymd(2021, 1, 1));
+    let redis = Redis::with_tls(certificates, &[]).await;
+    let path = |file: &str| redis.certificates.as_ref().unwrap().path(file);
+    let (ca, pem, key) = (path("ca.pem"), path("old.pem"), path("old.key"));
+    let (text, content) = check(&redis.tls_url(), &["--redis-ca", &ca, "--redis-cert", &pem, "--redis-key", &key]);
+    assert!(!content && text.contains("error    the client certificate (--redis-cert) has expired - renew"), "{text}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

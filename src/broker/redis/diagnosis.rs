@@ -8,6 +8,7 @@ use super::error::ClientError;
 use super::library::LibraryState;
 use super::topology::SLOTS;
 use crate::finding::Finding;
+use crate::observability::metrics::Certificate;
 
 /// A larger clock difference makes message ages and logs hard to compare, in seconds.
 const CLOCKS_APART: f64 = 2.0;
@@ -17,6 +18,9 @@ const SLOW: Duration = Duration::from_millis(50);
 /// limit.
 const PUBSUB_HARD: u64 = 32 << 20;
 const PUBSUB_SOFT: u64 = 8 << 20;
+/// A day, in seconds, and how many of them before a certificate expires it should be renewed.
+const DAY: i64 = 24 * 60 * 60;
+const FEW_DAYS: i64 = 14;
 
 /// What a server reports about itself.
 pub(super) struct Facts {
@@ -35,6 +39,14 @@ impl Facts {
 
     fn info(&self, name: &str) -> &str {
         self.info.get(name).map_or("", String::as_str)
+    }
+
+    /// `standalone`, `sentinel` or `cluster`. Valkey has a name of its own for this.
+    fn mode(&self) -> &str {
+        match self.info("redis_mode") {
+            "" => self.info("server_mode"),
+            mode => mode,
+        }
     }
 }
 
@@ -58,7 +70,7 @@ pub(super) fn unreachable(place: &str, error: &ClientError) -> Finding {
 
 /// The server is a Sentinel. No other finding matters then.
 pub(super) fn wrong_mode(facts: &Facts, is_sharded: bool) -> Option<Finding> {
-    match (facts.info("redis_mode"), is_sharded) {
+    match (facts.mode(), is_sharded) {
         ("sentinel", _) => Some(Finding::error(
             "this is a Redis Sentinel, which holds no data",
             "write redis+sentinel://HOST:PORT/MASTER in the Redis URL; `redis-cli -p PORT SENTINEL MASTERS` shows the names",
@@ -73,7 +85,7 @@ pub(super) fn wrong_mode(facts: &Facts, is_sharded: bool) -> Option<Finding> {
 
 /// Findings from `INFO` and `CONFIG GET`.
 pub(super) fn server(facts: &Facts) -> Vec<Finding> {
-    let mut findings = vec![version(facts.info("redis_version")), role(facts.info("role"))];
+    let mut findings = vec![version(facts), role(facts.info("role"))];
     findings.push(memory(facts.info("maxmemory"), facts.info("maxmemory_policy")));
     let aof = facts.info("aof_enabled") == "1";
     match &facts.config {
@@ -90,14 +102,20 @@ pub(super) fn server(facts: &Facts) -> Vec<Finding> {
     findings
 }
 
-fn version(version: &str) -> Finding {
+fn version(facts: &Facts) -> Finding {
+    // Valkey names the version of Redis that it is compatible with, and its own.
+    let version = facts.info("redis_version");
+    let what = match facts.info("valkey_version") {
+        "" => format!("Redis version {version}"),
+        own => format!("Valkey version {own}"),
+    };
     match version.split('.').next().and_then(|major| major.parse::<u32>().ok()) {
-        Some(7..) => Finding::ok(format!("Redis version {version}")),
+        Some(7..) => Finding::ok(what),
         Some(6) => Finding::warning(
             format!("Redis {version} does not support functions, so other clients cannot call `livebridge_publish`"),
             "use Redis 7 or newer",
         ),
-        _ => Finding::error(format!("Redis version {version}"), "use Redis 7 or newer"),
+        _ => Finding::error(what, "use Redis 7 or newer, or Valkey"),
     }
 }
 
@@ -251,6 +269,19 @@ pub(super) fn round_trip(took: Duration) -> Finding {
     }
 }
 
+/// How long a certificate is still valid, in seconds.
+pub(super) fn certificate(certificate: Certificate, seconds: i64) -> Finding {
+    let (whose, renew) = match certificate {
+        Certificate::Server => ("the certificate of Redis", "renew it"),
+        Certificate::Client => ("the client certificate (--redis-cert)", "renew it, and restart the instances"),
+    };
+    match seconds / DAY {
+        _ if seconds < 0 => Finding::error(format!("{whose} has expired"), renew),
+        days if days < FEW_DAYS => Finding::warning(format!("{whose} expires in {days} days"), renew),
+        days => Finding::ok(format!("{whose} is valid for {days} days")),
+    }
+}
+
 /// How far Redis' clock is ahead of this machine's, in seconds.
 pub(super) fn clocks(ahead: f64) -> Finding {
     if ahead.abs() < CLOCKS_APART {
@@ -273,9 +304,22 @@ mod tests {
 
     #[test]
     fn versions_are_judged_by_their_major_number() {
-        let judged = ["5.0.7", "6.2.1", "7.0.15", "8.2", "", "x"].map(|text| version(text).level);
+        let facts = |info: &str| Facts::new(info, None);
+        let judged = ["5.0.7", "6.2.1", "7.0.15", "8.2", "", "x"]
+            .map(|text| version(&facts(&format!("redis_version:{text}"))).level);
         let (ok, warning, error) = (Level::Ok, Level::Warning, Level::Error);
         assert_eq!(judged, [error, warning, ok, ok, error, error]);
+        let valkey = version(&facts("redis_version:7.2.4\r\nvalkey_version:9.1.2\r\n"));
+        assert_eq!(valkey, Finding::ok("Valkey version 9.1.2"));
+    }
+
+    #[test]
+    fn valkey_has_a_name_of_its_own_for_the_mode() {
+        for name in ["redis_mode", "server_mode"] {
+            let facts = |mode: &str| Facts::new(format!("{name}:{mode}\r\nrole:master\r\n"), None);
+            let wrong = ["sentinel", "cluster", "standalone"].map(|mode| wrong_mode(&facts(mode), false).is_some());
+            assert_eq!(wrong, [true, true, false]);
+        }
     }
 
     #[test]
@@ -284,6 +328,13 @@ mod tests {
         assert_eq!(judged, [Level::Ok, Level::Ok, Level::Warning, Level::Warning]);
         assert!(clocks(-3.4).to_string().contains("3 s behind"));
         assert_eq!(round_trip(Duration::from_millis(60)).level, Level::Warning);
+    }
+
+    #[test]
+    fn certificates_are_judged_by_how_long_they_are_valid() {
+        let judged = [-1, 0, 14 * DAY - 1, 14 * DAY].map(|seconds| certificate(Certificate::Client, seconds).level);
+        assert_eq!(judged, [Level::Error, Level::Warning, Level::Warning, Level::Ok]);
+        assert!(certificate(Certificate::Server, 90 * DAY).to_string().contains("of Redis is valid for 90 days"));
     }
 
     #[test]

@@ -13,6 +13,7 @@ use super::error::ClientError;
 use super::names::{PrefixError, check_prefix};
 use super::tls::{self, Tls, TlsOptions, TlsSettingsError};
 use super::url::{Address, Login, Url, UrlError};
+use crate::observability::metrics::Metrics;
 
 /// The time limit for connecting, including authentication.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -193,6 +194,13 @@ impl Endpoint {
         match &self.address {
             Address::Tcp { host, .. } => Some(host),
             Address::Unix(_) => None,
+        }
+    }
+
+    /// Reports until when the certificates of both sides are valid, if the URL asks for TLS.
+    pub(super) fn report_certificates(&self, metrics: &Metrics) {
+        if let Some(tls) = &self.tls {
+            tls.report_expiry(metrics);
         }
     }
 

@@ -89,11 +89,7 @@ impl ClientError {
 
     /// Whether an ACL that does not cover the channel denies access to one of its keys.
     pub(super) fn is_refused_key(&self) -> bool {
-        self.refusal().is_some_and(|said| {
-            // Redis 7.0 has another code and another text for denied access within a function.
-            let refused = said.starts_with("NOPERM ") || said.contains("The user executing the script can't");
-            refused && said.contains("access") && said.contains("key")
-        })
+        self.refusal().is_some_and(|said| is_denied(said) && said.contains("access") && said.contains("key"))
     }
 
     /// The code of the error reply, such as `NOPERM`.
@@ -172,10 +168,18 @@ impl From<Failure> for BrokerError {
     }
 }
 
+/// Whether an ACL denies a command, or what a function does. Redis 7.0 has a text of its own for the
+/// latter, and later versions another one; neither has a code.
+fn is_denied(said: &str) -> bool {
+    let texts = ["The user executing the script can't", "ACL failure in script"];
+    said.starts_with("NOPERM ") || texts.iter().any(|text| said.contains(text))
+}
+
 /// Converts an error reply into an error for publishers and readers. It contains only the code; the
 /// full text goes to the log.
 pub(super) fn refusal(said: &str) -> BrokerError {
     let (code, detail) = said.split_once(' ').unwrap_or((said, "at its limit"));
+    let code = if is_denied(said) { "NOPERM" } else { code };
     let temporary = |what: &str| BrokerError::Unavailable(format!("{what} ({code})"));
     let lasting = |what: &str| BrokerError::Refused(format!("{what} ({code})"));
     match code {
@@ -220,9 +224,27 @@ impl<'a> Frame<'a> {
 
 #[cfg(test)]
 mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_acl_denies_within_a_function_is_told_like_what_it_denies_outside() {
+        let keys = [
+            "NOPERM No permissions to access a key",
+            "ERR user_function:1: ERR The user executing the script can't access at least one of the keys mentioned",
+            "ERR user_function:744: ERR ACL failure in script: No permissions to access a key script: x, on @user_function:1.",
+        ];
+        for said in keys {
+            assert!(ClientError::Refused(said.into()).is_refused_key(), "{said}");
+            assert!(refusal(said).to_string().contains("a permission"), "{said}");
+        }
+        let command = "ERR ACL failure in script: User x has no permissions to run the 'set' command";
+        assert!(!ClientError::Refused(command.into()).is_refused_key());
+        assert!(refusal(command).to_string().contains("a permission"));
+    }
+
     #[test]
     fn what_redis_repeats_of_a_command_is_left_out() {
         let error = "ERR unknown command 'EVALSHA', with args beginning with: 'secret' ";
-        assert!(super::without_arguments(error).ends_with("unknown command 'EVALSHA'"));
+        assert!(without_arguments(error).ends_with("unknown command 'EVALSHA'"));
     }
 }

@@ -74,6 +74,7 @@ impl Node {
         let endpoint = self.target.endpoint().await?;
         // The master may have changed.
         let opened = Connection::open(&endpoint, self.role).await.inspect_err(|_| self.target.forget());
+        endpoint.report_certificates(&self.metrics);
         let mut connection = opened?;
         connection.generation = generation;
         Ok(connection)

@@ -22,7 +22,7 @@ use super::resp::Frame;
 use super::target::Target;
 use super::url::UrlError;
 use crate::finding::{Finding, Level};
-use crate::observability::metrics::Metrics;
+use crate::observability::metrics::{Certificate, Metrics};
 use crate::rules::Rules;
 
 /// Replaces the `*` of a pattern, to form a name that no client uses.
@@ -102,9 +102,13 @@ async fn check_server(node: &Node, rules: &Rules, channel: &str) -> Vec<Finding>
     let place = node.place();
     let mut connection = match node.connect().await {
         Ok(connection) => connection,
-        Err(error) => return vec![diagnosis::unreachable(&place, &error)],
+        Err(error) => {
+            let unreachable = diagnosis::unreachable(&place, &error);
+            return std::iter::once(unreachable).chain(certificates(&node.metrics)).collect();
+        }
     };
     let mut findings = vec![Finding::ok(format!("Redis answers at {place}"))];
+    findings.extend(certificates(&node.metrics));
     match ask::<String>(&mut connection, &["INFO"]).await {
         Ok(info) => {
             let facts = Facts::new(info, config(&mut connection).await);
@@ -125,6 +129,14 @@ async fn check_server(node: &Node, rules: &Rules, channel: &str) -> Vec<Finding>
     findings.extend(coverage(node, &mut connection, rules).await);
     findings.extend(times(&mut connection).await);
     findings
+}
+
+/// How long the certificates of the connections so far are valid.
+fn certificates(metrics: &Metrics) -> impl Iterator<Item = Finding> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64);
+    [Certificate::Server, Certificate::Client].into_iter().filter_map(move |certificate| {
+        Some(diagnosis::certificate(certificate, metrics.certificate_expiry(certificate)? - now))
+    })
 }
 
 async fn ask<T: FromRedisValue>(connection: &mut Connection, words: &[&str]) -> Result<T, ClientError> {
@@ -154,11 +166,12 @@ async fn permissions(node: &Node, connection: &mut Connection, channel: &str) ->
         true => [&["SPUBLISH", channel, ""], &["CLUSTER", "INFO"]],
         false => [&["PUBLISH", channel, ""], &["PUBSUB", "NUMSUB", channel]],
     };
-    let storing: [&[&str]; 21] = [
+    let storing: [&[&str]; 26] = [
         &["TIME"],
         &["GET", key],
         &["SET", key, "1", "XX"],
         &["EXISTS", key],
+        &["DEL", key],
         &["UNLINK", key],
         &["EXPIRE", key, "1"],
         &["PEXPIRE", key, "1"],
@@ -167,12 +180,16 @@ async fn permissions(node: &Node, connection: &mut Connection, channel: &str) ->
         &["LRANGE", key, "0", "-1"],
         &["LTRIM", key, "0", "-1"],
         &["HLEN", key],
+        &["HGET", key, "e"],
+        &["HGETALL", key],
         &["HSTRLEN", key, "e"],
         &["HMGET", key, "e"],
         &["HDEL", key, "e"],
         // One value is missing, so Redis refuses the command, but only after checking the
         // permission.
         &["HSET", key, "e", "1", "o"],
+        &["XRANGE", key, "-", "+"],
+        &["ZCARD", key],
         &["ZADD", key, "XX", "1", "e"],
         &["ZREM", key, "e"],
         &["ZSCORE", key, "e"],

@@ -4,6 +4,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use tokio::net::TcpStream;
@@ -14,6 +15,8 @@ use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio_rustls::rustls::{AlertDescription, CertificateError, ClientConfig, Error, RootCertStore};
 
+use super::certificate::earliest_expiry;
+use crate::observability::metrics::{Certificate, Metrics};
 use crate::trusted_roots;
 
 /// The time limit for a handshake. It is shorter than the one for connecting, which leaves time to
@@ -91,6 +94,10 @@ pub(super) struct Tls {
     name: ServerName<'static>,
     /// The server name is a setting and does not depend on the host.
     is_fixed: bool,
+    /// Until when the client certificate is valid.
+    client_expiry: Option<i64>,
+    /// Until when the certificate of the last handshake is valid; 0 if that is not known.
+    server_expiry: Arc<AtomicI64>,
 }
 
 impl Tls {
@@ -108,17 +115,20 @@ impl Tls {
             }
         };
         let config = ClientConfig::builder().with_root_certificates(roots);
+        let mut client_expiry = None;
         let config = match (&options.certificate, &options.key) {
             (None, None) => config.with_no_client_auth(),
             (Some(certificate), Some(path)) => {
                 let key = PrivateKeyDer::from_pem_file(path).map_err(|why| file_error("--redis-key", path, &why))?;
                 let chain = certificates("--redis-cert", certificate)?;
+                client_expiry = earliest_expiry(chain.iter().map(AsRef::as_ref));
                 config.with_client_auth_cert(chain, key).map_err(TlsSettingsError::Pair)?
             }
             _ => return Err(TlsSettingsError::HalfACertificate),
         };
         let is_fixed = options.server_name.is_some();
-        Ok(Self { connector: TlsConnector::from(Arc::new(config)), name, is_fixed })
+        let connector = TlsConnector::from(Arc::new(config));
+        Ok(Self { connector, name, is_fixed, client_expiry, server_expiry: Arc::default() })
     }
 
     /// The same configuration for another server.
@@ -130,14 +140,29 @@ impl Tls {
             return Ok(self.clone());
         }
         let name = ServerName::try_from(host.to_owned()).map_err(|_| TlsSettingsError::ServerName)?;
-        Ok(Self { name, ..self.clone() })
+        Ok(Self { name, server_expiry: Arc::default(), ..self.clone() })
     }
 
     /// Performs the handshake.
     pub(super) async fn connect(&self, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
         let late = || io::Error::new(io::ErrorKind::TimedOut, "no answer to the TLS handshake in time");
         let shaken = timeout(HANDSHAKE_TIMEOUT, self.connector.connect(self.name.clone(), stream));
-        shaken.await.unwrap_or_else(|_| Err(late()))
+        let stream = shaken.await.unwrap_or_else(|_| Err(late()))?;
+        let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
+        let expiry = earliest_expiry(chain.iter().map(AsRef::as_ref));
+        self.server_expiry.store(expiry.unwrap_or(0), Ordering::Relaxed);
+        Ok(stream)
+    }
+
+    /// Reports until when the certificates of both sides are valid.
+    pub(super) fn report_expiry(&self, metrics: &Metrics) {
+        if let Some(at) = self.client_expiry {
+            metrics.set_certificate_expiry(Certificate::Client, at);
+        }
+        match self.server_expiry.load(Ordering::Relaxed) {
+            0 => {}
+            at => metrics.set_certificate_expiry(Certificate::Server, at),
+        }
     }
 }
 

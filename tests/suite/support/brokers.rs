@@ -1,7 +1,9 @@
-//! A promise that every broker must keep is written once and run five times: on the embedded broker with
-//! one instance, and on Redis with two, publishers and subscribers on different ones; plain, with TLS and
-//! client certificates, with Sentinels that name the master, and on a Cluster of three masters.
+//! A promise that every broker must keep is written once and run six times: on the embedded broker with
+//! one instance, and on Redis with two, publishers and subscribers on different ones; plain, as the user that
+//! the documentation tells to create, with TLS and client certificates, with Sentinels that name the master,
+//! as the documented users as well, and on a Cluster of three masters.
 
+use super::acl;
 use super::certificates::Certificates;
 use super::cluster::ClusterSet;
 use super::instance::{Instance, Options};
@@ -36,17 +38,28 @@ impl Setup {
         Self::on(redis, options).await
     }
 
+    pub async fn redis_as_its_user(options: Options) -> Self {
+        let redis = Redis::start().await;
+        acl::create_user(&redis);
+        let url = format!("redis://livebridge:{}@127.0.0.1:{}/", acl::PASSWORD, redis.port);
+        Self::on(redis, Options { redis_url: Some(url), ..options }).await
+    }
+
     /// One Sentinel is enough where nothing fails over.
     pub async fn redis_with_sentinel(options: Options) -> Self {
         let (redis, sentinel) = (Redis::start().await, Redis::sentinel().await);
         sentinel::monitor(&sentinel, redis.port, 1);
-        let options = Options { redis_url: Some(sentinel::url([&sentinel])), ..options };
+        acl::create_user(&redis);
+        acl::create_user_of_sentinel(&sentinel);
+        let options = Options { redis_url: Some(acl::sentinel_url(&sentinel)), ..options };
         Self { _sentinels: vec![sentinel], ..Self::on(redis, options).await }
     }
 
     pub async fn redis_cluster(options: Options) -> Self {
         let cluster = ClusterSet::start().await;
-        let options = Options { redis_url: Some(cluster.url()), ..options };
+        cluster.nodes.iter().for_each(acl::create_user_of_cluster);
+        let url = cluster.url().replacen("://", &format!("://livebridge:{}@", acl::PASSWORD), 1);
+        let options = Options { redis_url: Some(url), ..options };
         let one = options.clone().start().await;
         let two = Some(options.start().await);
         Self { one, two, redis: None, cluster: Some(cluster), _sentinels: Vec::new() }
@@ -68,6 +81,7 @@ macro_rules! promises {
     ($options:expr; $($names:ident),* $(,)?) => {
         crate::support::brokers::promises!(on_the_embedded_broker, memory, $options; $($names),*);
         crate::support::brokers::promises!(on_redis, redis, $options; $($names),*);
+        crate::support::brokers::promises!(on_redis_as_its_user, redis_as_its_user, $options; $($names),*);
         crate::support::brokers::promises!(on_redis_with_tls, redis_with_tls, $options; $($names),*);
         crate::support::brokers::promises!(on_redis_with_sentinel, redis_with_sentinel, $options; $($names),*);
         crate::support::brokers::promises!(on_a_redis_cluster, redis_cluster, $options; $($names),*);

@@ -1,5 +1,6 @@
 //! Starts and stops what the tests need. Everything has a port and a folder of its own, and is gone when dropped.
 
+pub mod acl;
 pub mod balancer;
 pub mod brokers;
 pub mod browser;

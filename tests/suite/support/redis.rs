@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
+use std::sync::LazyLock;
 
 use tempfile::TempDir;
 
@@ -47,7 +48,7 @@ impl Redis {
     pub async fn start_with(arguments: &[&str]) -> Self {
         let arguments: Vec<_> = arguments.iter().map(|&argument| argument.to_owned()).collect();
         // Between choosing a free port and using it, another test may take it.
-        loop {
+        for _ in 0..10 {
             let folder = tempfile::tempdir().unwrap();
             let [port, tls_port] = free_ports();
             let number = |argument: &String| argument.replace("TLS_PORT", &tls_port.to_string());
@@ -58,6 +59,7 @@ impl Redis {
                 return redis;
             }
         }
+        panic!("{} ends at once with {arguments:?}", program());
     }
 
     /// A server that speaks TLS as well, shows the certificate `server`, and asks clients for theirs.
@@ -192,9 +194,10 @@ fn spawn(port: u16, folder: &TempDir, arguments: &[String]) -> Child {
     // A Sentinel keeps what it knows in its configuration file.
     let configuration = folder.path().join("redis.conf");
     std::fs::OpenOptions::new().create(true).append(true).open(&configuration).unwrap();
-    Command::new("redis-server")
+    Command::new(program())
         .arg(configuration)
-        .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--enable-debug-command", "local"])
+        .args(["--port", &port.to_string(), "--bind", "127.0.0.1"])
+        .args(DEBUG.iter().filter(|_| *KNOWS_DEBUG))
         .arg("--dir")
         .arg(folder.path())
         .args(arguments)
@@ -203,3 +206,16 @@ fn spawn(port: u16, folder: &TempDir, arguments: &[String]) -> Child {
         .spawn()
         .expect("redis-server is installed (./scripts/test does it)")
 }
+
+/// The server to test against: that of the system, or the one that `scripts/redis-versions` names.
+#[expect(clippy::disallowed_methods, reason = "another server is the script's business, not the program's")]
+fn program() -> String {
+    std::env::var("LIVEBRIDGE_REDIS_SERVER").unwrap_or_else(|_| "redis-server".into())
+}
+
+/// What allows the tests to have a server wait; before version 7 it was allowed anyway, and not a setting.
+const DEBUG: [&str; 2] = ["--enable-debug-command", "local"];
+static KNOWS_DEBUG: LazyLock<bool> = LazyLock::new(|| {
+    let output = Command::new(program()).arg("--version").output().expect("a program that tells its version");
+    !String::from_utf8_lossy(&output.stdout).contains(" v=6.")
+});

@@ -20,7 +20,7 @@ impl SentinelSet {
         let server = ["--save", "", "--repl-diskless-sync-delay", "0"];
         let master = Redis::start_with(&server).await;
         let port = master.port.to_string();
-        let replica = Redis::start_with(&[&server[..], &["--replicaof", &format!("127.0.0.1 {port}")]].concat()).await;
+        let replica = Redis::start_with(&[&server[..], &["--replicaof", "127.0.0.1", &port]].concat()).await;
         let mut sentinels = Vec::new();
         for _ in 0..3 {
             let sentinel = Redis::sentinel().await;
