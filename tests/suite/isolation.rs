@@ -55,7 +55,9 @@ async fn many_who_read_large_pages_at_once_leave_the_others_alone() {
     let unread: Vec<_> = answers.iter().filter(|(status, _)| *status != 200).collect();
     assert!(unread.iter().all(|(status, text)| *status == 503 && text.contains("broker_unavailable")), "{unread:?}");
     assert!(unread.len() < answers.len(), "some are read");
-    assert_eq!(instance.refused("reads").await, unread.len() as f64);
+    // On a slow machine, a read may also be late.
+    let refused = unread.iter().filter(|(_, text)| text.contains("too many histories")).count();
+    assert_eq!(instance.refused("reads").await, refused as f64);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -21,7 +21,7 @@ pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// sum of both limits.
 pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 /// The time limit for finding out which protocol a port speaks.
-const PROBE_TIMEOUT: Duration = Duration::from_millis(500);
+const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How to reach a Redis.
 #[derive(Clone)]
