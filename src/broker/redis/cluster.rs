@@ -26,8 +26,9 @@ use crate::broker::{BrokerError, Event, Health, Page, Publication, ReadFrom, Req
 use crate::channel::ChannelName;
 use crate::message::Position;
 
-/// How often the topology is queried without a reason, and at most.
+/// How often the topology is queried without a reason, while not everything works, and at most.
 const RECHECK: Duration = Duration::from_secs(2);
+const RECHECK_BROKEN: Duration = Duration::from_millis(200);
 const PAUSE: Duration = Duration::from_millis(50);
 /// How long a publish or a read is tried again while its channel moves to another shard.
 const PATIENCE: Duration = Duration::from_secs(4);
@@ -241,7 +242,8 @@ impl Cluster {
             }
             self.rounds.send_modify(|rounds| *rounds += 1);
             sleep(PAUSE).await;
-            let _ = timeout(RECHECK, self.context.stale.notified()).await;
+            let recheck = if self.health() == Health::Up { RECHECK } else { RECHECK_BROKEN };
+            let _ = timeout(recheck, self.context.stale.notified()).await;
         }
     }
 
