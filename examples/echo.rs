@@ -78,7 +78,7 @@ async fn echo(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<()>
         });
         closed = read.err().or(closed);
         if let Some(close) = &closed {
-            frame::write_close(close, &mut out);
+            frame::write_close(close.code.number(), &close.reason(), &mut out);
         }
         stream.write_all(&out).await?;
         if closed.is_some() {

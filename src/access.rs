@@ -169,9 +169,7 @@ impl Access {
         credentials: &Credentials,
         action: Action,
     ) -> Result<Permissions, AccessError> {
-        if credentials.origin == OriginCheck::Refused {
-            return Err(AccessError::Origin(self.origins.to_string()));
-        }
+        self.check_origin(credentials)?;
         let holder = if self.is_open() { Holder::Everybody } else { self.holder(credentials).await? };
         match holder {
             Holder::Anonymous if !self.anonymous.allow_anywhere(action) => return Err(AccessError::Nobody),
@@ -179,6 +177,17 @@ impl Access {
             _ => {}
         }
         Ok(Permissions { holder, access: self.clone() })
+    }
+
+    /// Checks only the origin, of a client whose credentials come later.
+    ///
+    /// # Errors
+    /// [`AccessError::Origin`] if pages of the origin may not connect.
+    pub fn check_origin(&self, credentials: &Credentials) -> Result<(), AccessError> {
+        if credentials.origin == OriginCheck::Refused {
+            return Err(AccessError::Origin(self.origins.to_string()));
+        }
+        Ok(())
     }
 
     async fn holder(&self, credentials: &Credentials) -> Result<Holder, AccessError> {

@@ -13,8 +13,10 @@ use crate::message::Position;
 use crate::observability::log_throttle::LogThrottle;
 use crate::observability::metrics::Metrics;
 use crate::observability::metrics::latency::Moment;
-use crate::transport::admission::Admission;
+use crate::transport::address::ClientAddress;
+use crate::transport::admission::{Admission, Charge};
 use crate::transport::byte_budget::Budget;
+use crate::transport::refusal::Refusal;
 use crate::transport::token_bucket::Rate;
 
 /// Limits on the requests and messages of clients and producers.
@@ -74,6 +76,22 @@ pub struct App {
 }
 
 impl App {
+    /// Charges a client's address for the channels that have no subscriber on this instance yet,
+    /// because each of them costs requests to Redis.
+    ///
+    /// # Errors
+    /// The refusal, if the address subscribes to too many new channels.
+    pub fn charge_new_channels(&self, client: ClientAddress, channels: &[ChannelName]) -> Result<(), Refusal> {
+        // Most clients of a deployment behind a proxy without `--trusted-proxy` have no limit.
+        if !self.admission.limits_new_channels(client) {
+            return Ok(());
+        }
+        match self.hub.count_new(channels) {
+            0 => Ok(()),
+            new => self.admission.charge(Charge::NewChannels, client, new),
+        }
+    }
+
     /// Publishes a batch through the broker and counts the results. See
     /// [`crate::broker::Broker::publish`].
     pub async fn publish(&self, batch: Vec<Publication>) -> Vec<Result<Option<Position>, BrokerError>> {

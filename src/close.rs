@@ -24,6 +24,10 @@ pub enum Code {
     ProtocolError,
     /// The client sent a text message that is not UTF-8.
     InvalidUtf8,
+    /// The client sent what is no command, or a command that may not come here.
+    CommandInvalid,
+    /// The client did not send its first command in time.
+    NotConnected,
     /// The client may not publish here.
     PublishRefused,
     /// The broker refuses one of the client's channels.
@@ -67,7 +71,7 @@ impl Code {
             Self::Client(code) => code,
             Self::ProtocolError => Some(1002),
             Self::InvalidUtf8 => Some(1007),
-            Self::PublishRefused => Some(1008),
+            Self::CommandInvalid | Self::NotConnected | Self::PublishRefused => Some(1008),
             Self::MessageTooBig => Some(1009),
             Self::Restarting => Some(1012),
             // The ACL may be fixed later, so this is a code after which clients reconnect.
@@ -89,6 +93,8 @@ impl Code {
             Self::Client(_) => "client",
             Self::ProtocolError => "protocol_error",
             Self::InvalidUtf8 => "invalid_utf8",
+            Self::CommandInvalid => "command_invalid",
+            Self::NotConnected => "not_connected",
             Self::PublishRefused => "publish_refused",
             Self::ChannelRefused => "channel_refused",
             Self::MessageTooBig => "message_too_big",

@@ -7,8 +7,10 @@
 //! * [`connection`]: the socket and the session of a client, as the fan-out uses them. Bytes reach
 //!   the socket through `Context::write` and `transport/socket.rs`.
 //! * [`session`]: the [`subscription`]s of a client, and which bytes are due next. Knows no socket.
-//! * [`task`]: the task of a connection. It writes what `Session::offer` could not, reads from the
-//!   client and from the history, and publishes.
+//! * [`commands`]: what clients ask for over their connections: to publish and, in some dialects, to
+//!   subscribe, unsubscribe or read at any time.
+//! * [`task`]: the task of a connection. It writes what `Session::offer` could not, and reads from the
+//!   client and from the history.
 //!
 //! The way of a batch: shard, `Connection::offer`, `Session::offer`, `Context::write`, socket.
 //!
@@ -20,6 +22,7 @@
 
 pub mod batch;
 pub mod clock;
+pub mod commands;
 pub mod connection;
 pub mod context;
 pub mod dialect;

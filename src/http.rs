@@ -4,6 +4,7 @@
 //! it.
 
 pub mod assets;
+pub mod centrifuge;
 pub mod connection;
 pub mod cors;
 pub mod credentials;

@@ -42,6 +42,8 @@ use crate::transport::byte_budget::Budget;
 /// How long a channel without subscribers is kept, so that a page reload costs no round trip to
 /// Redis.
 const IDLE_TOPIC_TTL: Duration = Duration::from_secs(5);
+/// Time limit for joining a channel: one or two round trips to Redis, or a reconnect to Redis.
+const JOIN_TIMEOUT: Duration = Duration::from_secs(5);
 /// The interval, in seconds, of dropping shared pages that no reader can use any more.
 const PAGES_SWEPT: u64 = 5;
 /// How many histories are read at once, both of channels that only large requests have joined and of
@@ -137,12 +139,14 @@ impl Hub {
     /// changes nothing.
     ///
     /// # Errors
-    /// [`BrokerError::Unavailable`] while the broker is down, or as [`Broker::subscribe`].
+    /// [`BrokerError::Unavailable`] while the broker is down or does not subscribe in time, or as
+    /// [`Broker::subscribe`].
     pub async fn join(&self, channel: &ChannelName, request: RequestSize) -> Result<Membership, BrokerError> {
         if let Health::Down(why) = self.broker.health_of(channel) {
             return Err(BrokerError::Unavailable(why));
         }
-        self.join_when_available(channel, request).await
+        let joined = tokio::time::timeout(JOIN_TIMEOUT, self.join_when_available(channel, request)).await;
+        joined.unwrap_or_else(|_| Err(BrokerError::Unavailable("no subscription in time".into())))
     }
 
     /// Joins a channel like [`Hub::join`], but waits while the broker is down.

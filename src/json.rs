@@ -1,11 +1,15 @@
 //! The JSON objects that `format=json`, the events of Server-Sent Events, the history and the HTTP
-//! errors share.
+//! errors share, and how JSON is read and written.
 
+use std::fmt;
+use std::marker::PhantomData;
 use std::ops::Range;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use serde::Serialize;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
 use crate::channel::ChannelName;
@@ -29,12 +33,31 @@ pub struct Envelope<'a> {
     encoding: Option<&'static str>,
 }
 
+/// A payload as a JSON value.
 #[derive(Serialize)]
 #[serde(untagged)]
-enum Data<'a> {
+pub enum Data<'a> {
+    /// The payload itself, which is JSON.
     Json(&'a RawValue),
+    /// Other text, as a string.
     Text(&'a str),
+    /// Bytes that are not UTF-8, as a string.
     Base64(String),
+}
+
+impl<'a> Data<'a> {
+    /// The payload of a message.
+    pub fn of(message: &'a Message) -> Self {
+        match message.text() {
+            Some(text) => as_json(text).map_or(Self::Text(text), Self::Json),
+            None => Self::Base64(STANDARD.encode(&message.payload)),
+        }
+    }
+
+    /// How the payload is encoded in the value, if it is.
+    pub fn encoding(&self) -> Option<&'static str> {
+        matches!(self, Self::Base64(_)).then_some("base64")
+    }
 }
 
 impl<'a> Envelope<'a> {
@@ -49,11 +72,8 @@ impl<'a> Envelope<'a> {
 
     /// An envelope without channel and epoch, for a context that states them.
     pub fn within(message: &'a Message) -> Self {
-        let (data, encoding) = match message.text() {
-            Some(text) => (as_json(text).map_or(Data::Text(text), Data::Json), None),
-            None => (Data::Base64(STANDARD.encode(&message.payload)), Some("base64")),
-        };
-        Self { encoding, ..Self::around(message, data) }
+        let data = Data::of(message);
+        Self { encoding: data.encoding(), ..Self::around(message, data) }
     }
 
     fn around(message: &'a Message, data: Data<'a>) -> Self {
@@ -184,4 +204,29 @@ pub fn write(value: &impl Serialize, out: &mut Vec<u8>) {
     // `Serialize` that fails.
     let written = serde_json::to_writer(out, value);
     debug_assert!(written.is_ok(), "{written:?}");
+}
+
+/// A value that must be a JSON object when it is read; serde would also accept an array of the
+/// values of its members.
+#[derive(Debug)]
+pub struct Object<T>(pub T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct OnlyMap<T>(PhantomData<T>);
+
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for OnlyMap<T> {
+            type Value = Object<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
+                T::deserialize(MapAccessDeserializer::new(map)).map(Object)
+            }
+        }
+
+        deserializer.deserialize_map(OnlyMap(PhantomData))
+    }
 }

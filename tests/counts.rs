@@ -64,6 +64,28 @@ fn websocket(address: SocketAddr) -> TcpStream {
     ask(address, request, b"\r\n\r\n")
 }
 
+/// A client of the Centrifuge protocol that is subscribed to so many channels.
+fn sdk(address: SocketAddr, channels: usize) -> TcpStream {
+    let request = "GET /connection/websocket HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+                   Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+    let mut stream = ask(address, request, b"\r\n\r\n");
+    command(&mut stream, r#"{"id":1,"connect":{}}"#, b"}}");
+    for index in 0..channels {
+        let name = if index == 0 { "counted".to_owned() } else { format!("counted:{index}") };
+        command(&mut stream, &format!(r#"{{"id":2,"subscribe":{{"channel":"{name}"}}}}"#), b"}}");
+    }
+    stream
+}
+
+/// Sends a command, and reads until the answer's last bytes.
+fn command(stream: &mut TcpStream, text: &str, last: &[u8]) {
+    let length = u8::try_from(text.len()).unwrap();
+    assert!(length < 126);
+    // Masked with zeros.
+    stream.write_all(&[&[0x81, 0x80 | length, 0, 0, 0, 0], text.as_bytes()].concat()).unwrap();
+    read_until(stream, last);
+}
+
 fn events(address: SocketAddr) -> TcpStream {
     ask(address, "GET /events?channel=counted HTTP/1.1\r\nHost: x\r\n\r\n", b"\n\n\r\n")
 }
@@ -103,28 +125,54 @@ fn an_idle_connection_holds_little_memory() {
 }
 
 #[test]
+fn an_idle_sdk_connection_holds_little_more_and_each_further_channel_little() {
+    const MORE: usize = 60;
+    let _turn = TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let address = serve();
+    // The channels exist: they cost memory of their own.
+    let _holder = sdk(address, 1 + MORE);
+    let raw = bytes_each(|| websocket(address), 500);
+    let (one, many) = (bytes_each(|| sdk(address, 1), 500), bytes_each(|| sdk(address, 1 + MORE), 100));
+    let each = (many - one) / MORE as isize;
+    println!("bytes of an idle connection: raw {raw}, SDK {one}, and {each} for each further channel");
+    assert!(one * 2 <= raw * 3, "raw {raw}, SDK {one}");
+    assert!(each <= 300, "{each} for each further channel");
+}
+
+#[test]
 fn a_delivery_allocates_nothing() {
+    deliveries_allocate_nothing(websocket, b"message");
+}
+
+#[test]
+fn a_delivery_to_an_sdk_allocates_nothing() {
+    deliveries_allocate_nothing(|address| sdk(address, 1), b"}}}");
+}
+
+/// Publishes to subscribers, each of which reads until the last bytes of a message.
+fn deliveries_allocate_nothing(connect: impl Fn(SocketAddr) -> TcpStream, last: &[u8]) {
     const MESSAGES: usize = 200;
     const MORE: usize = 200;
     let _turn = TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let address = serve();
     until_nobody_is_connected(address);
-    let mut publisher = ask(address, "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n", b"}\n");
+    let request = "POST /publish?channel=counted HTTP/1.1\r\nHost: x\r\nContent-Length: 7\r\n\r\nmessage";
+    // The first message of a channel begins its epoch, which ends the subscriptions of SDKs.
+    let mut publisher = ask(address, request, b"]}\n");
     let mut subscribers = Vec::with_capacity(MORE + 10);
     let mut allocations = |subscribers: &mut Vec<TcpStream>| {
         let region = Region::new(ALLOCATOR);
         for _ in 0..MESSAGES {
-            let request = b"POST /publish?channel=counted HTTP/1.1\r\nHost: x\r\nContent-Length: 7\r\n\r\nmessage";
-            publisher.write_all(request).unwrap();
+            publisher.write_all(request.as_bytes()).unwrap();
             read_until(&mut publisher, b"]}\n");
-            subscribers.iter_mut().for_each(|subscriber| read_until(subscriber, b"message"));
+            subscribers.iter_mut().for_each(|subscriber| read_until(subscriber, last));
         }
         region.change().allocations
     };
-    subscribers.extend((0..10).map(|_| websocket(address)));
+    subscribers.extend((0..10).map(|_| connect(address)));
     allocations(&mut subscribers);
     let few = allocations(&mut subscribers);
-    subscribers.extend((0..MORE).map(|_| websocket(address)));
+    subscribers.extend((0..MORE).map(|_| connect(address)));
     let many = allocations(&mut subscribers);
     let each = many.saturating_sub(few) as f64 / (MESSAGES * MORE) as f64;
     println!("allocations: {} for a message, {each} for a delivery", few / MESSAGES);

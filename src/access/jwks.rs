@@ -14,9 +14,9 @@ use serde_json::Value;
 use tokio::sync::{Notify, watch};
 use tokio::time::{sleep, timeout};
 
-use super::claims::Object;
 use super::token_key::Key;
 use crate::backoff::Backoff;
+use crate::json::Object;
 
 /// Refresh interval. A revoked key stays valid for at most this long.
 const REFRESH: Duration = Duration::from_secs(600);

@@ -8,10 +8,11 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::Deserialize;
 
-use super::claims::{Claims, Object, Present, present};
+use super::claims::{Claims, Present, present};
 use super::jwks::Jwks;
 use super::secret::Secret;
 use super::token_key::{ALGORITHMS, Key, algorithm};
+use crate::json::Object;
 
 /// The settings that verify tokens.
 #[derive(Debug)]

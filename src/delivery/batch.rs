@@ -13,9 +13,9 @@ use super::dialect::SubscriberData;
 use super::encoding::Encoding;
 use crate::broker::Page;
 use crate::channel::ChannelName;
-use crate::close::Close;
+use crate::close::{Close, Code};
 use crate::hub::topic::{FellBehind, Topic};
-use crate::message::{Entry, Position};
+use crate::message::{Entry, GapReason, Position};
 use crate::transport::byte_budget::{Budget, hold_anyway};
 
 /// The size after which the fan-out ends a batch, in bytes: large enough to make system calls rare,
@@ -39,6 +39,8 @@ pub struct EncodedBatch {
     first: u64,
     /// The index of the last entry that has a position.
     last_positioned: Option<usize>,
+    /// The epoch of that entry.
+    epoch: Option<u64>,
     close: Option<Close>,
     /// The last partly written frame: its index and bytes. Subscribers share them.
     partial_frame: RefCell<Option<(usize, Bytes)>>,
@@ -96,6 +98,8 @@ impl EncodedBatch {
                 encoding.dialect.write_entry(&topic.channel, entry, &mut encoding.writer(bytes))
             });
         }
+        let last = self.last_positioned.and_then(|last| self.entries.get(last)?.position());
+        self.epoch = last.map(|position| position.epoch);
         !self.is_empty() || self.close.is_some()
     }
 
@@ -131,7 +135,7 @@ impl EncodedBatch {
         let mut inputs = std::mem::take(&mut self.per_subscriber);
         inputs.before.truncate(count);
         inputs.positions.clone_from(&inputs.before);
-        self.encode_own(channel, encoding, (&mut inputs.positions, index));
+        self.encode_own(channel, encoding, None, (&mut inputs.positions, index));
         self.per_subscriber = PerSubscriberInputs { shared: key, index, ..inputs };
     }
 
@@ -155,16 +159,21 @@ impl EncodedBatch {
         }));
     }
 
-    /// Encodes the entries that were read, for one subscriber. `positions` are the subscriber's
-    /// positions in its channels; `positions[index]` is the batch's channel.
+    /// Encodes the entries that were read, for one subscriber, up to the first one outside of
+    /// `epoch`. `positions` are the subscriber's positions in its channels; `positions[index]` is
+    /// the batch's channel.
     pub(super) fn encode_own(
         &mut self,
         channel: &ChannelName,
         encoding: &Encoding,
+        epoch: Option<u64>,
         (positions, index): (&mut [Option<Position>], usize),
     ) {
         self.encode(|entry, bytes| {
             let mut writer = encoding.writer(bytes);
+            if epoch.zip(entry.position()).is_some_and(|(epoch, position)| position.epoch != epoch) {
+                return Err(epoch_ended());
+            }
             if !encoding.is_per_subscriber() {
                 return encoding.dialect.write_entry(channel, entry, &mut writer);
             }
@@ -214,6 +223,11 @@ impl EncodedBatch {
     /// if there is one; it has no frame.
     pub fn resume_at(&self) -> u64 {
         self.end() + u64::from(self.close.is_some())
+    }
+
+    /// Whether the batch ends in the epoch of a position.
+    pub(super) fn is_in_epoch_of(&self, held: Option<Position>) -> bool {
+        self.epoch.zip(held).is_none_or(|(epoch, held)| epoch == held.epoch)
     }
 
     /// Whether the batch has no entries.
@@ -288,6 +302,7 @@ impl EncodedBatch {
         self.entries.clear();
         self.ends.clear();
         self.bytes.clear();
+        self.epoch = None;
         self.close = None;
         self.partial_frame.take();
         self.per_subscriber.shared = (0, 0);
@@ -295,6 +310,11 @@ impl EncodedBatch {
             self.bytes = Vec::new();
         }
     }
+}
+
+/// The close for a subscription that ends with its epoch.
+pub(super) fn epoch_ended() -> Close {
+    Close::new(Code::Gap, GapReason::EpochChanged.explanation())
 }
 
 fn encoded_size(entry: &Entry) -> usize {

@@ -11,7 +11,7 @@ use super::batch::EncodedBatch;
 use super::context::{ConnectionCount, Context};
 use super::encoding::Encoding;
 use super::framing::{FrameWriter, Transport};
-use super::keepalive::{Due, Keepalive};
+use super::keepalive::{Due, Keepalive, Pings};
 use super::session::{Session, SubscriptionKey, Waits};
 use super::subscription::{NewSubscription, Subscription};
 use crate::close::{Close, Code};
@@ -48,11 +48,18 @@ impl Connection {
         (admitted, key): (Admitted, usize),
         holds_for: Option<u64>,
     ) -> Rc<Self> {
-        let answers_pings = session.encoding().transport() == Transport::WebSocket;
+        let encoding = session.encoding();
+        let (pings, holds_for) = match encoding.transport() {
+            Transport::EventStream => (Pings::Unanswered, holds_for),
+            Transport::WebSocket if encoding.dialect.awaits_connect() => {
+                (Pings::AwaitsConnect, Some(context.app.limits.request_time.as_secs()))
+            }
+            Transport::WebSocket => (Pings::Silent, holds_for),
+        };
         Rc::new(Self {
             session: RefCell::new(session),
             socket,
-            keepalive: Keepalive::new(context.now(), holds_for, answers_pings),
+            keepalive: Keepalive::new(context.now(), holds_for, pings),
             waker: Cell::default(),
             woken: Cell::new(false),
             dead: Cell::new(false),
@@ -96,6 +103,11 @@ impl Connection {
 
     pub(super) fn unsubscribe(&self, key: SubscriptionKey) -> Option<Subscription> {
         self.session.borrow_mut().unsubscribe(key)
+    }
+
+    /// The client has connected, or has another token. It may stay for `holds_for` seconds.
+    pub(super) fn connected(&self, holds_for: Option<u64>) {
+        self.keepalive.connected(self.context().now(), holds_for);
     }
 
     pub(super) fn change<T>(&self, change: impl FnOnce(&mut Session) -> T) -> T {
@@ -199,9 +211,13 @@ impl Connection {
             Due::Ping if self.must_read_first() => {}
             Due::Ping => self.queue_notice(|encoding, out| encoding.dialect.write_keepalive(out)),
             Due::Gone => {
-                self.session.borrow_mut().end(Close::new(Code::Gone, ""));
-                self.give_up();
+                self.close(Close::new(Code::Gone, "the pings are not answered"));
+                // A dialect may have a code for it, and the client may still be there.
+                if self.session.borrow().encoding().dialect.close_number(Code::Gone).is_none() {
+                    self.give_up();
+                }
             }
+            Due::NotConnected => self.close(Close::new(Code::NotConnected, "the first command did not come in time")),
             Due::Expired => self.close(Close::new(Code::TokenExpired, "connect again with a fresh token")),
             Due::TooSlow => {
                 self.session.borrow_mut().end_as_too_slow();

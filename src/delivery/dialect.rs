@@ -5,17 +5,18 @@
 //! A dialect has no state: subscribers share the messages that it writes. Data of one subscriber
 //! comes as [`SubscriberData`].
 
+pub mod centrifuge;
+pub mod command;
 pub mod events;
 pub mod json;
 pub mod raw;
 
-use std::num::NonZeroU32;
-
 use bytes::Bytes;
 
+use self::command::{Command, CommandError, CommandId, PublishRequest, Reply, Request, SubscriptionEnd};
 use super::framing::FrameWriter;
 use crate::channel::ChannelName;
-use crate::close::Close;
+use crate::close::{Close, Code};
 use crate::message::{Entry, Position};
 
 /// Where a subscription starts in its channel.
@@ -34,19 +35,6 @@ pub struct SubscriptionStart<'a> {
 pub struct SubscriberData<'a> {
     /// The positions of the client in its channels after the entry.
     pub positions: &'a [Option<Position>],
-}
-
-/// The number by which a client matches an answer to its command.
-pub type CommandId = NonZeroU32;
-
-/// A command of a client.
-#[derive(Debug)]
-pub struct Command {
-    /// `None` if the dialect has no ids.
-    pub id: Option<CommandId>,
-    /// The payload to publish, unchanged. (Publishing is the only command so far; another one makes
-    /// this an enum.)
-    pub payload: Bytes,
 }
 
 /// A message format for both directions.
@@ -91,17 +79,40 @@ pub trait Dialect: Sync {
     /// Writes the last message before the framing closes the connection.
     fn write_farewell(&self, _: &Close, _: &mut FrameWriter<'_>) {}
 
-    /// Parses a message of a client.
+    /// Whether clients begin with [`Request::Connect`], and name channels later by commands, instead
+    /// of in the URL. The server then pings them at regular intervals, also while they send.
+    fn awaits_connect(&self) -> bool {
+        false
+    }
+
+    /// The code of a close frame.
+    fn close_number(&self, code: Code) -> Option<u16> {
+        code.number()
+    }
+
+    /// Parses the commands in a message of a client. By default, the message itself is to be
+    /// published.
     ///
     /// # Errors
     /// Returns the close for the client if the message is not valid.
-    fn command(&self, message: Bytes) -> Result<Command, Close> {
-        Ok(Command { id: None, payload: message })
+    fn commands(&self, message: Bytes, take: &mut dyn FnMut(Command)) -> Result<(), Close> {
+        let size = message.len();
+        take(Command { id: None, request: Request::Publish(PublishRequest { channel: None, payload: message }), size });
+        Ok(())
     }
+
+    /// Writes the answer to a command. By default there is none.
+    fn write_reply(&self, _: CommandId, _: &Reply<'_>, _: &mut FrameWriter<'_>) {}
 
     /// Writes that a command failed. Returns `false` if the dialect has no such message, so that
     /// the client must be closed.
-    fn write_error(&self, _: Option<CommandId>, _code: &str, _message: &str, _: &mut FrameWriter<'_>) -> bool {
+    fn write_error(&self, _: Option<CommandId>, _: &CommandError, _: &mut FrameWriter<'_>) -> bool {
+        false
+    }
+
+    /// Writes that the server has ended a subscription. Returns `false` if the dialect has no such
+    /// message, so that the client must be closed.
+    fn write_unsubscribed(&self, _: &ChannelName, _: SubscriptionEnd, _: &mut FrameWriter<'_>) -> bool {
         false
     }
 }

@@ -2,6 +2,7 @@
 //! encoding share frames.
 
 use super::dialect::Dialect;
+use super::dialect::centrifuge::Centrifuge;
 use super::dialect::events::{MultiChannelEvents, SingleChannelEvents};
 use super::dialect::json::Json;
 use super::dialect::raw::Raw;
@@ -21,6 +22,8 @@ pub struct Encoding {
 pub static WEBSOCKET_RAW: Encoding = Encoding { dialect: &Raw, framing: &WebSocket };
 /// `GET /ws?format=json`.
 pub static WEBSOCKET_JSON: Encoding = Encoding { dialect: &Json, framing: &WebSocket };
+/// `GET /connection/websocket`.
+pub static CENTRIFUGE: Encoding = Encoding { dialect: &Centrifuge, framing: &WebSocket };
 /// `GET /events` for one channel.
 pub static EVENTS: Encoding = Encoding { dialect: &SingleChannelEvents, framing: &Chunked };
 /// `GET /events` for several channels.

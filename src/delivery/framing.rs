@@ -8,8 +8,6 @@
 pub mod event_stream;
 pub mod websocket;
 
-use crate::close::Close;
-
 /// The kind of a message.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Kind {
@@ -51,8 +49,9 @@ pub trait Framing: Sync {
     /// Appends a keepalive for a quiet connection: a ping, if the client can answer it.
     fn write_keepalive(&self, out: &mut Vec<u8>);
 
-    /// Appends the last bytes before the connection is closed.
-    fn write_close(&self, close: &Close, out: &mut Vec<u8>);
+    /// Appends the last bytes before the connection is closed. `code` is the close code of the
+    /// dialect, if it has one.
+    fn write_close(&self, code: Option<u16>, reason: &str, out: &mut Vec<u8>);
 }
 
 /// Appends messages to a buffer, each in a frame.
@@ -85,7 +84,7 @@ impl<'a> FrameWriter<'a> {
     }
 
     /// Appends the close of the framing.
-    pub fn close(&mut self, close: &Close) {
-        self.framing.write_close(close, self.out);
+    pub fn close(&mut self, code: Option<u16>, reason: &str) {
+        self.framing.write_close(code, reason, self.out);
     }
 }

@@ -20,9 +20,22 @@ pub(super) struct Keepalive {
     page_at: Cell<Seconds>,
     /// The number of checks since it began to close.
     closing_checks: Cell<u32>,
-    /// When the token of the client expires.
-    expires: Seconds,
-    answers_pings: bool,
+    /// When the token of the client expires, or when it must have connected.
+    expires: Cell<Seconds>,
+    pings: Cell<Pings>,
+}
+
+/// When a client is pinged, and what its silence means.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Pings {
+    /// Never, until it sends its first command.
+    AwaitsConnect,
+    /// At regular intervals. It answers each time.
+    Regular,
+    /// While it is silent. It answers each time.
+    Silent,
+    /// While it is silent. It does not answer.
+    Unanswered,
 }
 
 /// How long to wait for clients, in seconds.
@@ -44,6 +57,8 @@ pub(super) enum Due {
     Ping,
     /// It has been silent for too long.
     Gone,
+    /// It has not sent its first command in time.
+    NotConnected,
     /// Its token has expired.
     Expired,
     /// It has not read a page of history in time.
@@ -53,19 +68,27 @@ pub(super) enum Due {
 }
 
 impl Keepalive {
-    /// Creates the state of a new client whose token is valid for `holds_for` seconds; `None` for
-    /// no limit.
-    pub(super) fn new(now: Seconds, holds_for: Option<u64>, answers_pings: bool) -> Self {
-        let holds_for = holds_for.map_or(u32::MAX, |seconds| u32::try_from(seconds).unwrap_or(u32::MAX));
+    /// Creates the state of a new client whose token is valid for `holds_for` seconds, or which must
+    /// connect within that time; `None` for no limit.
+    pub(super) fn new(now: Seconds, holds_for: Option<u64>, pings: Pings) -> Self {
         Self {
             heard: Cell::new(now),
             asked: Cell::new(now),
             page_at: Cell::new(now),
             closing_checks: Cell::new(0),
-            // The current, incomplete second does not count.
-            expires: Seconds(now.0.saturating_add(holds_for).saturating_add(1)),
-            answers_pings,
+            expires: Cell::new(end(now, holds_for)),
+            pings: Cell::new(pings),
         }
+    }
+
+    /// Records that the client has connected, or that it has another token, which is valid for
+    /// `holds_for` seconds.
+    pub(super) fn connected(&self, now: Seconds, holds_for: Option<u64>) {
+        if self.pings.get() == Pings::AwaitsConnect {
+            self.pings.set(Pings::Regular);
+            self.asked.set(now);
+        }
+        self.expires.set(end(now, holds_for));
     }
 
     /// Records that the client sent something, or was not read because of its rate.
@@ -86,19 +109,31 @@ impl Keepalive {
             self.closing_checks.set(self.closing_checks.get() + 1);
             return if self.closing_checks.get() > CLOSING_CHECKS { Due::GiveUp } else { Due::Nothing };
         }
-        if now >= self.expires {
+        let (pings, is_over) = (self.pings.get(), now >= self.expires.get());
+        let pinged = match pings {
+            Pings::AwaitsConnect => return if is_over { Due::NotConnected } else { Due::Nothing },
+            Pings::Regular => self.asked.get(),
+            Pings::Silent | Pings::Unanswered => self.heard.get().max(self.asked.get()),
+        };
+        if is_over {
             Due::Expired
-        } else if self.answers_pings && since(self.heard.get()) > MOST_UNANSWERED * times.heartbeat {
+        } else if pings != Pings::Unanswered && since(self.heard.get()) > MOST_UNANSWERED * times.heartbeat {
             Due::Gone
         } else if since(self.page_at.get()) > times.page && reads_page() {
             Due::TooSlow
-        } else if since(self.heard.get().max(self.asked.get())) >= times.heartbeat {
+        } else if since(pinged) >= times.heartbeat {
             self.asked.set(now);
             Due::Ping
         } else {
             Due::Nothing
         }
     }
+}
+
+/// The end of a time from now on; the current, incomplete second does not count.
+fn end(now: Seconds, holds_for: Option<u64>) -> Seconds {
+    let holds_for = holds_for.map_or(u32::MAX, |seconds| u32::try_from(seconds).unwrap_or(u32::MAX));
+    Seconds(now.0.saturating_add(holds_for).saturating_add(1))
 }
 
 #[cfg(test)]
@@ -113,7 +148,7 @@ mod tests {
 
     #[test]
     fn a_silent_client_is_pinged_and_then_taken_for_gone() {
-        let keepalive = Keepalive::new(Seconds(100), None, true);
+        let keepalive = Keepalive::new(Seconds(100), None, Pings::Silent);
         assert_eq!((check(&keepalive, Seconds(114)), check(&keepalive, Seconds(115))), (Due::Nothing, Due::Ping));
         assert_eq!((check(&keepalive, Seconds(116)), check(&keepalive, Seconds(130))), (Due::Nothing, Due::Ping));
         assert_eq!((check(&keepalive, Seconds(145)), check(&keepalive, Seconds(146))), (Due::Ping, Due::Gone));
@@ -123,15 +158,30 @@ mod tests {
 
     #[test]
     fn a_client_may_stay_until_its_last_second_has_ended() {
-        let keepalive = Keepalive::new(Seconds(100), Some(5), false);
+        let keepalive = Keepalive::new(Seconds(100), Some(5), Pings::Unanswered);
         assert_eq!((check(&keepalive, Seconds(105)), check(&keepalive, Seconds(106))), (Due::Nothing, Due::Expired));
-        let unlimited = Keepalive::new(Seconds(100), Some(u64::MAX), false);
+        let unlimited = Keepalive::new(Seconds(100), Some(u64::MAX), Pings::Unanswered);
         assert_eq!(check(&unlimited, Seconds(114)), Due::Nothing);
     }
 
     #[test]
+    fn a_client_with_commands_connects_in_time_and_is_then_pinged_even_while_it_sends() {
+        let keepalive = Keepalive::new(Seconds(100), Some(30), Pings::AwaitsConnect);
+        assert_eq!(
+            (check(&keepalive, Seconds(130)), check(&keepalive, Seconds(131))),
+            (Due::Nothing, Due::NotConnected)
+        );
+        keepalive.connected(Seconds(131), Some(20));
+        keepalive.heard(Seconds(145));
+        assert_eq!((check(&keepalive, Seconds(145)), check(&keepalive, Seconds(146))), (Due::Nothing, Due::Ping));
+        assert_eq!((check(&keepalive, Seconds(151)), check(&keepalive, Seconds(152))), (Due::Nothing, Due::Expired));
+        keepalive.connected(Seconds(152), None);
+        assert_eq!(check(&keepalive, Seconds(152)), Due::Nothing, "another token");
+    }
+
+    #[test]
     fn a_page_and_a_close_must_be_taken_in_time() {
-        let keepalive = Keepalive::new(Seconds(100), None, false);
+        let keepalive = Keepalive::new(Seconds(100), None, Pings::Unanswered);
         assert_eq!(check(&keepalive, Seconds(161)), Due::TooSlow);
         keepalive.got_page(Seconds(161));
         assert_eq!(check(&keepalive, Seconds(162)), Due::Ping);

@@ -12,12 +12,14 @@ use std::sync::Arc;
 use bytes::{Buf, Bytes};
 use slab::Slab;
 
-use super::batch::{EncodedBatch, OWN_BYTES};
+use super::batch::{EncodedBatch, OWN_BYTES, epoch_ended};
 use super::dialect::SubscriptionStart;
+use super::dialect::command::SubscriptionEnd;
 use super::encoding::Encoding;
 use super::framing::FrameWriter;
-use super::subscription::{Cursor, NewSubscription, Subscription};
+use super::subscription::{Cursor, Missed, NewSubscription, Subscription};
 use crate::broker::ReadFrom;
+use crate::channel::ChannelName;
 use crate::close::{Close, Code, Refused};
 use crate::hub::held_page::HeldPage;
 use crate::hub::topic::{FellBehind, Topic};
@@ -41,6 +43,8 @@ pub enum Waits {
     Room,
     /// A read of the history for a subscription.
     History(SubscriptionKey, ReadFrom),
+    /// The end of this subscription, of which the client has been told.
+    Unsubscribe(SubscriptionKey),
     /// Nothing: everything is written, so close the connection.
     End,
     /// Nothing: the connection is broken.
@@ -58,6 +62,9 @@ pub struct Session {
     blocked: bool,
     /// The subscription that catches up next.
     next_to_catch_up: SubscriptionKey,
+    /// Whether subscriptions end with their epochs, as the client learns of an epoch only when it
+    /// subscribes.
+    ends_with_epochs: bool,
     /// Messages written since the last [`Session::take_delivered`].
     delivered: u32,
     ending: Option<Box<Close>>,
@@ -74,6 +81,7 @@ impl Session {
             outbox: head,
             blocked: false,
             next_to_catch_up: 0,
+            ends_with_epochs: false,
             delivered: 0,
             ending: None,
         }
@@ -127,6 +135,30 @@ impl Session {
         all.next().filter(|_| all.next().is_none())
     }
 
+    /// Ends each subscription with its epoch from now on.
+    pub fn end_with_epochs(&mut self) {
+        self.ends_with_epochs = true;
+    }
+
+    /// The number of subscriptions.
+    pub fn subscription_count(&self) -> usize {
+        self.subscriptions.len()
+    }
+
+    /// The subscription to a channel.
+    pub fn find(&self, channel: &ChannelName) -> Option<SubscriptionKey> {
+        self.subscriptions.iter().find(|(_, held)| held.topic().channel == *channel).map(|(key, _)| key)
+    }
+
+    /// Takes the messages that a new subscriber missed, up to about `most` bytes, to be written with
+    /// the answer to its subscription. The others follow as new messages.
+    pub fn take_missed(&mut self, key: SubscriptionKey, most: usize) -> Missed {
+        let subscription = self.subscriptions.get_mut(key);
+        let missed = subscription.map(|subscription| subscription.take_missed(most)).unwrap_or_default();
+        self.delivered += missed.messages.len() as u32;
+        missed
+    }
+
     /// The reason of the close, if the session is closing.
     pub fn ending(&self) -> Option<&Close> {
         self.ending.as_deref()
@@ -175,7 +207,7 @@ impl Session {
         if self.ending.is_none() {
             let mut out = self.encoding.writer(&mut self.outbox);
             self.encoding.dialect.write_farewell(&close, &mut out);
-            out.close(&close);
+            out.close(self.encoding.dialect.close_number(close.code), &close.reason());
             self.ending = Some(Box::new(close));
         }
     }
@@ -208,14 +240,14 @@ impl Session {
         scratch: &mut EncodedBatch,
         write: Write<'_>,
     ) -> bool {
-        let Some(Cursor::Log(cursor)) = self.subscriptions.get(key).map(|subscription| &subscription.cursor) else {
-            return true;
-        };
+        let Some(subscription) = self.subscriptions.get(key) else { return true };
+        let Cursor::Log(cursor) = &subscription.cursor else { return true };
         if self.blocked || *cursor >= batch.resume_at() {
             return true;
         }
         let beyond_frames = *cursor < batch.first() || *cursor >= batch.end();
-        if beyond_frames || !self.outbox.is_empty() || self.ending.is_some() {
+        let is_over = self.ends_with_epochs && !batch.is_in_epoch_of(subscription.position);
+        if beyond_frames || is_over || !self.outbox.is_empty() || self.ending.is_some() {
             return false;
         }
         let batch = if self.encoding.is_per_subscriber() {
@@ -260,6 +292,9 @@ impl Session {
                         }
                     }
                     CatchUp::Asks(from) => asks = asks.or(Some(Waits::History(key, from))),
+                    CatchUp::Ends(close) if self.end_subscription(key, &close) => {
+                        return Ok(Waits::Unsubscribe(key));
+                    }
                     CatchUp::Ends(close) => {
                         self.end(close);
                         moved = true;
@@ -271,6 +306,18 @@ impl Session {
                 return Ok(asks.unwrap_or(Waits::News));
             }
         }
+    }
+
+    /// Tells the client that a subscription has ended, if only that has, and if the dialect can tell
+    /// it.
+    fn end_subscription(&mut self, key: SubscriptionKey, close: &Close) -> bool {
+        let Some(subscription) = self.subscriptions.get(key) else { return true };
+        if close.code != Code::Gap {
+            return false;
+        }
+        let mut out = self.encoding.writer(&mut self.outbox);
+        let channel = &subscription.topic().channel;
+        self.encoding.dialect.write_unsubscribed(channel, SubscriptionEnd::Interrupted, &mut out)
     }
 
     /// Writes the rest of a frame and the outbox.
@@ -306,8 +353,10 @@ impl Session {
             Cursor::Page(at) => {
                 batch.read_page(&at.page, at.next);
                 if batch.is_empty() {
+                    let before = subscription.position;
                     subscription.leave_page();
-                    return Ok(CatchUp::Moved);
+                    let goes_on = !self.ends_with_epochs || subscription.is_in_epoch_of(before);
+                    return Ok(if goes_on { CatchUp::Moved } else { CatchUp::Ends(epoch_ended()) });
                 }
             }
         }
@@ -338,7 +387,10 @@ impl Session {
             positions.extend(self.subscriptions.iter().map(|(_, subscription)| subscription.position));
             index = self.index_of(key);
         }
-        batch.encode_own(&self.subscriptions[key].topic().channel, self.encoding, (&mut positions, index));
+        let subscription = &self.subscriptions[key];
+        let held = subscription.position.filter(|_| self.ends_with_epochs);
+        let epoch = held.map(|position| position.epoch);
+        batch.encode_own(&subscription.topic().channel, self.encoding, epoch, (&mut positions, index));
     }
 
     /// Writes a batch from the cursor of the subscription on, advances the cursor, and keeps the

@@ -7,7 +7,7 @@ use crate::broker::{Page, ReadFrom, Tail};
 use crate::hub::Membership;
 use crate::hub::held_page::HeldPage;
 use crate::hub::topic::{ReadAt, Start, StartingPoint, Topic};
-use crate::message::{Message, Position};
+use crate::message::{Entry, Message, Position};
 
 /// The rights of a client in a channel, in addition to receiving.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
@@ -24,6 +24,17 @@ pub struct NewSubscription {
     pub start: Start,
     /// The rights of the client in the channel.
     pub rights: Rights,
+    /// The answer to the first read of the history that `start` needs, if it was read already.
+    pub page: Option<Arc<HeldPage>>,
+}
+
+/// The messages that a client gets with the answer to its subscription.
+#[derive(Default)]
+pub struct Missed {
+    /// The position of the client before these messages and all later ones.
+    pub position: Option<Position>,
+    /// The messages, all of the epoch of the position.
+    pub messages: Vec<Arc<Message>>,
 }
 
 /// The subscription of a client to one channel.
@@ -58,7 +69,7 @@ pub(super) struct PageCursor {
 impl Subscription {
     /// Creates a subscription at its start. Returns also the newest offset of the channel.
     pub(super) fn new(new: NewSubscription) -> (Self, Option<u64>) {
-        let NewSubscription { membership, start, rights } = new;
+        let NewSubscription { membership, start, rights, page } = new;
         let StartingPoint { read_at, position, head } = membership.topic().locate(start);
         let cursor = match (read_at, position, head) {
             (ReadAt::History(ReadFrom::Keys), Some(Position { epoch, .. }), Some(offset)) => {
@@ -66,7 +77,67 @@ impl Subscription {
             }
             (read_at, ..) => read_at.into(),
         };
-        (Self { membership, cursor, position, rights, fan_out_key: usize::MAX }, head)
+        let mut subscription = Self { membership, cursor, position, rights, fan_out_key: usize::MAX };
+        if page.is_some() && subscription.question().is_some() {
+            subscription.set_page(page);
+        }
+        (subscription, head)
+    }
+
+    /// See `Session::take_missed`.
+    pub(super) fn take_missed(&mut self, most: usize) -> Missed {
+        let asked = self.position;
+        let mut messages: Vec<Arc<Message>> = Vec::new();
+        let mut size = 0;
+        let mut takes = |message: &Arc<Message>| {
+            let epoch = |message: &Message| message.position.map(|position| position.epoch);
+            let goes_on = messages.first().is_none_or(|first| epoch(first) == epoch(message));
+            if !goes_on || size >= most {
+                return false;
+            }
+            size += message.weight();
+            messages.push(message.clone());
+            true
+        };
+        loop {
+            match &mut self.cursor {
+                Cursor::Page(at) if at.page.gap.is_none() => {
+                    let rest = at.page.messages.iter().skip(at.next as usize);
+                    at.next += rest.take_while(|message| takes(message)).count() as u64;
+                    if (at.next as usize) < at.page.messages.len() {
+                        break;
+                    }
+                    self.leave_page();
+                }
+                Cursor::Log(next) => {
+                    let mut taken = 0;
+                    // What the log no longer has, the next read reports.
+                    let _ = self.membership.topic().read(*next, |entry| {
+                        let is_taken = matches!(entry, Entry::Message(message) if takes(message));
+                        taken += u64::from(is_taken);
+                        is_taken
+                    });
+                    *next += taken;
+                    break;
+                }
+                Cursor::Page(_) | Cursor::History(_) | Cursor::Snapshot(_) => break,
+            }
+        }
+        self.told(asked, messages)
+    }
+
+    /// The position that a client learns together with the messages that it missed.
+    fn told(&mut self, asked: Option<Position>, messages: Vec<Arc<Message>>) -> Missed {
+        let first = messages.iter().find_map(|message| message.position);
+        let last = messages.iter().rev().find_map(|message| message.position);
+        self.position = last.or(self.position);
+        let position = match (first, asked) {
+            // The messages begin another epoch.
+            (Some(first), Some(asked)) if first.epoch != asked.epoch => Some(Position::new(first.epoch, 0)),
+            (Some(_), asked) => asked,
+            (None, _) => self.position,
+        };
+        Missed { position, messages }
     }
 
     /// The topic of the channel.
@@ -95,6 +166,11 @@ impl Subscription {
             (Some(page), _) => Cursor::page(page),
             (None, _) => Cursor::Log(self.topic().end()),
         };
+    }
+
+    /// Whether its position has the epoch of another one, as far as both have one.
+    pub(super) fn is_in_epoch_of(&self, other: Option<Position>) -> bool {
+        self.position.zip(other).is_none_or(|(held, other)| held.epoch == other.epoch)
     }
 
     /// Whether the subscription reads a page of history, which stays in memory until then.

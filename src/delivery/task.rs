@@ -1,7 +1,7 @@
 //! The task that owns the connection of a client: makes its subscriptions, writes bytes that the
-//! fan-out could not write, reads the history, reads from the client, and publishes its messages.
+//! fan-out could not write, reads the history, and reads from the client. `commands.rs` carries out
+//! what the client sends.
 
-use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
@@ -16,17 +16,18 @@ use tokio::task::spawn_local;
 use tokio::time::{Instant, Sleep, sleep};
 use tracing::{Instrument, Span};
 
+use super::commands::identity::Visitor;
+use super::commands::{Commands, Outcome};
 use super::connection::Connection;
-use super::dialect::{Command, CommandId};
 use super::encoding::Encoding;
 use super::framing::Transport;
 use super::framing::websocket::{self, Decoder, Incoming, Opcode};
 use super::rate_limiter::{Excess, RateLimiter, Received};
 use super::session::{Session, SubscriptionKey, Waits, outgoing_full};
 use super::shard::Shard;
-use super::subscription::{NewSubscription, Rights, Subscription};
+use super::subscription::{NewSubscription, Rights};
 use crate::backoff::Backoff;
-use crate::broker::{BrokerError, Publication, ReadFrom, RequestSize};
+use crate::broker::{BrokerError, ReadFrom, RequestSize};
 use crate::channel::ChannelName;
 use crate::close::{Close, Code};
 use crate::hub::held_page::{HeldPage, PageError};
@@ -39,6 +40,8 @@ use crate::transport::socket::Socket;
 const REPEAT_PAUSE: Duration = Duration::from_millis(20);
 /// How long a client waits for room in the budget for its page.
 const ROOM_TIMEOUT: Duration = Duration::from_secs(10);
+/// The room for a command around the message that it publishes, in bytes.
+const COMMAND_BYTES: usize = 4 << 10;
 /// The time for a client to complete the close.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// The maximum number of bytes to read from a client after its close was sent.
@@ -64,6 +67,8 @@ pub enum Channels {
     Joined(Vec<NewSubscription>),
     /// Joined when the broker is available. Such clients count against the connection limits.
     Awaited(Vec<AwaitedChannel>),
+    /// The client names them by commands.
+    Commanded(Box<Visitor>),
     /// The channels are refused: send this close.
     Refused(Close),
 }
@@ -91,16 +96,11 @@ struct ConnectionTask {
     asked: Option<Box<(SubscriptionKey, ReadFrom)>>,
     /// The operation in progress: joining the channels, or a read of the history.
     awaited: Option<LocalBoxFuture<'static, TaskEvent>>,
-    publishing: Option<LocalBoxFuture<'static, Vec<Published>>>,
-    /// Commands of the client that have not started yet.
-    commands: VecDeque<Command>,
+    commands: Commands,
 }
 
 /// The answer of the history for a subscription.
 type Answer = (SubscriptionKey, Arc<Topic>, Option<Arc<HeldPage>>);
-
-/// The result of publishing a message of the client.
-type Published = (Option<CommandId>, Result<(), BrokerError>);
 
 /// The next event of the task.
 enum TaskEvent {
@@ -110,7 +110,7 @@ enum TaskEvent {
     Joined(Result<Vec<NewSubscription>, BrokerError>),
     Answered(Answer),
     NoRoomForPage,
-    Published(Vec<Published>),
+    CarriedOut(Outcome),
 }
 
 /// Starts the task of a client under the span of the request. `early`: bytes after the request.
@@ -121,25 +121,25 @@ pub fn start(handshake: Handshake, socket: Socket, shard: Rc<Shard>, mut admitte
     let connection = shard.connect(socket, session, admitted, holds_for);
     let app = shard.context.app.clone();
     let is_websocket = encoding.transport() == Transport::WebSocket;
+    let around_message = if encoding.dialect.awaits_connect() { COMMAND_BYTES } else { 0 };
     let mut task = ConnectionTask {
-        decoder: is_websocket.then(|| Decoder::new(app.limits.message_bytes)),
+        decoder: is_websocket.then(|| Decoder::new(app.limits.message_bytes + around_message)),
         limiter: RateLimiter::new(app.limits.rates, app.incoming.clone(), shard.context.now()),
         connection,
         shard,
         pause: None,
         asked: None,
         awaited: None,
-        publishing: None,
-        commands: VecDeque::new(),
+        commands: Commands::of_subscriber(),
     };
     match channels {
         Channels::Joined(subscriptions) => task.subscribe(subscriptions),
         Channels::Awaited(channels) => task.join(channels),
+        Channels::Commanded(visitor) => task.commands = Commands::of_visitor(visitor),
         Channels::Refused(close) => task.connection.close(close),
     }
     if !early.is_empty() {
         task.receive(&mut early.to_vec());
-        task.publish();
     }
     // Not `run(self)`, whose future would hold the task twice.
     spawn(async move { task.run().await });
@@ -160,6 +160,8 @@ impl Channels {
         match self {
             Self::Joined(subscriptions) => subscriptions.len(),
             Self::Awaited(channels) => channels.len(),
+            // Most have one channel, and a list that grows has room for four.
+            Self::Commanded(_) => 1,
             Self::Refused(_) => 0,
         }
     }
@@ -187,7 +189,7 @@ impl ConnectionTask {
             let hub = hub.clone();
             async move {
                 let membership = hub.join_when_available(&channel, size).await?;
-                Ok(NewSubscription { membership, start, rights })
+                Ok(NewSubscription { membership, start, rights, page: None })
             }
         });
         self.awaited = Some(try_join_all(joining).map(TaskEvent::Joined).boxed_local());
@@ -195,11 +197,8 @@ impl ConnectionTask {
 
     async fn run(&mut self) {
         self.serve().await;
-        // Publish the messages that the client sent before it left.
-        while let Some(publishing) = self.publishing.take() {
-            let _ = publishing.await;
-            self.publish();
-        }
+        // On the heap: every idle connection would carry its size.
+        Box::pin(self.commands.finish(&self.shard, &self.connection)).await;
         self.shard.disconnect(&self.connection);
         let close = self.connection.session().ending().cloned();
         let code = close.as_ref().map_or(Code::Gone, |close| close.code);
@@ -223,9 +222,14 @@ impl ConnectionTask {
             waits = self.connection.write_due();
             match waits {
                 Waits::End | Waits::Gone => return,
+                Waits::Unsubscribe(key) => {
+                    self.shard.unsubscribe(&self.connection, key);
+                    continue;
+                }
                 Waits::History(key, from) if self.awaited.is_none() => self.awaited = self.ask(key, from),
                 _ => {}
             }
+            self.commands.start(&self.shard, &self.connection);
             let event = poll_fn(|context| self.poll(context, waits)).await;
             if self.connection.is_dead() {
                 return;
@@ -255,21 +259,21 @@ impl ConnectionTask {
                     self.shard.context.app.metrics.count_refused("outgoing_bytes");
                     self.connection.finish(outgoing_full());
                 }
-                TaskEvent::Published(results) => {
+                TaskEvent::CarriedOut(outcome) => {
                     // This shrinks the reservation, so it cannot fail.
-                    let _ = self.limiter.hold(self.decoder.as_ref().map_or(0, Decoder::held));
-                    self.report(results);
+                    let held = self.decoder.as_ref().map_or(0, Decoder::held) + self.commands.held();
+                    let _ = self.limiter.hold(held);
+                    self.commands.apply(outcome, &self.shard, &self.connection);
                 }
             }
-            self.publish();
         }
     }
 
     /// Waits for the first of these events, in this order:
     /// * the session changed, or the socket has room again and the session waits for that;
     /// * the channels are joined, or the history has answered;
-    /// * the broker has answered a publish, or the pause of reading is over;
-    /// * the client sent bytes, unless a publish or a pause is pending or the outbox is full;
+    /// * an operation of the client is done, or the pause of reading is over;
+    /// * the client sent bytes, unless an operation or a pause is pending or the outbox is full;
     /// * without any of these, a session that has more to write continues.
     fn poll(&mut self, context: &mut Context<'_>, waits: Waits) -> Poll<TaskEvent> {
         match self.poll_event(context, waits) {
@@ -291,11 +295,8 @@ impl ConnectionTask {
             self.awaited = None;
             return Poll::Ready(event);
         }
-        if let Some(publishing) = &mut self.publishing {
-            return publishing.poll_unpin(context).map(|results| {
-                self.publishing = None;
-                TaskEvent::Published(results)
-            });
+        if self.commands.is_running() {
+            return self.commands.poll(context).map(TaskEvent::CarriedOut);
         }
         if let Some(pause) = &mut self.pause {
             return pause.poll_unpin(context).map(|()| {
@@ -336,16 +337,17 @@ impl ConnectionTask {
         let mut closed = None;
         let decoded = decoder.decode(chunk, |incoming| match incoming {
             // Subscribers get the kind that follows from the bytes.
-            Incoming::Message { bytes, .. } => match dialect.command(bytes.into()) {
-                Ok(command) => commands.push_back(command),
-                Err(close) => closed = closed.take().or(Some(close)),
-            },
+            Incoming::Message { bytes, .. } => {
+                let read = dialect.commands(bytes.into(), &mut |command| commands.push(command));
+                closed = closed.take().or(read.err());
+            }
             Incoming::Ping(payload) => connection.queue_control(|out| websocket::write(Opcode::Pong, &payload, out)),
             Incoming::Pong => {}
             Incoming::Close(code) => closed = closed.take().or(Some(Close::answer(code))),
         });
-        let waiting: usize = commands.iter().map(|command| command.payload.len()).sum();
-        let received = Received { frames: decoder.take_frames(), bytes, held: decoder.held() + waiting };
+        // Several commands in a frame count as several frames.
+        let frames = decoder.take_frames().max(commands.waiting());
+        let received = Received { frames, bytes, held: decoder.held() + commands.held() };
         if let Err(close) = decoded.and(closed.map_or(Ok(()), Err)).and_then(|()| self.count(&received)) {
             self.connection.close(close);
         }
@@ -370,56 +372,6 @@ impl ConnectionTask {
 
     fn pause_reading(&mut self, time: Duration) {
         self.pause = (!time.is_zero()).then(|| Box::pin(sleep(time)));
-    }
-
-    /// Starts to publish the commands of the client in order, one batch at a time.
-    fn publish(&mut self) {
-        if self.publishing.is_some() || self.commands.is_empty() {
-            return;
-        }
-        let commands = std::mem::take(&mut self.commands);
-        let only = |held: &Subscription| (held.topic().channel.clone(), held.rights());
-        let Some((channel, rights)) = self.connection.session().only_subscription().map(only) else {
-            let detail = "name exactly one channel in the URL to publish through this connection";
-            return self.connection.close(Close::new(Code::PublishRefused, detail));
-        };
-        if !rights.publish {
-            let message = "this token does not allow publishing to the channel";
-            return self.tell(commands[0].id, "publish_refused", message.into(), Code::PublishRefused);
-        }
-        let ids: Vec<_> = commands.iter().map(|command| command.id).collect();
-        let publication = |command: Command| Publication {
-            channel: channel.clone(),
-            payload: command.payload,
-            key: None,
-            remove: false,
-            id: None,
-        };
-        let batch: Vec<_> = commands.into_iter().map(publication).collect();
-        let app = self.shard.context.app.clone();
-        let publishing = async move {
-            let results = app.publish(batch).await;
-            ids.into_iter().zip(results.into_iter().map(|result| result.map(drop))).collect()
-        };
-        self.publishing = Some(publishing.boxed_local());
-    }
-
-    /// Tells the client, once per batch, if a message was not published.
-    fn report(&self, results: Vec<Published>) {
-        let failed = |(id, result): Published| result.err().map(|error| (id, error));
-        if let Some((id, error)) = results.into_iter().find_map(failed) {
-            self.tell(id, error.code(), error.to_string(), Code::PublishFailed);
-        }
-    }
-
-    /// Tells the client that a message was not published; closes it if the dialect cannot.
-    fn tell(&self, id: Option<CommandId>, code: &str, message: String, otherwise: Code) {
-        tracing::debug!(reason = code, "a frame was not published");
-        let mut told = false;
-        self.connection.queue_notice(|encoding, out| told = encoding.dialect.write_error(id, code, &message, out));
-        if !told {
-            self.connection.close(Close::new(otherwise, message));
-        }
     }
 
     fn ask(&mut self, key: SubscriptionKey, from: ReadFrom) -> Option<LocalBoxFuture<'static, TaskEvent>> {

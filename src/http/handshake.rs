@@ -7,8 +7,10 @@ use hyper::header::{
     SEC_WEBSOCKET_VERSION, TRANSFER_ENCODING, UPGRADE,
 };
 
-/// The subprotocol of livebridge: the protocol of `/ws`.
-const SUBPROTOCOL: &str = "livebridge";
+/// The subprotocols of livebridge: the protocol of `/ws`, and that of `/connection/websocket`.
+const SUBPROTOCOLS: [&str; 2] = ["livebridge", "centrifuge-json"];
+/// The other form of the latter, which is not supported.
+const PROTOBUF: &str = "centrifuge-protobuf";
 /// The prefix of a subprotocol that carries a token. A page cannot set headers for a WebSocket, and
 /// URLs appear in logs.
 const TOKEN_PREFIX: &str = "livebridge.token.";
@@ -41,8 +43,13 @@ pub enum HandshakeError {
 /// token is never sent back.
 pub fn subprotocol(headers: &HeaderMap) -> Option<HeaderValue> {
     let named = |offer: &&str| !offer.is_empty() && !offer.starts_with(TOKEN_PREFIX);
-    let chosen = offers(headers).find(|offer| *offer == SUBPROTOCOL).or_else(|| offers(headers).find(named))?;
+    let chosen = offers(headers).find(|offer| SUBPROTOCOLS.contains(offer)).or_else(|| offers(headers).find(named))?;
     HeaderValue::from_str(chosen).ok()
+}
+
+/// Whether the client can only speak the binary form of the Centrifuge protocol.
+pub fn wants_protobuf(headers: &HeaderMap) -> bool {
+    offers(headers).any(|offer| offer == PROTOBUF) && !offers(headers).any(|offer| SUBPROTOCOLS.contains(&offer))
 }
 
 /// The token among the offered subprotocols.

@@ -13,7 +13,7 @@ use warp::reply::Response;
 use warp::{Filter, Rejection};
 
 use super::error::{ApiError, json_response};
-use super::{assets, history, publish, subscribe};
+use super::{assets, centrifuge, history, publish, subscribe};
 use crate::access::Credentials;
 use crate::app::App;
 use crate::broker::Health;
@@ -54,6 +54,14 @@ fn others(app: Arc<App>) -> BoxedFilter<(Response,)> {
         .and(credentials())
         .and(warp::ext::get())
         .then(subscribe::websocket);
+    let centrifuge = warp::path!("connection" / "websocket")
+        .and(get())
+        .and(with_app.clone())
+        .and(query())
+        .and(headers)
+        .and(credentials())
+        .and(warp::ext::get())
+        .then(centrifuge::websocket);
     let events = warp::path!("events")
         .and(get())
         .and(with_app.clone())
@@ -81,6 +89,8 @@ fn others(app: Arc<App>) -> BoxedFilter<(Response,)> {
         .and(get_or_head());
 
     websocket
+        .or(centrifuge)
+        .unify()
         .or(events)
         .unify()
         .or(history)

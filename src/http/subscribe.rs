@@ -3,7 +3,6 @@
 //! stream.
 
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
 
 use futures::future::try_join_all;
 use hyper::header::{
@@ -30,10 +29,7 @@ use crate::delivery::task::{AwaitedChannel, Channels, Handshake};
 use crate::hub::Membership;
 use crate::hub::topic::Start;
 use crate::transport::address::ClientAddress;
-use crate::transport::admission::{AddressClaim, Charge};
-
-/// Time limit for joining a channel: one or two round trips to Redis, or a reconnect to Redis.
-const JOIN_TIMEOUT: Duration = Duration::from_secs(5);
+use crate::transport::admission::AddressClaim;
 
 /// Sends the handshake from a route to the connection of its request. It is in the extensions of
 /// the request.
@@ -64,29 +60,18 @@ impl HandshakeSender {
 
     /// Counts a proxied client for its address. A client that connects directly was counted when it
     /// was accepted.
-    fn claim(&self, app: &App) -> Result<Option<AddressClaim>, ApiError> {
+    pub(super) fn claim(&self, app: &App) -> Result<Option<AddressClaim>, ApiError> {
         let client = self.0.client;
         if client.proxied { Ok(Some(app.admission.claim(client)?)) } else { Ok(None) }
     }
 
-    /// Charges a client's address for the channels that have no subscriber on this instance yet,
-    /// because each of them costs requests to Redis.
-    fn charge_new_channels(&self, app: &App, channels: &[ChannelName]) -> Result<(), ApiError> {
-        // Most clients of a deployment behind a proxy without `--trusted-proxy` have no limit.
-        if !app.admission.limits_new_channels(self.0.client) {
-            return Ok(());
-        }
-        let new = app.hub.count_new(channels);
-        if new == 0 { Ok(()) } else { Ok(app.admission.charge(Charge::NewChannels, self.0.client, new)?) }
-    }
-
     /// Sends the handshake. Called once for a request.
-    fn send(&self, handshake: Handshake) {
+    pub(super) fn send(&self, handshake: Handshake) {
         let _ = self.0.sent.set(handshake);
     }
 
     /// Refuses the request on its stream: sends `head`, the error and a close.
-    fn refuse(&self, encoding: &'static Encoding, error: ApiError, mut head: Response) -> Response {
+    pub(super) fn refuse(&self, encoding: &'static Encoding, error: ApiError, mut head: Response) -> Response {
         let channels = Channels::Refused(error.close());
         self.send(Handshake { head: Vec::new(), encoding, channels, holds_for: None, claim: None });
         head.extensions_mut().insert(error.into_problem());
@@ -131,33 +116,33 @@ async fn try_websocket(
     let permissions = credentials::authorize(app, credentials, query, &channels, Action::Subscribe).await?;
     let starts = query.starts(&channels)?;
     let encoding = if query.wants_json()? { &WEBSOCKET_JSON } else { &WEBSOCKET_RAW };
-    let accept = handshake::accept(headers).map_err(|error| {
-        let (status, code) = match error {
-            HandshakeError::Key | HandshakeError::Body => (StatusCode::BAD_REQUEST, "handshake_invalid"),
-            _ => (StatusCode::UPGRADE_REQUIRED, "upgrade_required"),
-        };
-        ApiError::new(status, code, error.to_string())
-    });
-    let accept = match accept {
+    let accept = match handshake::accept(headers) {
         Ok(accept) => accept,
-        Err(error) => {
-            // A 426 names the protocol to upgrade to (RFC 9110, 15.5.22) and the supported version
-            // (RFC 6455, 4.4).
-            let mut response = error.into_response();
-            response.headers_mut().insert(UPGRADE, HeaderValue::from_static("websocket"));
-            response.headers_mut().insert("sec-websocket-version", HeaderValue::from_static("13"));
-            return Ok(response);
-        }
+        Err(error) => return Ok(no_handshake(&error)),
     };
-    sender.charge_new_channels(app, &channels)?;
+    app.charge_new_channels(sender.client(), &channels)?;
     let wanted = Wanted { channels, starts, permissions };
     let channels = Channels::Joined(wanted.join(app).await?);
     sender.send(Handshake { head: Vec::new(), encoding, channels, holds_for: wanted.permissions.holds_for(), claim });
     Ok(websocket_head(&accept, headers))
 }
 
+/// The response to a request for a WebSocket that is no handshake.
+pub(super) fn no_handshake(error: &HandshakeError) -> Response {
+    let (status, code) = match error {
+        HandshakeError::Key | HandshakeError::Body => (StatusCode::BAD_REQUEST, "handshake_invalid"),
+        _ => (StatusCode::UPGRADE_REQUIRED, "upgrade_required"),
+    };
+    // A 426 names the protocol to upgrade to (RFC 9110, 15.5.22) and the supported version (RFC
+    // 6455, 4.4).
+    let mut response = ApiError::new(status, code, error.to_string()).into_response();
+    response.headers_mut().insert(UPGRADE, HeaderValue::from_static("websocket"));
+    response.headers_mut().insert("sec-websocket-version", HeaderValue::from_static("13"));
+    response
+}
+
 /// The head of the response that completes a WebSocket handshake.
-fn websocket_head(accept: &str, request: &HeaderMap) -> Response {
+pub(super) fn websocket_head(accept: &str, request: &HeaderMap) -> Response {
     let mut response = Response::new(Vec::new().into());
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     let headers = response.headers_mut();
@@ -202,7 +187,7 @@ async fn try_events(
     let permissions = credentials::authorize(app, credentials, query, &channels, Action::Subscribe).await?;
     let starts = query.event_starts(&channels, headers.get("last-event-id").map(HeaderValue::as_bytes))?;
     let encoding = events_encoding(channels.len() > 1, sender.takes_chunks());
-    sender.charge_new_channels(app, &channels)?;
+    app.charge_new_channels(sender.client(), &channels)?;
     let wanted = Wanted { channels, starts, permissions };
     let holds_for = wanted.permissions.holds_for();
     let channels = match wanted.join(app).await {
@@ -280,10 +265,8 @@ impl Wanted {
             return Err(JoinError::Draining);
         }
         let size = RequestSize::of(self.channels.len());
-        let joined = try_join_all(self.channels.iter().map(|channel| app.hub.join(channel, size)));
-        let memberships = tokio::time::timeout(JOIN_TIMEOUT, joined)
+        let memberships = try_join_all(self.channels.iter().map(|channel| app.hub.join(channel, size)))
             .await
-            .unwrap_or_else(|_| Err(BrokerError::Unavailable("no subscription in time".into())))
             .inspect_err(|error| {
                 if matches!(error, BrokerError::ChannelRefused(_)) {
                     app.metrics.count_refused("channel");
@@ -292,7 +275,7 @@ impl Wanted {
             .map_err(JoinError::Broker)?;
         let subscription = |(membership, start): (Membership, &Start)| {
             let rights = self.rights(&membership.topic().channel);
-            NewSubscription { membership, start: *start, rights }
+            NewSubscription { membership, start: *start, rights, page: None }
         };
         Ok(memberships.into_iter().zip(&self.starts).map(subscription).collect())
     }

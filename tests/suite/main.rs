@@ -7,6 +7,7 @@
 //! * `address_rates`: what the clients of one address may use up
 //! * `limits`: each limit's answer, while others notice nothing
 //! * `pages`: what a browser's WebSocket can see and say
+//! * `centrifuge`: the protocol of the Centrifuge SDKs, frame by frame
 //! * `drain`: how an instance ends
 //! * `attacks`: what attackers try, request by request and frame by frame
 //! * `hostile`: clients that mean no good
@@ -46,6 +47,7 @@ mod attacks;
 mod before_first;
 mod broker_alike;
 mod browser;
+mod centrifuge;
 mod check;
 mod cluster;
 mod codec;

@@ -1,7 +1,8 @@
 //! The `format=json` dialect: each message in an envelope with its channel and position. Notices
 //! are messages too.
 
-use super::{CommandId, Dialect, SubscriptionStart};
+use super::command::{CommandError, CommandId};
+use super::{Dialect, SubscriptionStart};
 use crate::channel::ChannelName;
 use crate::close::Close;
 use crate::delivery::framing::FrameWriter;
@@ -24,8 +25,8 @@ impl Dialect for Json {
         Ok(())
     }
 
-    fn write_error(&self, _: Option<CommandId>, code: &str, message: &str, out: &mut FrameWriter<'_>) -> bool {
-        out.text(|out| json::write(&ErrorNotice::new(code, message), out));
+    fn write_error(&self, _: Option<CommandId>, error: &CommandError, out: &mut FrameWriter<'_>) -> bool {
+        out.text(|out| json::write(&ErrorNotice::new(error.code(), &error.to_string()), out));
         true
     }
 }

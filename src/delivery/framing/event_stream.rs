@@ -4,7 +4,6 @@
 use std::io::Write;
 
 use super::{Framing, Kind, Transport};
-use crate::close::Close;
 
 /// A comment. Without the blank line that ends an event, because some clients would deliver an
 /// empty message.
@@ -54,7 +53,7 @@ impl Framing for Chunked {
         self.write(Kind::Text, COMMENT, out);
     }
 
-    fn write_close(&self, _: &Close, out: &mut Vec<u8>) {
+    fn write_close(&self, _: Option<u16>, _: &str, out: &mut Vec<u8>) {
         out.extend_from_slice(LAST_CHUNK);
     }
 }
@@ -74,7 +73,7 @@ impl Framing for Bare {
         out.extend_from_slice(COMMENT);
     }
 
-    fn write_close(&self, _: &Close, _: &mut Vec<u8>) {}
+    fn write_close(&self, _: Option<u16>, _: &str, _: &mut Vec<u8>) {}
 }
 
 #[cfg(test)]

@@ -53,11 +53,11 @@ pub fn write(opcode: Opcode, payload: &[u8], out: &mut Vec<u8>) {
 }
 
 /// Appends a close frame; a reason goes only with a code.
-pub fn write_close(close: &Close, out: &mut Vec<u8>) {
+pub fn write_close(code: Option<u16>, reason: &str, out: &mut Vec<u8>) {
     let mut payload = Vec::new();
-    if let Some(number) = close.code.number() {
-        payload.extend_from_slice(&number.to_be_bytes());
-        payload.extend_from_slice(close.reason().as_bytes());
+    if let Some(code) = code {
+        payload.extend_from_slice(&code.to_be_bytes());
+        payload.extend_from_slice(reason.as_bytes());
     }
     write(Opcode::Close, &payload, out);
 }
@@ -94,8 +94,8 @@ impl Framing for WebSocket {
         write(Opcode::Ping, b"", out);
     }
 
-    fn write_close(&self, close: &Close, out: &mut Vec<u8>) {
-        write_close(close, out);
+    fn write_close(&self, code: Option<u16>, reason: &str, out: &mut Vec<u8>) {
+        write_close(code, reason, out);
     }
 }
 

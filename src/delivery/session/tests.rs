@@ -41,7 +41,8 @@ impl World {
 
     async fn subscribe(&mut self, channel: &str, start: Start) -> SubscriptionKey {
         let membership = self.hub.join(&name(channel), RequestSize::Small).await.expect("a broker");
-        self.session.subscribe(NewSubscription { membership, start, rights: Rights { publish: channel == "a" } }).0
+        let rights = Rights { publish: channel == "a" };
+        self.session.subscribe(NewSubscription { membership, start, rights, page: None }).0
     }
 
     /// Publishes, and returns the position as text.
@@ -228,7 +229,8 @@ async fn a_client_that_is_closed_gets_the_frame_under_way_and_then_the_close() {
     world.room = usize::MAX;
     assert_eq!(world.pump(), Waits::End);
     let mut expected = frames(&["first"]);
-    websocket::write_close(&too_slow(Some(held)), &mut expected);
+    let close = too_slow(Some(held));
+    websocket::write_close(close.code.number(), &close.reason(), &mut expected);
     assert_eq!(world.take(), expected);
 }
 

@@ -4,6 +4,7 @@ pub mod acl;
 pub mod balancer;
 pub mod brokers;
 pub mod browser;
+pub mod centrifuge_client;
 pub mod certificates;
 pub mod cluster;
 pub mod format1;

@@ -1,0 +1,353 @@
+//! Carries out the commands of a client in their order, and writes the answers. Knows neither how
+//! commands and answers are written (that is the dialect) nor when the client is read (`task.rs`).
+//!
+//! Each file in `commands/` has one kind of command: what it needs, as a future that knows nothing of
+//! the connection. Here are the state of the client and what a command changes in the connection.
+//!
+//! One operation runs at a time. Successive publications are one operation, and so are successive
+//! subscriptions: a page subscribes to all its channels at once.
+
+mod connect;
+mod history;
+pub mod identity;
+mod publish;
+mod subscribe;
+
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use futures::FutureExt;
+use futures::future::LocalBoxFuture;
+
+use self::history::Answer;
+use self::identity::{Identity, Refusal, Visitor};
+use self::publish::Published;
+use self::subscribe::{Checked, Joined};
+use super::connection::Connection;
+use super::dialect::command::{
+    Command, CommandError, CommandId, Connected, Recovery, Reply, Request, SubscribeRequest, Subscribed,
+    SubscriptionEnd,
+};
+use super::session::Session;
+use super::shard::Shard;
+use super::subscription::{NewSubscription, Rights};
+use crate::access::Action;
+use crate::channel::ChannelName;
+use crate::close::{Close, Code};
+use crate::hub::held_page::HeldPage;
+
+/// How many bytes of missed messages go into the answers to subscriptions that are made together.
+const MISSED_BYTES: usize = 128 << 10;
+
+/// The commands of a client that are not carried out yet, and what the client may do.
+pub(super) struct Commands {
+    client: Client,
+    queue: VecDeque<Command>,
+    /// The memory of the queue, in bytes.
+    held: usize,
+    running: Option<LocalBoxFuture<'static, Done>>,
+    /// The page of history in the outbox, which counts as held until it is written.
+    answered: Option<Arc<HeldPage>>,
+}
+
+/// Who sends the commands.
+enum Client {
+    /// A client whose channels and rights follow from its HTTP request.
+    Subscriber,
+    /// A client that has not sent its first command.
+    Visitor(Box<Visitor>),
+    /// A client that was let in.
+    Connected(Box<Identity>),
+    /// A client that was not.
+    Refused,
+}
+
+/// The result of an operation.
+pub(super) struct Outcome(Done);
+
+enum Done {
+    Published(Vec<Published>),
+    Subscribed(Vec<(Option<CommandId>, Result<Joined, CommandError>)>),
+    Connected(Option<CommandId>, Result<(Identity, Vec<Joined>), Refusal>),
+    Refreshed(Option<CommandId>, Result<Identity, Refusal>),
+    Answered(Option<CommandId>, Result<Answer, CommandError>),
+}
+
+impl Commands {
+    /// The state of a client that only publishes, to its only channel.
+    pub(super) fn of_subscriber() -> Self {
+        Self { client: Client::Subscriber, queue: VecDeque::new(), held: 0, running: None, answered: None }
+    }
+
+    /// The state of a client before its first command.
+    pub(super) fn of_visitor(visitor: Box<Visitor>) -> Self {
+        Self { client: Client::Visitor(visitor), ..Self::of_subscriber() }
+    }
+
+    /// Adds a command of the client.
+    pub(super) fn push(&mut self, command: Command) {
+        self.held += command.weight();
+        self.queue.push_back(command);
+    }
+
+    /// Takes the next command, if it meets a condition.
+    fn next_if(&mut self, is_wanted: impl FnOnce(&Request) -> bool) -> Option<Command> {
+        let command = self.queue.pop_front_if(|command| is_wanted(&command.request))?;
+        self.held -= command.weight();
+        Some(command)
+    }
+
+    /// The number of commands that have not started yet.
+    pub(super) fn waiting(&self) -> usize {
+        self.queue.len()
+    }
+
+    /// The memory of the commands that have not started yet, in bytes.
+    pub(super) fn held(&self) -> usize {
+        self.held
+    }
+
+    /// Whether an operation runs. The client is not read meanwhile.
+    pub(super) fn is_running(&self) -> bool {
+        self.running.is_some()
+    }
+
+    /// Polls the operation that runs.
+    pub(super) fn poll(&mut self, context: &mut Context<'_>) -> Poll<Outcome> {
+        let Some(running) = &mut self.running else { return Poll::Pending };
+        running.poll_unpin(context).map(|done| {
+            self.running = None;
+            Outcome(done)
+        })
+    }
+
+    /// Carries out commands until an operation runs, or until the client must read first.
+    pub(super) fn start(&mut self, shard: &Shard, connection: &Rc<Connection>) {
+        let may_start = || !connection.must_read_first() && connection.session().ending().is_none();
+        if may_start() {
+            self.answered = None;
+        }
+        while self.running.is_none() && may_start() {
+            let Some(command) = self.next_if(|_| true) else { return };
+            self.carry_out(command, shard, connection);
+        }
+    }
+
+    /// Publishes what the client sent before it left.
+    pub(super) async fn finish(&mut self, shard: &Shard, connection: &Rc<Connection>) {
+        if let Some(running) = self.running.take() {
+            running.await;
+        }
+        let (Client::Subscriber | Client::Connected(_)) = &self.client else { return };
+        self.queue.retain(|command| matches!(command.request, Request::Publish(_)));
+        self.held = self.queue.iter().map(Command::weight).sum();
+        if let Some(first) = self.next_if(|_| true) {
+            self.publish(first, shard, connection);
+        }
+        if let Some(running) = self.running.take() {
+            running.await;
+        }
+    }
+
+    fn carry_out(&mut self, command: Command, shard: &Shard, connection: &Rc<Connection>) {
+        let app = shard.context.app.clone();
+        let id = command.id;
+        match (&self.client, command.request) {
+            (Client::Visitor(visitor), Request::Connect(request)) => {
+                if !request.reads_epochs {
+                    connection.change(Session::end_with_epochs);
+                }
+                let letting_in = connect::connect(app, (**visitor).clone(), *request, connection.address());
+                self.running = Some(letting_in.map(move |result| Done::Connected(id, result)).boxed_local());
+            }
+            (Client::Visitor(_) | Client::Refused, _) => close(connection, "the first command must be a `connect`"),
+            (Client::Connected(_), Request::Connect(_)) => close(connection, "the client is connected already"),
+            (_, Request::Publish(request)) => {
+                self.publish(Command { request: Request::Publish(request), ..command }, shard, connection);
+            }
+            // Other clients have no other commands.
+            (Client::Subscriber, _) => {}
+            (_, Request::Nothing) => {}
+            (_, Request::Ping) => reply(connection, id, &Reply::Pong),
+            (_, Request::Refused(error)) => fail(connection, id, &error),
+            (Client::Connected(_), Request::Subscribe(request)) => self.subscribe(id, *request, shard, connection),
+            (_, Request::Unsubscribe(channel)) => {
+                unsubscribe(&channel, shard, connection);
+                reply(connection, id, &Reply::Unsubscribed);
+            }
+            (Client::Connected(identity), Request::History(request)) => {
+                let reading = history::read(app, identity.permissions.clone(), *request, connection.address());
+                self.running = Some(reading.map(move |result| Done::Answered(id, result)).boxed_local());
+            }
+            (Client::Connected(identity), Request::Refresh(token)) => {
+                let checking = identity::refresh(app, token, identity.address);
+                self.running = Some(checking.map(move |result| Done::Refreshed(id, result)).boxed_local());
+            }
+        }
+    }
+
+    /// Takes the results of an operation over.
+    pub(super) fn apply(&mut self, Outcome(done): Outcome, shard: &Shard, connection: &Rc<Connection>) {
+        match done {
+            Done::Published(results) => publish::report(connection, results),
+            Done::Subscribed(results) => {
+                let mut room = MISSED_BYTES;
+                for (id, result) in results {
+                    match result.map(|joined| join(joined, &mut room, shard, connection)) {
+                        Ok((_, subscribed)) => reply(connection, id, &Reply::Subscribed(&subscribed)),
+                        Err(error) => fail(connection, id, &error),
+                    }
+                }
+            }
+            Done::Connected(id, Ok((identity, joined))) => {
+                let ping_seconds = shard.context.app.limits.heartbeat_seconds;
+                let mut room = MISSED_BYTES;
+                let joined = joined.into_iter().map(|joined| join(joined, &mut room, shard, connection));
+                let subscriptions: Vec<_> = joined.collect();
+                let (client, refresh_after) = (connect::name(), identity.refresh_after());
+                let connected = Connected { client, refresh_after, ping_seconds, subscriptions: &subscriptions };
+                reply(connection, id, &Reply::Connected(&connected));
+                self.identify(identity, connection);
+            }
+            Done::Connected(id, Err(refusal)) => {
+                self.client = Client::Refused;
+                refuse(connection, id, refusal);
+            }
+            Done::Refreshed(id, Ok(identity)) => {
+                reply(connection, id, &Reply::Refreshed(identity.refresh_after()));
+                end_forbidden(&identity, shard, connection);
+                self.identify(identity, connection);
+            }
+            Done::Refreshed(id, Err(refusal)) => refuse(connection, id, refusal),
+            Done::Answered(id, Ok(answer)) => {
+                reply(connection, id, &Reply::History(&answer.messages, answer.page.tail.position));
+                self.answered = Some(answer.page);
+            }
+            Done::Answered(id, Err(error)) => fail(connection, id, &error),
+        }
+    }
+
+    fn identify(&mut self, identity: Identity, connection: &Connection) {
+        connection.connected(identity.permissions.holds_for());
+        self.client = Client::Connected(identity.into());
+    }
+
+    /// Publishes this message and those that follow it.
+    fn publish(&mut self, first: Command, shard: &Shard, connection: &Rc<Connection>) {
+        let mut batch = vec![first];
+        while let Some(next) = self.next_if(|next| matches!(next, Request::Publish(_))) {
+            batch.push(next);
+        }
+        let app = shard.context.app.clone();
+        let checked = match &self.client {
+            Client::Connected(identity) => publish::check(&app, &identity.permissions, batch),
+            _ => match publish::to_only_channel(connection, batch) {
+                Some(checked) => checked,
+                None => return,
+            },
+        };
+        self.running = Some(publish::publish(app, checked).map(Done::Published).boxed_local());
+    }
+
+    /// Subscribes to this channel and to those of the commands that follow.
+    fn subscribe(
+        &mut self,
+        id: Option<CommandId>,
+        first: SubscribeRequest,
+        shard: &Shard,
+        connection: &Rc<Connection>,
+    ) {
+        let app = shard.context.app.clone();
+        let most = app.limits.channels;
+        let mut checked = vec![(id, may_subscribe(first, &[], connection, most))];
+        while checked.len() < most
+            && let Some(next) = self.next_if(|next| matches!(next, Request::Subscribe(_)))
+            && let Command { id, request: Request::Subscribe(request), .. } = next
+        {
+            let next = may_subscribe(*request, &checked, connection, most);
+            checked.push((id, next));
+        }
+        let Client::Connected(identity) = &self.client else { return };
+        let joining = subscribe::join_all(app, (**identity).clone(), checked, connection.address());
+        self.running = Some(joining.map(Done::Subscribed).boxed_local());
+    }
+}
+
+/// Checks what the connection allows. `others` are about to be made.
+fn may_subscribe(
+    request: SubscribeRequest,
+    others: &[Checked],
+    connection: &Connection,
+    most: usize,
+) -> Result<SubscribeRequest, CommandError> {
+    let session = connection.session();
+    let mut others = others.iter().filter_map(|(_, other)| other.as_ref().ok());
+    let others_count = others.clone().count();
+    if session.find(&request.channel).is_some() || others.any(|other| other.channel == request.channel) {
+        Err(CommandError::AlreadySubscribed)
+    } else if session.subscription_count() + others_count >= most {
+        connection.context().app.metrics.count_refused("channels");
+        Err(CommandError::TooManyChannels(most))
+    } else {
+        Ok(request)
+    }
+}
+
+/// Makes a subscription. The answer must be written before anything else is. `room` is how many bytes
+/// of missed messages may go into the answers.
+fn join(joined: Joined, room: &mut usize, shard: &Shard, connection: &Rc<Connection>) -> (ChannelName, Subscribed) {
+    let Joined { membership, start, page, recovery } = joined;
+    let channel = membership.topic().channel.clone();
+    tracing::debug!(%channel, "subscribed");
+    let new = NewSubscription { membership, start, rights: Rights::default(), page };
+    let (key, _) = shard.subscribe(connection, new);
+    let most = if recovery == Recovery::Recovered { *room } else { 0 };
+    let missed = connection.change(|session| session.take_missed(key, most));
+    *room = room.saturating_sub(missed.messages.iter().map(|message| message.weight()).sum());
+    (channel, Subscribed { position: missed.position, recovery, missed: missed.messages })
+}
+
+fn unsubscribe(channel: &ChannelName, shard: &Shard, connection: &Connection) {
+    let key = connection.session().find(channel);
+    if let Some(key) = key {
+        shard.unsubscribe(connection, key);
+    }
+}
+
+/// Ends the subscriptions that a new token does not allow.
+fn end_forbidden(identity: &Identity, shard: &Shard, connection: &Connection) {
+    let is_forbidden = |channel: &ChannelName| identity.permissions.check(channel, Action::Subscribe).is_err();
+    let channels = |session: &Session| session.subscriptions().map(|(_, held)| held.topic().channel.clone()).collect();
+    let channels: Vec<ChannelName> = channels(&connection.session());
+    for channel in channels.into_iter().filter(is_forbidden) {
+        unsubscribe(&channel, shard, connection);
+        connection.queue_notice(|encoding, out| {
+            encoding.dialect.write_unsubscribed(&channel, SubscriptionEnd::NotAllowed, out);
+        });
+    }
+}
+
+fn reply(connection: &Connection, id: Option<CommandId>, reply: &Reply<'_>) {
+    let Some(id) = id else { return };
+    connection.queue_notice(|encoding, out| encoding.dialect.write_reply(id, reply, out));
+}
+
+fn fail(connection: &Connection, id: Option<CommandId>, error: &CommandError) {
+    tracing::debug!(reason = error.code(), "a command failed");
+    connection.queue_notice(|encoding, out| {
+        encoding.dialect.write_error(id, error, out);
+    });
+}
+
+fn refuse(connection: &Connection, id: Option<CommandId>, refusal: Refusal) {
+    match refusal {
+        Refusal::Answer(error) => fail(connection, id, &error),
+        Refusal::Close(close) => connection.close(close),
+    }
+}
+
+fn close(connection: &Connection, detail: &'static str) {
+    connection.close(Close::new(Code::CommandInvalid, detail));
+}

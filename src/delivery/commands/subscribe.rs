@@ -1,0 +1,94 @@
+//! Joins channels, and finds out whether clients can go on from the positions that they hold.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use futures::future::join_all as all;
+
+use super::identity::Identity;
+use crate::access::Action;
+use crate::app::App;
+use crate::broker::{BrokerError, RequestSize};
+use crate::delivery::dialect::command::{CommandError, CommandId, Recovery, Since, SubscribeRequest};
+use crate::hub::Membership;
+use crate::hub::held_page::HeldPage;
+use crate::hub::topic::{ReadAt, Start, Topic};
+use crate::message::Position;
+
+/// A subscription that is about to be made, with the command that asks for it.
+pub(super) type Checked = (Option<CommandId>, Result<SubscribeRequest, CommandError>);
+
+/// A channel that a client is about to subscribe to.
+pub(super) struct Joined {
+    pub(super) membership: Membership,
+    pub(super) start: Start,
+    /// The page of history that the start needs, if it needs one.
+    pub(super) page: Option<Arc<HeldPage>>,
+    pub(super) recovery: Recovery,
+}
+
+/// Joins channels at the same time. Pages of history count for `address`.
+pub(super) async fn join_all(
+    app: Arc<App>,
+    identity: Identity,
+    wanted: Vec<Checked>,
+    address: Option<IpAddr>,
+) -> Vec<(Option<CommandId>, Result<Joined, CommandError>)> {
+    let size = RequestSize::of(wanted.len());
+    let (app, identity) = (&app, &identity);
+    let joining = wanted.into_iter().map(|(id, request)| async move {
+        let joined = match request {
+            Ok(request) => join(app, identity, &request, size, address).await,
+            Err(error) => Err(error),
+        };
+        (id, joined)
+    });
+    all(joining).await
+}
+
+async fn join(
+    app: &Arc<App>,
+    identity: &Identity,
+    request: &SubscribeRequest,
+    size: RequestSize,
+    address: Option<IpAddr>,
+) -> Result<Joined, CommandError> {
+    let channel = &request.channel;
+    identity.permissions.check(channel, Action::Subscribe).inspect_err(|_| app.metrics.count_refused("forbidden"))?;
+    app.charge_new_channels(identity.address, std::slice::from_ref(channel))?;
+    if app.drain.is_draining() {
+        return Err(CommandError::Draining);
+    }
+    let membership = app.hub.join(channel, size).await.inspect_err(|error| {
+        if matches!(error, BrokerError::ChannelRefused(_)) {
+            app.metrics.count_refused("channel");
+        }
+    })?;
+    let Some(since) = request.recover else {
+        return Ok(Joined { membership, start: Start::Live, page: None, recovery: Recovery::NotAsked });
+    };
+    match recover(app, membership.topic(), since, address).await? {
+        Some((position, page)) => {
+            Ok(Joined { membership, start: Start::After(position), page, recovery: Recovery::Recovered })
+        }
+        None if request.all_or_nothing => Err(CommandError::PositionGone),
+        None => Ok(Joined { membership, start: Start::Live, page: None, recovery: Recovery::Failed }),
+    }
+}
+
+/// Where a client goes on, with the page of history that it needs; `None` if messages after its
+/// position are missing.
+async fn recover(
+    app: &Arc<App>,
+    topic: &Topic,
+    since: Since,
+    address: Option<IpAddr>,
+) -> Result<Option<(Position, Option<Arc<HeldPage>>)>, CommandError> {
+    let Some(tail) = topic.delivered() else { return Ok(None) };
+    let position = Position::new(since.epoch.unwrap_or(tail.position.epoch), since.offset);
+    let ReadAt::History(from) = topic.locate(Start::After(position)).read_at else {
+        return Ok(Some((position, None)));
+    };
+    let page = app.hub.history(topic, from, address).await?;
+    Ok(page.filter(|page| page.gap.is_none()).map(|page| (position, Some(page))))
+}

@@ -1,0 +1,338 @@
+//! Reads the commands of a frame: JSON objects, one a line, each with an id and one method.
+
+use std::collections::BTreeMap;
+use std::num::NonZeroU32;
+
+use bytes::Bytes;
+use serde::de::IgnoredAny;
+use serde::{Deserialize, Deserializer};
+use serde_json::value::RawValue;
+
+use super::super::command::{
+    Command, CommandError, ConnectRequest, HistoryRequest, PublishRequest, Request, Since, SubscribeRequest,
+};
+use crate::access::secret::Secret;
+use crate::channel::ChannelName;
+use crate::close::{Close, Code};
+use crate::json::Object;
+
+/// An epoch that no channel has. A position with another offset than 0 in it is in no history.
+const NO_EPOCH: u64 = 0;
+/// The names of SDKs that read the epoch of a publication.
+const READS_EPOCHS: [&str; 1] = ["js"];
+/// The bit of `flag` with which a client wants an error instead of a subscription that could not be
+/// recovered.
+const REJECT_UNRECOVERED: u64 = 2;
+
+/// A command. Unknown members are ignored, as the protocol grows by them.
+#[derive(Deserialize)]
+struct Line<'a> {
+    #[serde(default)]
+    id: u32,
+    connect: Option<Object<Connect>>,
+    ping: Option<IgnoredAny>,
+    subscribe: Option<Object<Subscribe>>,
+    unsubscribe: Option<Object<Unsubscribe>>,
+    #[serde(borrow)]
+    publish: Option<Object<Publish<'a>>>,
+    presence: Option<IgnoredAny>,
+    presence_stats: Option<IgnoredAny>,
+    history: Option<Object<History>>,
+    rpc: Option<IgnoredAny>,
+    send: Option<IgnoredAny>,
+    refresh: Option<Object<Refresh>>,
+    sub_refresh: Option<IgnoredAny>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct Connect {
+    token: Option<Secret>,
+    name: String,
+    subs: BTreeMap<String, Object<Subscribe>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct Subscribe {
+    channel: String,
+    token: String,
+    recover: bool,
+    epoch: String,
+    offset: u64,
+    tf: Option<IgnoredAny>,
+    flag: u64,
+    #[serde(rename = "type")]
+    kind: i64,
+}
+
+#[derive(Deserialize)]
+struct Unsubscribe {
+    #[serde(default)]
+    channel: String,
+}
+
+#[derive(Deserialize)]
+struct Publish<'a> {
+    #[serde(default)]
+    channel: String,
+    #[serde(borrow, default, deserialize_with = "raw")]
+    data: Option<&'a RawValue>,
+    #[serde(default, rename = "type")]
+    kind: i64,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct History {
+    channel: String,
+    limit: i64,
+    since: Option<Object<Position>>,
+    reverse: bool,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct Position {
+    epoch: String,
+    offset: u64,
+}
+
+#[derive(Deserialize)]
+struct Refresh {
+    token: Option<Secret>,
+}
+
+/// Any JSON value as it is written, `null` too.
+fn raw<'de: 'a, 'a, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'a RawValue>, D::Error> {
+    <&RawValue>::deserialize(deserializer).map(Some)
+}
+
+/// Calls `take` with each command of a frame.
+///
+/// # Errors
+/// The close for a client that sends anything else. Nothing says then which command an error
+/// answers.
+pub(super) fn read(message: &[u8], take: &mut dyn FnMut(Command)) -> Result<(), Close> {
+    let mut is_empty = true;
+    for line in message.split(|&byte| byte == b'\n').map(<[u8]>::trim_ascii).filter(|line| !line.is_empty()) {
+        is_empty = false;
+        let Ok(Object(parsed)) = serde_json::from_slice::<Object<Line<'_>>>(line) else {
+            return Err(invalid("a line of the frame is no command: send JSON objects, one a line"));
+        };
+        take(command(parsed, line.len())?);
+    }
+    if is_empty { Err(invalid("the frame has no command")) } else { Ok(()) }
+}
+
+fn command(line: Line<'_>, size: usize) -> Result<Command, Close> {
+    let id = NonZeroU32::new(line.id);
+    let is_sent = line.send.is_some();
+    let Some(request) = line.request() else {
+        // The empty command is a pong.
+        let pong = Command { id, request: Request::Nothing, size };
+        return if id.is_none() { Ok(pong) } else { Err(invalid("the command has no method that is known here")) };
+    };
+    match id {
+        None if !is_sent => Err(invalid("the command has no id, so that it cannot be answered")),
+        id => Ok(Command { id, request, size }),
+    }
+}
+
+impl Line<'_> {
+    /// The first method of the command, in the order of the protocol's definition.
+    fn request(self) -> Option<Request> {
+        let unavailable = |message| refused(CommandError::NotAvailable(message));
+        Some(if let Some(Object(connect)) = self.connect {
+            connect.request()
+        } else if self.ping.is_some() {
+            Request::Ping
+        } else if let Some(Object(subscribe)) = self.subscribe {
+            subscribe.request().map_or_else(refused, |request| Request::Subscribe(request.into()))
+        } else if let Some(Object(Unsubscribe { channel })) = self.unsubscribe {
+            name(&channel).map_or_else(refused, Request::Unsubscribe)
+        } else if let Some(Object(publish)) = self.publish {
+            publish.request().unwrap_or_else(refused)
+        } else if self.presence.or(self.presence_stats).is_some() {
+            unavailable("presence is not available")
+        } else if let Some(Object(history)) = self.history {
+            history.request().unwrap_or_else(refused)
+        } else if self.rpc.is_some() {
+            refused(CommandError::UnknownMethod)
+        } else if self.send.is_some() {
+            Request::Nothing
+        } else if let Some(Object(Refresh { token })) = self.refresh {
+            let missing = || refused(CommandError::Invalid("a refresh needs a token"));
+            token.map_or_else(missing, Request::Refresh)
+        } else if self.sub_refresh.is_some() {
+            unavailable(CHANNEL_TOKENS)
+        } else {
+            return None;
+        })
+    }
+}
+
+const CHANNEL_TOKENS: &str = "there are no tokens for single channels: name the channel in the connection's token";
+
+impl Connect {
+    /// Channels with invalid requests are left out, and so not subscribed to.
+    fn request(self) -> Request {
+        let named = |(channel, Object(subscribe)): (String, _)| Subscribe { channel, ..subscribe }.request().ok();
+        let subscriptions = self.subs.into_iter().filter_map(named).collect();
+        let token = self.token.filter(|token| !token.reveal().is_empty());
+        let reads_epochs = self.name.is_empty() || READS_EPOCHS.contains(&&*self.name);
+        Request::Connect(ConnectRequest { token, reads_epochs, subscriptions }.into())
+    }
+}
+
+impl Subscribe {
+    fn request(self) -> Result<SubscribeRequest, CommandError> {
+        let channel = name(&self.channel)?;
+        if !self.token.is_empty() {
+            return Err(CommandError::NotAvailable(CHANNEL_TOKENS));
+        }
+        if self.kind != 0 {
+            return Err(CommandError::NotAvailable("subscriptions have no `type` here; leave it out"));
+        }
+        if self.tf.is_some() {
+            return Err(CommandError::Invalid("messages have no tags to filter by"));
+        }
+        let recover = self.recover.then(|| since(&self.epoch, self.offset));
+        Ok(SubscribeRequest { channel, recover, all_or_nothing: self.flag & REJECT_UNRECOVERED != 0 })
+    }
+}
+
+impl Publish<'_> {
+    fn request(self) -> Result<Request, CommandError> {
+        let channel = Some(name(&self.channel)?);
+        if self.kind != 0 {
+            return Err(CommandError::NotAvailable("publications have no `type` here; leave it out"));
+        }
+        let data = self.data.ok_or(CommandError::Invalid("a publication needs `data`"))?;
+        // A copy: a message may be kept for long, and must not keep the whole frame in memory.
+        let payload = Bytes::copy_from_slice(data.get().as_bytes());
+        Ok(Request::Publish(PublishRequest { channel, payload }))
+    }
+}
+
+impl History {
+    fn request(self) -> Result<Request, CommandError> {
+        let channel = name(&self.channel)?;
+        let limit = usize::try_from(self.limit).ok();
+        let since = self.since.map(|Object(Position { epoch, offset })| since(&epoch, offset));
+        Ok(Request::History(HistoryRequest { channel, limit, since, reverse: self.reverse }.into()))
+    }
+}
+
+fn name(channel: &str) -> Result<ChannelName, CommandError> {
+    Ok(channel.parse()?)
+}
+
+/// A position. An epoch that is none of livebridge's matches no history, whatever the offset.
+fn since(epoch: &str, offset: u64) -> Since {
+    if epoch.is_empty() {
+        return Since { epoch: None, offset };
+    }
+    match epoch.parse() {
+        Ok(epoch) => Since { epoch: Some(epoch), offset },
+        Err(_) => Since { epoch: Some(NO_EPOCH), offset: offset.max(1) },
+    }
+}
+
+fn refused(error: CommandError) -> Request {
+    Request::Refused(error.into())
+}
+
+fn invalid(detail: &'static str) -> Close {
+    Close::new(Code::CommandInvalid, detail)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn commands(frame: &str) -> Result<Vec<Command>, Close> {
+        let mut commands = Vec::new();
+        read(frame.as_bytes(), &mut |command| commands.push(command)).map(|()| commands)
+    }
+
+    fn only(line: &str) -> Request {
+        let mut commands = commands(line).unwrap_or_else(|close| panic!("{line}: {close:?}"));
+        assert_eq!(commands.len(), 1, "{line}");
+        commands.remove(0).request
+    }
+
+    #[test]
+    fn a_frame_has_a_command_in_each_line() {
+        let frame =
+            " {\"id\":1,\"connect\":{\"token\":\"\",\"name\":\"js\"}}\r\n\n{\"id\":2,\"ping\":{}}\n{}\n{\"send\":{}}";
+        let commands = commands(frame).expect("commands");
+        assert_eq!(
+            commands.iter().map(|command| command.id.map_or(0, NonZeroU32::get)).collect::<Vec<_>>(),
+            [1, 2, 0, 0]
+        );
+        assert!(matches!(&commands[0].request, Request::Connect(request) if request.token.is_none()));
+        assert!(matches!(commands[1].request, Request::Ping));
+        assert!(commands[2..].iter().all(|command| matches!(command.request, Request::Nothing)));
+    }
+
+    #[test]
+    fn whatever_is_no_command_closes_the_connection() {
+        for frame in [
+            "",
+            "\n",
+            "x",
+            "1",
+            "[]",
+            "[1]",
+            "{\"id\":1}",
+            "{\"ping\":{}}",
+            "{\"id\":1,\"connect\":[\"token\"]}",
+            "{\"id\":4294967296,\"ping\":{}}",
+            "{\"id\":1.5,\"ping\":{}}",
+            "{}\n{\"id\":1,\"other\":{}}",
+        ] {
+            assert_eq!(commands(frame).expect_err(frame).code, Code::CommandInvalid, "{frame}");
+        }
+    }
+
+    #[test]
+    fn a_payload_is_taken_as_it_is_written() {
+        for data in ["null", "{ \"a\" : 1.50 }", "\"text\"", "1e400", "[]"] {
+            let request = only(&format!("{{\"id\":1,\"publish\":{{\"channel\":\"a\",\"data\": {data} }}}}"));
+            assert!(matches!(&request, Request::Publish(request) if request.payload == data.as_bytes()), "{request:?}");
+        }
+        let refused = only("{\"id\":1,\"publish\":{\"channel\":\"a\"}}");
+        assert!(matches!(refused, Request::Refused(error) if matches!(*error, CommandError::Invalid(_))));
+    }
+
+    #[test]
+    fn an_epoch_of_another_server_matches_no_history() {
+        let of = |member: &str| match only(&format!("{{\"id\":1,\"subscribe\":{{\"channel\":\"a\",{member}}}}}")) {
+            Request::Subscribe(request) => request.recover,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(of("\"offset\":3,\"epoch\":\"9\""), None, "without `recover`");
+        assert_eq!(of("\"recover\":true,\"offset\":3,\"epoch\":\"9\""), Some(Since { epoch: Some(9), offset: 3 }));
+        assert_eq!(of("\"recover\":true,\"offset\":3"), Some(Since { epoch: None, offset: 3 }));
+        assert_eq!(of("\"recover\":true,\"epoch\":\"_\""), Some(Since { epoch: Some(NO_EPOCH), offset: 1 }));
+    }
+
+    #[test]
+    fn what_is_not_spoken_is_refused_and_not_ignored() {
+        for method in [
+            "\"subscribe\":{\"channel\":\"a\",\"type\":1}",
+            "\"subscribe\":{\"channel\":\"a\",\"token\":\"x\"}",
+            "\"publish\":{\"channel\":\"a\",\"type\":1,\"data\":1}",
+            "\"presence\":{}",
+            "\"presence_stats\":{}",
+            "\"sub_refresh\":{}",
+        ] {
+            let refused = only(&format!("{{\"id\":1,{method}}}"));
+            assert!(
+                matches!(&refused, Request::Refused(error) if matches!(**error, CommandError::NotAvailable(_))),
+                "{method}: {refused:?}"
+            );
+        }
+    }
+}

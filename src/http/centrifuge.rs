@@ -1,0 +1,68 @@
+//! `GET /connection/websocket`: admits a client of the Centrifuge protocol. Its channels, and usually
+//! its token, come by commands (`delivery/commands.rs`).
+
+use std::sync::Arc;
+
+use hyper::StatusCode;
+use hyper::header::HeaderMap;
+use warp::reply::Response;
+
+use super::credentials::denied;
+use super::error::ApiError;
+use super::handshake;
+use super::query::Query;
+use super::subscribe::{HandshakeSender, no_handshake, websocket_head};
+use crate::access::Credentials;
+use crate::access::origin::OriginCheck;
+use crate::access::secret::Secret;
+use crate::app::App;
+use crate::delivery::commands::identity::Visitor;
+use crate::delivery::encoding::CENTRIFUGE;
+use crate::delivery::task::{Channels, Handshake};
+
+/// Answers `GET /connection/websocket`.
+pub async fn websocket(
+    app: Arc<App>,
+    query: String,
+    headers: HeaderMap,
+    credentials: Credentials,
+    sender: HandshakeSender,
+) -> Response {
+    let is_page = matches!(credentials.origin, OriginCheck::Trusted | OriginCheck::Allowed);
+    match try_websocket(&app, &Query::parse(&query), &headers, credentials, &sender) {
+        Ok(response) => response,
+        Err(error) => match handshake::accept(&headers) {
+            // A page cannot see the status of a handshake, so it gets the error in the close frame.
+            Ok(accept) if is_page => sender.refuse(&CENTRIFUGE, error, websocket_head(&accept, &headers)),
+            _ => error.into_response(),
+        },
+    }
+}
+
+fn try_websocket(
+    app: &App,
+    query: &Query,
+    headers: &HeaderMap,
+    credentials: Credentials,
+    sender: &HandshakeSender,
+) -> Result<Response, ApiError> {
+    let claim = sender.claim(app)?;
+    app.access.check_origin(&credentials).map_err(|error| denied(app, error))?;
+    let is_protobuf = |name| query.get(name) == Some("protobuf");
+    if handshake::wants_protobuf(headers) || is_protobuf("format") || is_protobuf("cf_protocol") {
+        return Err(ApiError::parameter("only the JSON form of the protocol is spoken here; set the SDK to JSON"));
+    }
+    let accept = match handshake::accept(headers) {
+        Ok(accept) => accept,
+        Err(error) => return Ok(no_handshake(&error)),
+    };
+    if app.drain.is_draining() {
+        let message = "this instance is stopping; connect again";
+        return Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "draining", message));
+    }
+    let credentials = Credentials { query: query.get("token").map(Secret::new), ..credentials };
+    let visitor = Visitor { credentials, address: sender.client() };
+    let channels = Channels::Commanded(visitor.into());
+    sender.send(Handshake { head: Vec::new(), encoding: &CENTRIFUGE, channels, holds_for: None, claim });
+    Ok(websocket_head(&accept, headers))
+}
