@@ -120,6 +120,17 @@ class Installation:
         path = f"{self.cache / 'bin' / 'bin'}:{processes.os.environ['PATH']}"
         return [sys.executable, "-u", program, url], processes.environment(PATH=path, PYTHONPATH=str(ROOT / "python"))
 
+    def sdk_command(self, client: Client, setup: str) -> tuple[list, dict]:
+        """The command that runs the checks of an SDK, and its environment."""
+        if client.runtime == "node":
+            source = ROOT / "sdk" / "javascript.mjs"
+            target = self.cache / "node" / f"sdk-{_digest(source.read_text())}.mjs"
+            _place(source, target)
+            return ["node", "--no-warnings", target, setup], processes.environment()
+        path = str(self.cache / "python" / client.id)
+        environment = processes.environment(PYTHONPATH=path, PYTHONDONTWRITEBYTECODE="1")
+        return [sys.executable, "-u", ROOT / "sdk" / "python.py", setup], environment
+
     def _page_program(self, client: Client, url: str, lines: str) -> Path:
         """A file with a client's example, whose address is that of the test."""
         address = re.match(r"\w+://([^/]+)/", url)[1]

@@ -47,12 +47,17 @@ class Attempt:
         self.response = b""
         self.status = None
         self.body_seen = False
+        # Of an SDK: whether its subscription was answered.
+        self.subscribed = False
         self.client: asyncio.StreamWriter | None = None
         self.server: asyncio.StreamWriter | None = None
 
     @property
     def accepted(self) -> bool:
-        """The instance let the client in, and has sent something or accepted a WebSocket."""
+        """The instance let the client in, and has sent something or accepted a WebSocket. An SDK subscribes
+        after that."""
+        if b" /connection/websocket" in self.request:
+            return self.subscribed
         return self.status == 101 or (self.status == 200 and self.body_seen)
 
     @property
@@ -130,7 +135,7 @@ class Cutter:
         try:
             attempt.request = await reader.readuntil(b"\r\n\r\n")
             # A browser asks for a page first, which is no attempt to subscribe.
-            if b" /events?" in attempt.request or b" /ws?" in attempt.request:
+            if any(path in attempt.request for path in (b" /events?", b" /ws?", b" /connection/websocket")):
                 self.attempts.append(attempt)
             if self.answer_status is not None:
                 await self._answer(attempt, writer)
@@ -201,6 +206,7 @@ class Cutter:
                     attempt.body_seen = bool(rest)
             else:
                 attempt.body_seen = True
+                attempt.subscribed |= b'"subscribe":{' in data
             writer.write(data)
             await writer.drain()
             if attempt.status not in (None, 101, 200) and _is_whole(attempt.response):

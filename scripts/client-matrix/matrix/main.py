@@ -8,7 +8,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from . import catalogue, http_publishers, processes, publishers, scenarios, servers, table
+from . import catalogue, http_publishers, processes, publishers, scenarios, sdk, servers, table
 
 REPOSITORY = catalogue.ROOT.parent.parent
 
@@ -117,6 +117,8 @@ def main() -> int:
     if options.write:
         table.write(catalogue.read(), results, servers.version(options.binary))
     status = check(options, clients, results, installation) if options.check else 0
+    if options.check and sdk.check(options.binary.resolve(), clients, installation):
+        status = 1
     if skipped:
         print(skipped)
     return status

@@ -10,6 +10,12 @@ from . import processes
 from .catalogue import Client, Installation
 from .cutter import Cutter
 
+# By transport. An SDK names its channel by a command.
+ADDRESSES = {
+    "ws": "ws://127.0.0.1:{port}/ws?channel=live",
+    "sse": "http://127.0.0.1:{port}/events?channel=live",
+    "centrifuge": "ws://127.0.0.1:{port}/connection/websocket",
+}
 _NUMBERED = re.compile(r"m(\d+)\b")
 
 
@@ -26,8 +32,8 @@ class Member:
         self.process: subprocess.Popen | None = None
 
     def start(self, installation: Installation, query: str, token_url: str | None) -> None:
-        scheme, path = ("ws", "/ws") if self.client.transport == "ws" else ("http", "/events")
-        url = f"{scheme}://127.0.0.1:{self.cutter.port}{path}?channel=live{query}"
+        url = ADDRESSES[self.client.transport].format(port=self.cutter.port)
+        url += query if "?" in url else query.replace("&", "?", 1)
         command, environment = installation.command(self.client, url, self.lines)
         if token_url:
             environment["TOKEN_URL"] = token_url
@@ -81,6 +87,8 @@ class Member:
 
     def asked_with(self) -> str:
         """How it said where to go on when it was let in again."""
+        if self.client.transport == "centrifuge":
+            return "a command"
         for attempt in self.cutter.attempts[self.before :]:
             if not attempt.accepted:
                 continue

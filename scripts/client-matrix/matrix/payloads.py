@@ -19,7 +19,7 @@ def _expected(transport: str, name: str) -> tuple[str, str]:
     payload = PAYLOADS[name]
     if name == "binary":
         encoded = base64.b64encode(payload).decode()
-        return ("binary", encoded) if transport == "ws" else ("message", f"data:application/octet-stream;base64,{encoded}")
+        return ("binary", encoded) if transport != "sse" else ("message", f"data:application/octet-stream;base64,{encoded}")
     text = payload.decode()
     if transport == "sse":
         # An event stream has but one kind of line end (docs/protocol.md).

@@ -1,0 +1,61 @@
+"""The Centrifuge SDKs against an instance: what the scenarios of all clients do not see, such as the codes of errors, tokens
+that are renewed, and a server that falls silent. The checks are programs of their own, in sdk/."""
+
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from . import processes, servers
+from .catalogue import ROOT, Client, Installation
+
+# The fewest checks that a program must have reported: one that ends early has not passed.
+FEWEST = 8
+_SETTINGS = ["--token-secret", servers.SECRET, "--token-leeway-seconds", 0, "--heartbeat-seconds", 1,
+             "--max-message-bytes", 1 << 16]
+
+
+def is_sdk(client: Client) -> bool:
+    """Whether a client has checks of its own."""
+    return client.transport == "centrifuge" and client.runtime in ("node", "python")
+
+
+def check(binary: Path, clients: list[Client], installation: Installation) -> int:
+    """Runs the checks of the SDKs among the clients; returns how many failed."""
+    failures = 0
+    for client in filter(is_sdk, clients):
+        began = time.monotonic()
+        with tempfile.TemporaryDirectory(prefix="livebridge-sdk-") as folder:
+            results = _run(binary, Path(folder), client, installation)
+        wrong = [result for result in results if not result["ok"]]
+        for result in wrong:
+            print(f"{client.id}: {result['check']}: {result['detail']}", file=sys.stderr)
+        if len(results) < FEWEST:
+            print(f"{client.id}: only {len(results)} checks were reported", file=sys.stderr)
+            wrong.append({})
+        failures += len(wrong)
+        print(f"{client.id}: {len(results) - len(wrong)} checks passed, {len(wrong)} failed, "
+              f"{time.monotonic() - began:.0f} s")
+    return failures
+
+
+def _run(binary: Path, folder: Path, client: Client, installation: Installation) -> list[dict]:
+    redis = servers.Redis(folder)
+    redis.start()
+    instance = servers.Instance(binary, folder, "one", ["--redis-url", redis.url, *_SETTINGS])
+    try:
+        setup = {
+            "url": f"ws://127.0.0.1:{instance.port}/connection/websocket",
+            "http": instance.url(""),
+            "pid": instance.process.pid,
+            "secret": servers.SECRET,
+        }
+        command, environment = installation.sdk_command(client, json.dumps(setup))
+        program = processes.start(command, env=environment, stdout=processes.subprocess.PIPE)
+        output, _ = program.communicate(timeout=240)
+        return [json.loads(line) for line in output.decode().splitlines() if line.startswith("{")]
+    finally:
+        instance.kill()
+        redis.stop()
+

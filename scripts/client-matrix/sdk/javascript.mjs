@@ -1,0 +1,202 @@
+// What docs/centrifuge.md promises of the SDK for JavaScript, one check after the other. Prints a line for each.
+import { createHmac } from "node:crypto";
+
+import { Centrifuge } from "centrifuge";
+import WebSocket from "ws";
+
+const { url, http, pid, secret } = JSON.parse(process.argv[2]);
+
+/** A token (HS256) that holds for so many seconds, for these channels. */
+const token = (seconds, channels = ["*"]) => {
+  const part = (value) => Buffer.from(JSON.stringify(value)).toString("base64url");
+  const exp = Math.floor(Date.now() / 1000) + seconds;
+  const text = `${part({ alg: "HS256" })}.${part({ exp, livebridge: { subscribe: channels, publish: channels } })}`;
+  return `${text}.${createHmac("sha256", secret).update(text).digest("base64url")}`;
+};
+const all = token(3600);
+const headers = { Authorization: `Bearer ${all}` };
+
+const until = (what, wait, milliseconds = 15000) =>
+  Promise.race([wait, new Promise((_, no) => setTimeout(no, milliseconds, new Error(`not in time: ${what}`)))]);
+const event = (emitter, name) => until(name, new Promise((resolve) => emitter.once(name, resolve)));
+const equal = (seen, expected, what) => {
+  if (JSON.stringify(seen) !== JSON.stringify(expected)) {
+    throw new Error(`${what}: ${JSON.stringify(seen)} instead of ${JSON.stringify(expected)}`);
+  }
+};
+const client = (options) =>
+  new Centrifuge(url, { websocket: WebSocket, minReconnectDelay: 50, maxReconnectDelay: 200, token: all, ...options });
+const publish = async (channel, body) => {
+  const response = await fetch(`${http}/publish?channel=${encodeURIComponent(channel)}`, { method: "POST", body, headers });
+  equal(response.status, 200, "a publish");
+};
+const failed = async (promise) => {
+  try {
+    await promise;
+  } catch (error) {
+    return error.code;
+  }
+  throw new Error("it did not fail");
+};
+/** The data of the next publications. */
+const data = (subscription, count) =>
+  until(
+    `${count} publications`,
+    new Promise((resolve) => {
+      const found = [];
+      subscription.on("publication", (context) => found.push(context.data) === count && resolve(found));
+    }),
+  );
+
+const checks = {
+  async "connects, publishes and reads the history"() {
+    const js = client();
+    js.connect();
+    const subscription = js.newSubscription("js:one");
+    const seen = data(subscription, 2);
+    subscription.subscribe();
+    await subscription.ready(5000);
+    await subscription.publish({ number: 1 });
+    await js.publish("js:one", "two");
+    equal(await seen, [{ number: 1 }, "two"], "the publications");
+    const newest = await subscription.history({ limit: 0 });
+    equal([newest.offset, newest.publications.length], [2, 0], "the position");
+    const { publications, epoch } = await subscription.history({ limit: 10, reverse: true });
+    equal(publications.map((held) => held.offset), [2, 1], "the history");
+    const rest = await subscription.history({ limit: 10, since: { offset: 1, epoch } });
+    equal(rest.publications.map((held) => held.data), ["two"], "the rest of it");
+    equal(await failed(subscription.history({ limit: 10, since: { offset: 1, epoch: "1" } })), 112, "another epoch");
+    js.disconnect();
+  },
+
+  async "has many channels, and changes them at any time"() {
+    const js = client();
+    const names = Array.from({ length: 60 }, (_, index) => `js:many:${index}`);
+    const subscriptions = names.map((name) => js.newSubscription(name));
+    const seen = subscriptions.map((subscription) => data(subscription, 1));
+    subscriptions.forEach((subscription) => subscription.subscribe());
+    js.connect();
+    await Promise.all(subscriptions.map((subscription) => subscription.ready(10000)));
+    await Promise.all(names.map((name) => publish(name, JSON.stringify(name))));
+    equal(await Promise.all(seen), names.map((name) => [name]), "the publications");
+    subscriptions[0].unsubscribe();
+    js.removeSubscription(subscriptions[0]);
+    const again = js.newSubscription(names[0]);
+    const late = data(again, 1);
+    again.subscribe();
+    await again.ready(5000);
+    await publish(names[0], "1");
+    equal(await late, [1], "the publications after a second subscription");
+    js.disconnect();
+  },
+
+  async "recovers after a cut"() {
+    const js = client();
+    const subscription = js.newSubscription("js:cut");
+    const found = [];
+    subscription.on("publication", (context) => found.push(context.data));
+    subscription.subscribe();
+    js.connect();
+    await subscription.ready(5000);
+    for (let number = 1; number <= 40; number += 1) {
+      await publish("js:cut", String(number));
+      if (number % 10 === 5) js._transport._transport.terminate();
+    }
+    const all = Array.from({ length: 40 }, (_, index) => index + 1);
+    await until("all", (async () => { while (found.length < 40) await new Promise((again) => setTimeout(again, 20)); })());
+    equal(found, all, "each once and in order");
+    js.disconnect();
+  },
+
+  async "is told what it may not do"() {
+    const js = client({ token: token(3600, ["js:some"]) });
+    js.connect();
+    await js.ready(5000);
+    const subscription = js.newSubscription("js:forbidden");
+    const ended = event(subscription, "unsubscribed");
+    subscription.subscribe();
+    equal((await ended).code, 103, "a subscription");
+    equal(await failed(js.publish("js:forbidden", 1)), 103, "a publication");
+    equal(await failed(js.presence("js:some")), 108, "presence");
+    equal(await failed(js.rpc("method", {})), 104, "a call");
+    js.disconnect();
+  },
+
+  async "leaves for good with a token that is not valid"() {
+    const js = client({ token: "no token" });
+    const ended = event(js, "disconnected");
+    js.connect();
+    equal((await ended).code, 3500, "the code");
+  },
+
+  async "leaves for good with a message over the limit"() {
+    const js = client();
+    js.connect();
+    await js.ready(5000);
+    const ended = event(js, "disconnected");
+    js.publish("js:one", "x".repeat(200_000)).catch(() => {});
+    equal((await ended).code, 3, "the code: message size limit exceeded");
+  },
+
+  async "gets a new token in time and stays"() {
+    let count = 0;
+    const js = client({ token: "", getToken: async () => (count++ ? all : token(5)) });
+    const subscription = js.newSubscription("js:token");
+    const codes = [];
+    js.on("connecting", ({ code }) => codes.push(code));
+    subscription.subscribe();
+    js.connect();
+    await subscription.ready(5000);
+    await new Promise((later) => setTimeout(later, 6000));
+    const seen = data(subscription, 1);
+    await publish("js:token", "1");
+    equal([await seen, count, codes], [[1], 2, [0]], "one token more, and no other connection");
+    js.disconnect();
+  },
+
+  async "gets a new token when it comes with an old one"() {
+    let count = 0;
+    const js = client({ token: token(-10), getToken: async () => { count += 1; return all; } });
+    js.connect();
+    await js.ready(10000);
+    equal(count, 1, "one token");
+    js.disconnect();
+  },
+
+  async "loses channels that a new token does not allow"() {
+    let count = 0;
+    const js = client({ token: "", getToken: async () => (count++ ? token(3600, ["js:some"]) : token(5)) });
+    const subscription = js.newSubscription("js:lost");
+    const ended = event(subscription, "unsubscribed");
+    subscription.subscribe();
+    js.connect();
+    equal((await ended).code, 2000, "the code");
+    js.disconnect();
+  },
+
+  async "notices that the server is silent"() {
+    const js = client({ maxServerPingDelay: 500 });
+    js.connect();
+    await js.ready(5000);
+    const cut = until("connecting", new Promise((resolve) => js.on("connecting", resolve)));
+    process.kill(pid, "SIGSTOP");
+    try {
+      equal((await cut).code, 2, "no ping");
+    } finally {
+      process.kill(pid, "SIGCONT");
+    }
+    await js.ready(15000);
+    js.disconnect();
+  },
+};
+
+for (const [name, check] of Object.entries(checks)) {
+  let detail = "";
+  try {
+    await check();
+  } catch (error) {
+    detail = String(error?.message ?? JSON.stringify(error));
+  }
+  process.stdout.write(JSON.stringify({ check: name, ok: !detail, detail }) + "\n");
+}
+process.exit(0);
