@@ -32,7 +32,7 @@ impl Server {
         await_accept(port)
     }
 
-    fn speak(&mut self, dialect: Dialect, path: &str) {
+    pub(crate) fn speak(&mut self, dialect: Dialect, path: &str) {
         self.dialect = dialect;
         self.path = path.to_owned();
     }

@@ -1,9 +1,9 @@
-//! How readers join and read each kind of server: raw WebSocket, Server-Sent Events, Socket.IO and
-//! Pusher.
+//! How readers join and read each kind of server: raw WebSocket, Server-Sent Events, Socket.IO,
+//! Pusher and Centrifuge.
 
 use crate::Outcome;
 use crate::frames::{self, Frame, find};
-use crate::message::MARK;
+use crate::message::{CHANNEL_PREFIX, MARK};
 use crate::pusher;
 
 /// The protocol of a reader.
@@ -13,6 +13,7 @@ pub(crate) enum Dialect {
     Events,
     SocketIo,
     Pusher,
+    Centrifuge,
 }
 
 /// The result of one parsing step. The number is how many bytes it consumed.
@@ -40,7 +41,8 @@ impl Dialect {
             "sse" => Ok(Self::Events),
             "socketio" => Ok(Self::SocketIo),
             "pusher" => Ok(Self::Pusher),
-            _ => Err(format!("no dialect is called {name}: ws, sse, socketio, pusher").into()),
+            "centrifuge" => Ok(Self::Centrifuge),
+            _ => Err(format!("no dialect is called {name}: ws, sse, socketio, pusher, centrifuge").into()),
         }
     }
 
@@ -50,6 +52,7 @@ impl Dialect {
             Self::Events => "sse",
             Self::SocketIo => "socketio",
             Self::Pusher => "pusher",
+            Self::Centrifuge => "centrifuge",
         }
     }
 
@@ -67,7 +70,7 @@ impl Dialect {
     /// Parses until the server has confirmed the subscriber of `channel`.
     pub(crate) fn join(self, bytes: &[u8], channel: u32, stream: &mut Stream) -> Outcome<Step> {
         if !stream.answered {
-            return self.answer(bytes, stream);
+            return self.answer(bytes, channel, stream);
         }
         let Some((frame, used)) = frames::next(bytes)? else {
             return Ok(Step::Incomplete);
@@ -85,14 +88,16 @@ impl Dialect {
                 Some(answer) => frames::write_masked(1, answer.as_bytes(), &mut reply),
                 None => return Ok(Step::Joined(used)),
             },
+            Self::Centrifuge if text.starts_with(br#"{"id":1,"connect":"#) => {}
+            Self::Centrifuge if text.starts_with(br#"{"id":2,"subscribe":"#) => return Ok(Step::Joined(used)),
             _ => {
                 return Err(format!("unexpected while joining: {}", String::from_utf8_lossy(text)).into());
             }
         }
-        Ok(Step::Reply(used, reply))
+        Ok(if reply.is_empty() { Step::Used(used) } else { Step::Reply(used, reply) })
     }
 
-    fn answer(self, bytes: &[u8], stream: &mut Stream) -> Outcome<Step> {
+    fn answer(self, bytes: &[u8], channel: u32, stream: &mut Stream) -> Outcome<Step> {
         let Some(end) = find(bytes, b"\r\n\r\n") else {
             return Ok(Step::Incomplete);
         };
@@ -103,7 +108,11 @@ impl Dialect {
         }
         stream.answered = true;
         stream.chunked = head.contains("transfer-encoding: chunked");
-        Ok(if matches!(self, Self::WebSocket | Self::Events) { Step::Joined(end + 4) } else { Step::Used(end + 4) })
+        Ok(match self {
+            Self::WebSocket | Self::Events => Step::Joined(end + 4),
+            Self::SocketIo | Self::Pusher => Step::Used(end + 4),
+            Self::Centrifuge => Step::Reply(end + 4, centrifuge_commands(channel)),
+        })
     }
 
     /// Parses one frame, or one chunk of an event stream, and passes each payload to `deliver`.
@@ -118,6 +127,7 @@ impl Dialect {
         match frame {
             Frame::Data(payload) if self == Self::WebSocket => deliver(payload),
             Frame::Data(b"2") if self == Self::SocketIo => frames::write_masked(1, b"3", &mut reply),
+            Frame::Data(b"{}") if self == Self::Centrifuge => frames::write_masked(1, b"{}", &mut reply),
             Frame::Data(text) if self == Self::Pusher && pusher::is_ping(text) => {
                 frames::write_masked(1, pusher::PONG, &mut reply);
             }
@@ -128,6 +138,16 @@ impl Dialect {
         }
         Ok(if reply.is_empty() { Step::Used(used) } else { Step::Reply(used, reply) })
     }
+}
+
+/// A frame with the first commands of a client: it connects, and subscribes to a channel.
+fn centrifuge_commands(channel: u32) -> Vec<u8> {
+    let commands = format!(
+        "{{\"id\":1,\"connect\":{{}}}}\n{{\"id\":2,\"subscribe\":{{\"channel\":\"{CHANNEL_PREFIX}{channel}\"}}}}"
+    );
+    let mut frame = Vec::new();
+    frames::write_masked(1, commands.as_bytes(), &mut frame);
+    frame
 }
 
 /// Finds the message inside a JSON envelope: from its mark to the next quote or backslash.

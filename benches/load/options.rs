@@ -92,7 +92,7 @@ pub(crate) struct Options {
     /// A running server: its processes, to count their CPU and memory
     #[arg(long, value_delimiter = ',')]
     pub(crate) pid: Vec<u32>,
-    /// A running server: ws, sse, socketio or pusher
+    /// A running server: ws, sse, socketio, pusher or centrifuge; livebridge: only the latter
     #[arg(long)]
     pub(crate) dialect: Option<String>,
     /// Given by `cargo bench`; means nothing

@@ -135,6 +135,9 @@ impl Server {
             }
         }
         if *kind == Kind::Livebridge {
+            if setting.running.dialect == Some(Dialect::Centrifuge) {
+                server.speak(Dialect::Centrifuge, "/connection/websocket");
+            }
             server.ports.iter().try_for_each(|port| await_answer(*port, "/readyz"))?;
         }
         Ok(server)
