@@ -197,6 +197,22 @@ async fn channels_of_healthy_shards_go_on_and_readyz_names_the_deaf_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_shard_stays_up_while_the_slot_of_its_canary_moves() {
+    let set = ClusterSet::start().await;
+    let instance = options(&set).start().await;
+    let canaries = |node: usize| {
+        let names = set.nodes[node].cli(&["PUBSUB", "SHARDCHANNELS", "livebridge:canary:*"]);
+        names.lines().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let canary = canaries(0)[0].clone();
+    set.move_slot(set.slot(&canary), 0, 1);
+    until("a canary in another slot", || async { canaries(0).len() == 1 && canaries(0)[0] != canary }).await;
+    assert_eq!(instance.metric("livebridge_broker_disconnects_total").await, 0.0);
+    let channel = channel_of_each(&set).remove(0);
+    instance.publish(&channel, "still up").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_position_from_before_messages_that_got_lost_is_told_a_gap() {
     let set = ClusterSet::start().await;
     let instance = options(&set).start().await;

@@ -35,9 +35,6 @@ pub(super) enum ClientError {
     /// No node of the Cluster says which node serves which slots; the last error.
     #[error("no node of the Redis Cluster answers ({0})")]
     NoNode(String),
-    /// The slot of the canary has moved to another shard.
-    #[error("a slot has moved to another shard")]
-    SlotMoved,
     /// The server is a Sentinel, which holds no data.
     #[error("this is a Redis Sentinel; write redis+sentinel://HOST:PORT/MASTER in the Redis URL to use its master")]
     Sentinel,

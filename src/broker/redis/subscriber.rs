@@ -13,7 +13,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 use super::connection::Connection;
 use super::decoder::SubscriptionDecoder;
-use super::error::ClientError;
+use super::error::{ClientError, Failure};
 use super::names::Kind;
 use super::node::Node;
 use super::resp::Frame;
@@ -45,7 +45,7 @@ pub(super) struct Subscriber {
     is_up: AtomicBool,
     sink: Arc<dyn EventSink>,
     metrics: Arc<Metrics>,
-    /// The channel of the canary, for the next connection.
+    /// The channel of the canary. On a Cluster, it changes with the slots of the server.
     canary: Mutex<String>,
     /// On a Cluster: notified when the slots of this server may have changed.
     stale: Arc<Notify>,
@@ -156,24 +156,18 @@ impl Subscriber {
             Err(error) => return Ended::Connection(error),
         };
         let unanswered = AtomicU32::new(0);
-        let canary = lock(&self.canary).clone();
         tokio::select! {
-            ended = self.receive(node, connection, &canary, &unanswered) => Ended::Connection(ended),
-            ended = self.send_canaries(node, &canary, &unanswered) => ended,
+            ended = self.receive(node, connection, &unanswered) => Ended::Connection(ended),
+            ended = self.send_canaries(node, &unanswered) => ended,
             () = node.switched() => Ended::Connection(ClientError::Switched),
         }
     }
 
     /// Subscribes to the wanted channels and passes on events, until the connection fails.
-    async fn receive(
-        &self,
-        node: &Node,
-        mut connection: Connection,
-        canary: &str,
-        unanswered: &AtomicU32,
-    ) -> ClientError {
+    async fn receive(&self, node: &Node, mut connection: Connection, unanswered: &AtomicU32) -> ClientError {
         let mut subscriptions = Subscriptions::new(node.names().clone());
-        subscriptions.subscribe_canary(canary, &mut connection);
+        let mut canary = self.canary();
+        subscriptions.subscribe_canary(&canary, &mut connection);
         let all = self.wanted().on_connected();
         let count = all.iter().map(Vec::len).sum();
         subscriptions.subscribe(all);
@@ -187,11 +181,14 @@ impl Subscriber {
             tokio::select! {
                 // While the sink is full, Redis buffers messages, up to its configured limit.
                 () = async { self.sink.room().await }, if !has_room => {}
-                () = self.changed.notified() => self.send_pending(&mut subscriptions, &mut connection),
+                () = self.changed.notified() => {
+                    self.renew_canary(&mut canary, &mut subscriptions, &mut connection);
+                    self.send_pending(&mut subscriptions, &mut connection);
+                }
                 progress = connection.read_or_write(), if has_room => {
                     let mut refusals = Vec::new();
                     let received = progress.and_then(|()| {
-                        self.process(node, &mut connection, &mut subscriptions, &mut decoder, canary, &mut refusals)
+                        self.process(node, &mut connection, &mut subscriptions, &mut decoder, &canary, &mut refusals)
                     });
                     let (events, has_canary) = decoder.take_events();
                     if has_canary {
@@ -230,7 +227,8 @@ impl Subscriber {
                 Frame::Subscribed { .. } => subscriptions.on_subscribed(),
                 Frame::Unsubscribed(name) if !subscriptions.on_unsubscribed() => {
                     if name == canary.as_bytes() {
-                        return Err(ClientError::SlotMoved);
+                        subscriptions.on_canary_moved();
+                        self.stale.notify_one();
                     }
                     let channel = node.names().parse(name).filter(|(kind, _)| *kind == Kind::Channel);
                     if channel.is_some_and(|(_, name)| wanted.on_moved(name)) {
@@ -265,7 +263,7 @@ impl Subscriber {
     }
 
     /// Sends canaries, until one cannot be sent or too many are missing.
-    async fn send_canaries(&self, node: &Node, canary: &str, unanswered: &AtomicU32) -> Ended {
+    async fn send_canaries(&self, node: &Node, unanswered: &AtomicU32) -> Ended {
         let mut beats = tokio::time::interval(BEAT);
         beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -273,10 +271,26 @@ impl Subscriber {
             if unanswered.fetch_add(1, Ordering::Relaxed) >= MOST_MISSING {
                 return Ended::NoCanary;
             }
-            if let Err(error) = node.publish_plain(canary, "beat").await {
-                return Ended::Canary(error);
+            match node.publish_plain(&self.canary(), "beat").await {
+                // The canary gets another channel, unless too many are missing by then.
+                Err(error) if Failure::from(&error) == Failure::Moved => self.stale.notify_one(),
+                Err(error) => return Ended::Canary(error),
+                Ok(()) => {}
             }
         }
+    }
+
+    /// Listens to the canary on its present channel.
+    fn renew_canary(&self, canary: &mut String, subscriptions: &mut Subscriptions, connection: &mut Connection) {
+        let now = self.canary();
+        if *canary != now || subscriptions.lacks_canary() {
+            subscriptions.replace_canary(canary, &now, connection);
+            *canary = now;
+        }
+    }
+
+    fn canary(&self) -> String {
+        lock(&self.canary).clone()
     }
 
     fn send_pending(&self, subscriptions: &mut Subscriptions, connection: &mut Connection) {

@@ -29,6 +29,8 @@ pub(super) struct Subscriptions {
     unanswered: VecDeque<Sent>,
     /// How many channels their `SUBSCRIBE` commands have.
     in_flight: usize,
+    /// Whether the subscription to the canary has ended, because its hash slot has moved.
+    lacks_canary: bool,
     /// The channels to subscribe to, in one queue per kind; the first kind has priority.
     due: [VecDeque<ChannelName>; KINDS],
 }
@@ -67,6 +69,27 @@ impl Subscriptions {
         let command = if self.names.is_sharded() { "SSUBSCRIBE" } else { "SUBSCRIBE" };
         connection.send(&[command, canary]);
         self.unanswered.push_back(Sent { what: What::Canary, names: 1 });
+        self.lacks_canary = false;
+    }
+
+    /// Subscribes to the channel of the canary in place of an earlier one, which may have moved to
+    /// another shard.
+    pub(super) fn replace_canary(&mut self, earlier: &str, canary: &str, connection: &mut Connection) {
+        if !self.lacks_canary {
+            connection.send(&["SUNSUBSCRIBE", earlier]);
+            self.unanswered.push_back(Sent { what: What::Unsubscribe, names: 1 });
+        }
+        self.subscribe_canary(canary, connection);
+    }
+
+    /// Whether the subscription to the canary has ended.
+    pub(super) fn lacks_canary(&self) -> bool {
+        self.lacks_canary
+    }
+
+    /// Handles the end of the subscription to the canary.
+    pub(super) fn on_canary_moved(&mut self) {
+        self.lacks_canary = true;
     }
 
     /// Queues channels to subscribe to.
@@ -194,6 +217,10 @@ impl Subscriptions {
         match self.take_answered() {
             Some(What::Subscribe(channels)) if is_denied => Ok(Refusal::Denied(channels)),
             Some(What::Subscribe(channels)) if is_moved => Ok(Refusal::Moved(channels)),
+            Some(What::Canary) if is_moved => {
+                self.lacks_canary = true;
+                Ok(Refusal::Moved(Vec::new()))
+            }
             // Messages of unwanted channels are ignored.
             Some(What::Unsubscribe) if is_denied || is_moved => Ok(Refusal::Nothing),
             _ => Err(ClientError::Refused(String::from_utf8_lossy(why).into_owned())),
