@@ -223,6 +223,8 @@ impl Subscriptions {
             }
             // Messages of unwanted channels are ignored.
             Some(What::Unsubscribe) if is_denied || is_moved => Ok(Refusal::Nothing),
+            // The subscriptions ended by themselves while the command to end them was on its way.
+            None if is_moved => Ok(Refusal::Nothing),
             _ => Err(ClientError::Refused(String::from_utf8_lossy(why).into_owned())),
         }
     }
@@ -341,5 +343,6 @@ mod tests {
         subscriptions.unsubscribe(&channels(&["a"]), &mut connection);
         assert!((0..4).all(|_| subscriptions.on_unsubscribed()) && !subscriptions.on_unsubscribed());
         assert_eq!((subscriptions.in_flight, subscriptions.unanswered.len()), (0, 0));
+        assert_eq!(subscriptions.on_refusal(b"MOVED 7 127.0.0.1:7001").expect("local"), Refusal::Nothing);
     }
 }
