@@ -116,6 +116,11 @@ fn until_nobody_is_connected(address: SocketAddr) {
     }
 }
 
+/// The least of three counts: what happens once in a while in the process is no part of what is counted.
+fn least(mut count: impl FnMut() -> usize) -> usize {
+    (0..3).map(|_| count()).min().unwrap()
+}
+
 /// Bytes that the process holds more after `count` more connections, for each.
 fn bytes_each(connect: impl Fn() -> TcpStream, count: usize) -> isize {
     let mut streams = Vec::with_capacity(2 * count);
@@ -182,9 +187,9 @@ fn deliveries_allocate_nothing(connect: impl Fn(SocketAddr) -> TcpStream, last: 
     };
     subscribers.extend((0..10).map(|_| connect(address)));
     allocations(&mut subscribers);
-    let few = allocations(&mut subscribers);
+    let few = least(|| allocations(&mut subscribers));
     subscribers.extend((0..MORE).map(|_| connect(address)));
-    let many = allocations(&mut subscribers);
+    let many = least(|| allocations(&mut subscribers));
     let each = many.saturating_sub(few) as f64 / (MESSAGES * MORE) as f64;
     println!("allocations: {} for a message, {each} for a delivery", few / MESSAGES);
     assert!(each < 0.01, "{each} allocations for a delivery");
@@ -203,10 +208,13 @@ fn a_handshake_and_its_close_allocate_little() {
         assert_eq!(closed, b"\x88\x02\x03\xE8");
     };
     (0..CONNECTIONS).for_each(|_| come_and_go());
-    let region = Region::new(ALLOCATOR);
-    (0..CONNECTIONS).for_each(|_| come_and_go());
+    let allocations = least(|| {
+        let region = Region::new(ALLOCATOR);
+        (0..CONNECTIONS).for_each(|_| come_and_go());
+        region.change().allocations
+    });
     // One is the test's own.
-    let each = region.change().allocations as f64 / CONNECTIONS as f64 - 1.0;
+    let each = allocations as f64 / CONNECTIONS as f64 - 1.0;
     println!("allocations of a handshake and its close: {each}");
     assert!(each < 70.0, "{each}");
 }
