@@ -252,8 +252,7 @@ pub trait Broker: Send + Sync + 'static {
     fn health(&self) -> Health;
 
     /// Whether the broker works for a channel.
-    fn health_of(&self, channel: &ChannelName) -> Health {
-        let _ = channel;
+    fn health_of(&self, _channel: &ChannelName) -> Health {
         self.health()
     }
 

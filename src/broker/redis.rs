@@ -55,7 +55,6 @@ use self::cluster::Cluster;
 use self::cluster_url::ClusterUrl;
 use self::connection::Role;
 pub use self::endpoint::{RedisOptions, RedisOptionsError};
-use self::names::Names;
 pub use self::names::PrefixError;
 use self::shard::{Context, Shard};
 use self::target::Target;
@@ -93,7 +92,7 @@ impl RedisBroker {
         metrics: Arc<Metrics>,
     ) -> Result<Self, RedisOptionsError> {
         let url = ClusterUrl::parse(&options.url);
-        let names = Names::new(options.checked_prefix()?, url.is_some());
+        let names = options.names(url.is_some())?;
         let context =
             Context { names, replicas: options.replicas, sink, rules, metrics, stale: Arc::new(Notify::new()) };
         let servers = match url {
@@ -144,7 +143,7 @@ impl Broker for RedisBroker {
         limit: usize,
     ) -> BoxFuture<'a, Result<Option<Page>, BrokerError>> {
         match &self.servers {
-            Servers::One(shard) => async move { Ok(shard.read(channel, from, limit).await?) }.boxed(),
+            Servers::One(shard) => async move { Ok(shard.history.read(channel, from, limit).await?) }.boxed(),
             Servers::Cluster(cluster, _) => cluster.read(channel, from, limit).boxed(),
         }
     }

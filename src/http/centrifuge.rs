@@ -13,7 +13,6 @@ use super::handshake;
 use super::query::Query;
 use super::subscribe::{HandshakeSender, no_handshake, websocket_head};
 use crate::access::Credentials;
-use crate::access::origin::OriginCheck;
 use crate::access::secret::Secret;
 use crate::app::App;
 use crate::delivery::commands::identity::Visitor;
@@ -28,15 +27,9 @@ pub async fn websocket(
     credentials: Credentials,
     sender: HandshakeSender,
 ) -> Response {
-    let is_page = matches!(credentials.origin, OriginCheck::Trusted | OriginCheck::Allowed);
-    match try_websocket(&app, &Query::parse(&query), &headers, credentials, &sender) {
-        Ok(response) => response,
-        Err(error) => match handshake::accept(&headers) {
-            // A page cannot see the status of a handshake, so it gets the error in the close frame.
-            Ok(accept) if is_page => sender.refuse(&CENTRIFUGE, error, websocket_head(&accept, &headers)),
-            _ => error.into_response(),
-        },
-    }
+    let origin = credentials.origin;
+    let answer = try_websocket(&app, &Query::parse(&query), &headers, credentials, &sender);
+    answer.unwrap_or_else(|error| sender.refuse_websocket(&CENTRIFUGE, error, &origin, &headers))
 }
 
 fn try_websocket(

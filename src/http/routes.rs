@@ -45,31 +45,15 @@ pub fn routes(app: Arc<App>) -> BoxedFilter<(Response,)> {
 /// All routes other than publishing.
 fn others(app: Arc<App>) -> BoxedFilter<(Response,)> {
     let with_app = with(app);
-    let headers = warp::header::headers_cloned();
-    let websocket = warp::path!("ws")
-        .and(get())
+    let subscriber = get()
         .and(with_app.clone())
         .and(query())
-        .and(headers)
+        .and(warp::header::headers_cloned())
         .and(credentials())
-        .and(warp::ext::get())
-        .then(subscribe::websocket);
-    let centrifuge = warp::path!("connection" / "websocket")
-        .and(get())
-        .and(with_app.clone())
-        .and(query())
-        .and(headers)
-        .and(credentials())
-        .and(warp::ext::get())
-        .then(centrifuge::websocket);
-    let events = warp::path!("events")
-        .and(get())
-        .and(with_app.clone())
-        .and(query())
-        .and(headers)
-        .and(credentials())
-        .and(warp::ext::get())
-        .then(subscribe::events);
+        .and(warp::ext::get());
+    let websocket = warp::path!("ws").and(subscriber.clone()).then(subscribe::websocket);
+    let centrifuge = warp::path!("connection" / "websocket").and(subscriber.clone()).then(centrifuge::websocket);
+    let events = warp::path!("events").and(subscriber).then(subscribe::events);
     let history = warp::path!("channels" / String / "messages")
         .and(get())
         .and(with_app.clone())

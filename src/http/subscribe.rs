@@ -78,6 +78,23 @@ impl HandshakeSender {
         head
     }
 
+    /// Refuses a request for a WebSocket. A page cannot see the status of the response, so it gets
+    /// the error in the close frame.
+    pub(super) fn refuse_websocket(
+        &self,
+        encoding: &'static Encoding,
+        error: ApiError,
+        origin: &OriginCheck,
+        headers: &HeaderMap,
+    ) -> Response {
+        match (origin, handshake::accept(headers)) {
+            (OriginCheck::Trusted | OriginCheck::Allowed, Ok(accept)) => {
+                self.refuse(encoding, error, websocket_head(&accept, headers))
+            }
+            _ => error.into_response(),
+        }
+    }
+
     /// The handshake, if the route has sent one.
     pub fn receive(self) -> Option<Handshake> {
         // The route and the request are dropped by now, so this is the last reference.
@@ -93,15 +110,9 @@ pub async fn websocket(
     credentials: Credentials,
     sender: HandshakeSender,
 ) -> Response {
-    let is_page = matches!(credentials.origin, OriginCheck::Trusted | OriginCheck::Allowed);
-    match try_websocket(&app, &Query::parse(&query), &headers, credentials, &sender).await {
-        Ok(response) => response,
-        Err(error) => match handshake::accept(&headers) {
-            // A page cannot see the status of a handshake, so it gets the error in the close frame.
-            Ok(accept) if is_page => sender.refuse(&WEBSOCKET_RAW, error, websocket_head(&accept, &headers)),
-            _ => error.into_response(),
-        },
-    }
+    let origin = credentials.origin;
+    let answer = try_websocket(&app, &Query::parse(&query), &headers, credentials, &sender).await;
+    answer.unwrap_or_else(|error| sender.refuse_websocket(&WEBSOCKET_RAW, error, &origin, &headers))
 }
 
 async fn try_websocket(

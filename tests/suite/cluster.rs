@@ -237,6 +237,11 @@ async fn a_url_of_the_wrong_kind_is_said_with_the_right_one() {
     let url = redis.url().replace("redis://", "redis+cluster://");
     let no_cluster = Options { redis_url: Some(url), ..Options::default() }.start_unready();
     until("it is none", || async { no_cluster.get("/readyz").await.1.contains("no node of a Redis Cluster") }).await;
+    assert!(no_cluster.log().contains("no node of a Redis Cluster"), "{}", no_cluster.log());
+    let url = Some("redis+cluster://127.0.0.1:1".to_owned());
+    let nobody = Options { redis_url: url, ..Options::default() }.start_unready();
+    until("nobody answers, and why", || async { nobody.get("/readyz").await.1.contains("127.0.0.1:1: ") }).await;
+    assert!(nobody.log().contains("127.0.0.1:1: "), "{}", nobody.log());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -91,7 +91,7 @@ impl Cluster {
     }
 
     /// See [`crate::broker::Broker::publish`].
-    pub(super) async fn publish(&self, mut batch: Vec<Publication>) -> Vec<Published> {
+    pub(super) async fn publish(&self, batch: Vec<Publication>) -> Vec<Published> {
         let deadline = Instant::now() + PATIENCE;
         let mut outcomes: Vec<Option<Published>> = vec![None; batch.len()];
         let mut left: Vec<usize> = (0..batch.len()).collect();
@@ -118,11 +118,8 @@ impl Cluster {
             self.next_round(&mut backoff).await;
         }
         let unserved = |publication: &Publication| Err(self.routes().unserved(&publication.channel));
-        batch
-            .drain(..)
-            .zip(outcomes)
-            .map(|(publication, outcome)| outcome.unwrap_or_else(|| unserved(&publication)))
-            .collect()
+        let outcomes = batch.iter().zip(outcomes);
+        outcomes.map(|(publication, outcome)| outcome.unwrap_or_else(|| unserved(publication))).collect()
     }
 
     /// Splits messages by shard. Leaves out those without a shard.
@@ -150,7 +147,7 @@ impl Cluster {
         let mut backoff = Backoff::new(PAUSE, 4 * PAUSE);
         loop {
             let shard = self.routes().shard(channel)?;
-            match shard.read(channel, from, limit).await {
+            match shard.history.read(channel, from, limit).await {
                 Err(Failure::Moved) if Instant::now() < deadline => self.next_round(&mut backoff).await,
                 result => return result.map_err(BrokerError::from),
             }
@@ -236,8 +233,11 @@ impl Cluster {
             match self.finder.find(&known).await {
                 Ok(topology) => self.apply(topology),
                 Err(error) => {
-                    tracing::debug!(%error, "cannot query the topology of the Redis Cluster");
-                    self.routes_mut().failure = Some(error.to_string());
+                    let before = self.routes_mut().failure.replace(error.to_string());
+                    // Logs one line per outage.
+                    if before.is_none_or(|before| before == NOT_YET) {
+                        tracing::warn!(%error, "cannot query the topology of the Redis Cluster");
+                    }
                 }
             }
             self.rounds.send_modify(|rounds| *rounds += 1);
@@ -262,12 +262,9 @@ impl Cluster {
                 Err(error) => return routes.failure = Some(error.to_string()),
             };
             self.count_failovers(&routes.topology, &topology);
-            let (names, has_started) = (self.context.names.clone(), routes.has_started);
-            let Routes { shards: before, unserved, .. } = std::mem::replace(
-                &mut *routes,
-                Routes { names, topology, shards, unserved: HashMap::new(), failure: None, has_started },
-            );
-            self.move_channels(&mut routes, &before, unserved);
+            routes.topology = topology;
+            let before = std::mem::replace(&mut routes.shards, shards);
+            self.move_channels(&mut routes, &before);
         }
         routes.has_started |= !routes.is_starting();
         for (index, shard) in routes.shards.iter().enumerate() {
@@ -276,8 +273,8 @@ impl Cluster {
     }
 
     /// Moves channels whose shard has changed. A channel that stays is not touched.
-    fn move_channels(&self, routes: &mut Routes, before: &[Arc<Shard>], unserved: HashMap<ChannelName, RequestSize>) {
-        let mut moved: Vec<_> = unserved.into_iter().collect();
+    fn move_channels(&self, routes: &mut Routes, before: &[Arc<Shard>]) {
+        let mut moved: Vec<_> = routes.unserved.drain().collect();
         for shard in before {
             for (channel, request) in shard.subscriber.channels() {
                 let owner = routes.owner(&channel).map(|owner| &routes.shards[owner]);

@@ -1,7 +1,7 @@
 //! URLs of a Redis Cluster: `redis+cluster://user:password@host:6379,host:6379`. Any of its nodes
 //! is enough to find the others; user and password are for all of them.
 
-use super::url::{Url, UrlError, server_list, split_authority};
+use super::url::{Url, UrlError, server_list, split_authority, split_scheme};
 
 const FORM: &str = "redis+cluster://user:password@host:6379,host:6379";
 /// The port of a node, if the URL has none.
@@ -22,12 +22,7 @@ impl ClusterUrl {
     /// # Errors
     /// The part of the URL that is not valid.
     pub(super) fn parse(text: &str) -> Option<Result<Self, UrlError>> {
-        let (scheme, rest) = text.trim().split_once("://")?;
-        let scheme = match scheme.to_ascii_lowercase().as_str() {
-            "redis+cluster" | "valkey+cluster" => "redis",
-            "rediss+cluster" | "valkeys+cluster" => "rediss",
-            _ => return None,
-        };
+        let (scheme, rest) = split_scheme(text, "cluster")?;
         Some(parse(scheme, rest).map_err(|UrlError { what, .. }| UrlError { what, form: FORM }))
     }
 }

@@ -10,7 +10,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 
 use super::error::ClientError;
-use super::names::{PrefixError, check_prefix};
+use super::names::{Names, PrefixError, check_prefix};
 use super::tls::{self, Tls, TlsOptions, TlsSettingsError};
 use super::url::{Address, Login, Url, UrlError};
 use crate::observability::metrics::Metrics;
@@ -76,15 +76,15 @@ impl RedisOptions {
         Self { url: url.to_owned(), password: None, tls: TlsOptions::default(), prefix: String::new(), replicas: 0 }
     }
 
-    /// The prefix.
+    /// What things are called in Redis. `is_sharded`: on the nodes of a Redis Cluster.
     ///
     /// # Errors
-    /// [`PrefixError`] if it is neither empty nor valid.
-    pub(super) fn checked_prefix(&self) -> Result<&str, PrefixError> {
+    /// [`PrefixError`] if the prefix is neither empty nor valid.
+    pub(super) fn names(&self, is_sharded: bool) -> Result<Names, PrefixError> {
         if !self.prefix.is_empty() {
             check_prefix(&self.prefix)?;
         }
-        Ok(&self.prefix)
+        Ok(Names::new(&self.prefix, is_sharded))
     }
 }
 

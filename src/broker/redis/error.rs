@@ -132,10 +132,7 @@ pub(super) enum Failure {
 impl Failure {
     /// Classifies an error reply.
     pub(super) fn of_reply(said: &str) -> Self {
-        let code = said.split(' ').next().unwrap_or_default();
-        let moved = matches!(code, "MOVED" | "ASK" | "TRYAGAIN" | "CLUSTERDOWN");
-        // A function has accessed a key that is already on another shard.
-        if moved || said.contains("non local key") { Self::Moved } else { Self::Broker(refusal(said)) }
+        if is_moved(said) { Self::Moved } else { Self::Broker(refusal(said)) }
     }
 
     /// Whether the command may have been executed, or can be if it is tried again.
@@ -165,6 +162,14 @@ impl From<Failure> for BrokerError {
     }
 }
 
+/// Whether a node of a Redis Cluster refuses a command because the hash slot belongs to another
+/// shard, or is moving to one.
+pub(super) fn is_moved(said: &str) -> bool {
+    let code = said.split(' ').next().unwrap_or_default();
+    // The text is that of a function that has accessed a key that is already on another shard.
+    matches!(code, "MOVED" | "ASK" | "TRYAGAIN" | "CLUSTERDOWN") || said.contains("non local key")
+}
+
 /// Whether an ACL denies a command, or what a function does. Redis 7.0 has a text of its own for the
 /// latter, and later versions another one; neither has a code.
 fn is_denied(said: &str) -> bool {
@@ -186,9 +191,7 @@ pub(super) fn refusal(said: &str) -> BrokerError {
         "LOADING" => temporary("Redis is loading its data"),
         "BUSY" => temporary("Redis is busy with a script"),
         "READONLY" | "MASTERDOWN" => temporary("this Redis is a replica at the moment"),
-        "CLUSTERDOWN" | "TRYAGAIN" | "MOVED" | "ASK" => {
-            temporary("the Redis Cluster does not serve the channel at the moment")
-        }
+        _ if is_moved(said) => temporary("the Redis Cluster does not serve the channel at the moment"),
         UNREPLICATED => temporary("Redis has the message, but not enough of its replicas confirm it"),
         "OOM" => lasting("Redis has no memory left for more messages"),
         "NOPERM" => lasting("Redis denies livebridge a permission; `livebridge check` names it"),

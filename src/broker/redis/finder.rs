@@ -20,6 +20,7 @@ const NODE_TIMEOUT: Duration = Duration::from_millis(500);
 /// How many nodes are asked for the topology at once, and how many answers are enough.
 const ASKED_AT_ONCE: usize = 8;
 const ENOUGH_ANSWERS: usize = 3;
+
 /// Asks nodes for the topology.
 pub(super) struct Finder {
     start: Vec<Endpoint>,
@@ -73,7 +74,8 @@ async fn newest(mut nodes: Vec<Endpoint>) -> Result<Topology, ClientError> {
     while let Some(answer) = asked.next().await {
         match answer {
             Ok(answer) => answers.push(answer),
-            Err(ClientError::NoNode(_)) => {}
+            // That this is no Cluster is a better error than that a node does not answer.
+            Err(_) if matches!(failure, ClientError::NotACluster) => {}
             Err(error) => failure = error,
         }
         if answers.len() == ENOUGH_ANSWERS {

@@ -279,6 +279,14 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_function_is_where_its_index_says() {
+        for (index, function) in FUNCTIONS.into_iter().enumerate() {
+            let own = FULL_NAMES[index].strip_prefix("livebridge_").expect("a prefix");
+            assert!(function.index == index && function.name.starts_with(own), "{function:?} {own}");
+        }
+    }
+
+    #[test]
     fn code_says_its_format() {
         let library = Library::new(&Rules::default(), Names::default());
         assert_eq!(format_of(library.function_source.as_bytes()), FORMAT);

@@ -16,7 +16,6 @@ use super::endpoint::{ANSWER_TIMEOUT, RedisOptions, RedisOptionsError};
 use super::error::ClientError;
 use super::finder::Finder;
 use super::library::{LIFE_KEY, LibraryState, is_refusal};
-use super::names::Names;
 use super::node::Node;
 use super::resp::Frame;
 use super::target::Target;
@@ -33,13 +32,7 @@ const PINGS: usize = 5;
 /// Checks a Redis server, or all masters of a Redis Cluster. Returns one finding per check.
 pub async fn check_redis(options: &RedisOptions, rules: &Rules) -> Vec<Finding> {
     let checked = match ClusterUrl::parse(&options.url) {
-        Some(url) => match url.map_err(RedisOptionsError::from).and_then(|url| Finder::new(url, options)) {
-            Ok(finder) => match options.checked_prefix() {
-                Ok(prefix) => Ok(check_cluster(&finder, Names::new(prefix, true), rules).await),
-                Err(error) => Err(error.into()),
-            },
-            Err(error) => Err(error),
-        },
+        Some(url) => check_cluster(url, options, rules).await,
         None => check_one(options, rules).await,
     };
     checked.unwrap_or_else(|error| {
@@ -56,24 +49,28 @@ async fn check_one(options: &RedisOptions, rules: &Rules) -> Result<Vec<Finding>
     // These metrics are discarded.
     let metrics = Arc::new(Metrics::new(1));
     let target = Target::new(options, metrics.clone())?;
-    let names = Names::new(options.checked_prefix()?, false);
     // Any role, because the checks report it.
-    let node = Node::new(target, Role::Any, names, rules, metrics);
+    let node = Node::new(target, Role::Any, options.names(false)?, rules, metrics);
     Ok(check_server(&node, rules, &format!("livebridge:check:{:016x}", rand::random::<u64>())).await)
 }
 
 /// Checks the masters of a Cluster. What is fine on the first one, and on another one too, is
 /// reported once.
-async fn check_cluster(finder: &Finder, names: Names, rules: &Rules) -> Vec<Finding> {
+async fn check_cluster(
+    url: Result<ClusterUrl, UrlError>,
+    options: &RedisOptions,
+    rules: &Rules,
+) -> Result<Vec<Finding>, RedisOptionsError> {
+    let (finder, names) = (Finder::new(url?, options)?, options.names(true)?);
     let topology = match finder.find(&[]).await {
         Ok(topology) => topology,
-        Err(error) => return vec![diagnosis::unreachable(&finder.place(), &error)],
+        Err(error) => return Ok(vec![diagnosis::unreachable(&finder.place(), &error)]),
     };
     let mut findings = Vec::new();
     let mut moving = 0;
     for (index, (host, port)) in topology.masters.iter().enumerate() {
-        let Ok(endpoint) = finder.endpoint(host, *port) else { continue };
-        let node = Node::new(Target::Server(endpoint), Role::Shard, names.clone(), rules, Arc::new(Metrics::new(1)));
+        let target = Target::Server(finder.endpoint(host, *port)?);
+        let node = Node::new(target, Role::Shard, names.clone(), rules, Arc::new(Metrics::new(1)));
         moving += moving_slots(&node).await;
         let prefix = format!("livebridge:check:{:016x}:", rand::random::<u64>());
         let channel = topology.name_in(index, &prefix).unwrap_or(prefix);
@@ -87,7 +84,7 @@ async fn check_cluster(finder: &Finder, names: Names, rules: &Rules) -> Vec<Find
         }));
     }
     findings.push(diagnosis::slots(topology.masters.len(), topology.served(), moving));
-    findings
+    Ok(findings)
 }
 
 /// How many slots a master is handing over to another one.

@@ -2,7 +2,7 @@
 //! password and database are for the master, `sentinel_user` and `sentinel_password` for the
 //! Sentinels.
 
-use super::url::{Login, Url, UrlError, server_list, split_authority};
+use super::url::{Login, Url, UrlError, server_list, split_authority, split_scheme};
 
 const FORM: &str = "redis+sentinel://user:password@host:26379,host:26379/MASTER/0\
                     ?sentinel_user=USER&sentinel_password=PASSWORD";
@@ -28,12 +28,7 @@ impl SentinelUrl {
     /// # Errors
     /// The part of the URL that is not valid.
     pub(super) fn parse(text: &str) -> Option<Result<Self, UrlError>> {
-        let (scheme, rest) = text.trim().split_once("://")?;
-        let scheme = match scheme.to_ascii_lowercase().as_str() {
-            "redis+sentinel" | "valkey+sentinel" => "redis",
-            "rediss+sentinel" | "valkeys+sentinel" => "rediss",
-            _ => return None,
-        };
+        let (scheme, rest) = split_scheme(text, "sentinel")?;
         Some(parse(scheme, rest))
     }
 }

@@ -9,15 +9,13 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
 use super::connection::Role;
-use super::error::Failure;
 use super::history::History;
 use super::names::Names;
 use super::node::Node;
 use super::pipeline::{Outcome, Pipeline};
 use super::subscriber::Subscriber;
 use super::target::Target;
-use crate::broker::{BrokerError, EventSink, Health, Page, Publication, ReadFrom};
-use crate::channel::ChannelName;
+use crate::broker::{BrokerError, EventSink, Health, Publication};
 use crate::observability::metrics::Metrics;
 use crate::rules::Rules;
 
@@ -39,7 +37,7 @@ pub(super) struct Shard {
     node: Arc<Node>,
     rules: Arc<Rules>,
     replicas: u32,
-    history: History,
+    pub(super) history: History,
     /// One pipeline for each thread that publishes, and its task.
     pipelines: ThreadLocal<(Arc<Pipeline>, JoinSet<()>)>,
     pub(super) subscriber: Arc<Subscriber>,
@@ -66,16 +64,6 @@ impl Shard {
             return batch.iter().map(|_| Err(BrokerError::Unavailable(why.clone()).into())).collect();
         }
         if batch.is_empty() { Vec::new() } else { self.pipeline().publish(batch).await }
-    }
-
-    /// Reads a page of history; see [`crate::broker::Broker::read`].
-    pub(super) async fn read(
-        &self,
-        channel: &ChannelName,
-        from: ReadFrom,
-        limit: usize,
-    ) -> Result<Option<Page>, Failure> {
-        self.history.read(channel, from, limit).await
     }
 
     /// The address for messages to people.

@@ -11,7 +11,7 @@
 use std::collections::VecDeque;
 
 use super::connection::Connection;
-use super::error::ClientError;
+use super::error::{ClientError, is_moved};
 use super::names::Names;
 use super::wanted::{ByKind, KINDS};
 use crate::channel::ChannelName;
@@ -212,8 +212,8 @@ impl Subscriptions {
     /// # Errors
     /// [`ClientError::Refused`] if the refusal concerns the whole connection.
     pub(super) fn on_refusal(&mut self, why: &[u8]) -> Result<Refusal, ClientError> {
-        let is_moved = ["MOVED", "ASK", "TRYAGAIN", "CLUSTERDOWN"].iter().any(|code| why.starts_with(code.as_bytes()));
-        let is_denied = why.starts_with(b"NOPERM");
+        let said = String::from_utf8_lossy(why);
+        let (is_moved, is_denied) = (is_moved(&said), said.starts_with("NOPERM"));
         match self.take_answered() {
             Some(What::Subscribe(channels)) if is_denied => Ok(Refusal::Denied(channels)),
             Some(What::Subscribe(channels)) if is_moved => Ok(Refusal::Moved(channels)),
@@ -225,7 +225,7 @@ impl Subscriptions {
             Some(What::Unsubscribe) if is_denied || is_moved => Ok(Refusal::Nothing),
             // The subscriptions ended by themselves while the command to end them was on its way.
             None if is_moved => Ok(Refusal::Nothing),
-            _ => Err(ClientError::Refused(String::from_utf8_lossy(why).into_owned())),
+            _ => Err(ClientError::Refused(said.into_owned())),
         }
     }
 

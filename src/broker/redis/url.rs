@@ -64,6 +64,18 @@ impl Url {
     }
 }
 
+/// Splits a URL with several servers, such as `rediss+sentinel://`. Returns the scheme for one of
+/// them, and what follows; `None` if the URL has another scheme.
+pub(super) fn split_scheme<'a>(text: &'a str, kind: &str) -> Option<(&'static str, &'a str)> {
+    let (scheme, rest) = text.trim().split_once("://")?;
+    let scheme = scheme.to_ascii_lowercase();
+    match scheme.strip_suffix(kind)? {
+        "redis+" | "valkey+" => Some(("redis", rest)),
+        "rediss+" | "valkeys+" => Some(("rediss", rest)),
+        _ => None,
+    }
+}
+
 /// Splits `user:password@hosts`. The first part includes the `@`, or is empty.
 pub(super) fn split_authority(authority: &str) -> (&str, &str) {
     authority.split_at(authority.rfind('@').map_or(0, |at| at + 1))
