@@ -2,11 +2,19 @@
 
 use super::*;
 
-/// What a client received: per channel from which offset on, and the messages' ids.
+/// What a client received, per channel: a stretch, and another after each gap that it was told.
 pub(super) struct Received {
     pub(super) client: usize,
-    pub(super) slots: Vec<(usize, u64, Vec<String>)>,
+    pub(super) slots: Vec<(usize, Vec<Stretch>)>,
     pub(super) connections: usize,
+}
+
+/// Messages between which nothing is missing.
+#[derive(Default)]
+pub(super) struct Stretch {
+    /// The position before them.
+    pub(super) from: Position,
+    pub(super) messages: Vec<(Position, String)>,
 }
 
 pub(super) struct Client {
@@ -15,8 +23,8 @@ pub(super) struct Client {
     pub(super) channels: Vec<usize>,
     pub(super) sse: bool,
     /// Per channel: the position it holds, none before the first welcome.
-    pub(super) held: Vec<Option<(u64, u64)>>,
-    pub(super) received: Vec<(usize, u64, Vec<String>)>,
+    pub(super) held: Vec<Option<Position>>,
+    pub(super) received: Vec<(usize, Vec<Stretch>)>,
     pub(super) connections: usize,
     pub(super) random: StdRng,
 }
@@ -28,10 +36,12 @@ pub(super) enum Stream {
 
 /// What a client is told.
 pub(super) enum Told {
-    Welcome(Vec<(u64, u64)>),
+    Welcome(Vec<Position>),
     /// Which of its channels, the positions that it now holds (with a WebSocket only that channel's), and which message.
-    Message(usize, Vec<(u64, u64)>, String),
-    Gap(String),
+    Message(usize, Vec<Position>, String),
+    /// Which of its channels goes on after which position, and the words.
+    Gap(usize, Position, String),
+    Strange(String),
     End,
 }
 
@@ -44,7 +54,7 @@ impl Client {
             world: world.clone(),
             index,
             held: vec![None; channels.len()],
-            received: channels.iter().map(|&channel| (channel, 0, Vec::new())).collect(),
+            received: channels.iter().map(|&channel| (channel, vec![Stretch::default()])).collect(),
             channels,
             sse: index.is_multiple_of(2),
             connections: 0,
@@ -68,8 +78,7 @@ impl Client {
     pub(super) fn has_all(&self) -> bool {
         let ends = self.world.ends.lock().unwrap();
         let Some(ends) = &*ends else { return false };
-        let reached =
-            |(channel, held): (&usize, &Option<(u64, u64)>)| held.is_some_and(|held| held.1 >= ends[*channel]);
+        let reached = |(channel, held): (&usize, &Option<Position>)| held.is_some_and(|held| held >= ends[*channel]);
         self.channels.iter().zip(&self.held).all(reached)
     }
 
@@ -111,15 +120,25 @@ impl Client {
         let who = format!("client {} ({})", self.index, if self.sse { "events" } else { "WebSocket" });
         match told {
             Told::End => return false,
-            Told::Gap(what) => self.world.complain(format!("{who} was told a gap: {what}; held {:?}", self.held)),
+            Told::Strange(what) => self.world.complain(format!("{who}: {what}; held {:?}", self.held)),
+            Told::Gap(slot, position, what) => {
+                if !self.world.fails_over {
+                    self.world.complain(format!("{who} was told a gap: {what}; held {:?}", self.held));
+                }
+                self.world.note(&format!("{who} was told a gap: {what}"));
+                self.held[slot] = Some(position);
+                self.received[slot].1.push(Stretch { from: position, messages: Vec::new() });
+            }
             Told::Welcome(positions) => {
                 for (slot, position) in positions.into_iter().enumerate() {
                     let held = *self.held[slot].get_or_insert(position);
                     if held != position {
                         self.world.complain(format!("{who} held {held:?} and was welcomed to {position:?}"));
                     }
-                    if self.received[slot].2.is_empty() {
-                        self.received[slot].1 = held.1;
+                    if let [only] = &mut *self.received[slot].1
+                        && only.messages.is_empty()
+                    {
+                        only.from = held;
                     }
                 }
             }
@@ -129,6 +148,8 @@ impl Client {
                 let due = self.held[slot].map(|(epoch, offset)| match offset {
                     // The epoch begins with the first message.
                     0 if told.0 > epoch => (told.0, 1),
+                    // A new epoch is not told where nothing was lost, which is judged at the end.
+                    _ if told.0 > epoch && self.world.fails_over => (told.0, 1),
                     _ => (epoch, offset + 1),
                 });
                 self.held[slot] = due;
@@ -142,7 +163,7 @@ impl Client {
                         .complain(format!("{who} got {positions:?} ({id}) of channel {channel} after {before:?}"));
                     return false;
                 }
-                self.received[slot].2.push(id);
+                self.received[slot].1.last_mut().expect("one at least").messages.push((told, id));
             }
         }
         true
@@ -153,7 +174,7 @@ impl Client {
             Stream::Events(events) => {
                 let Some(event) = events.try_next().await else { return Told::End };
                 if event.kind == "livebridge:gap" {
-                    return Told::Gap(event.data);
+                    return self.envelope(&serde_json::from_str(&event.data).unwrap());
                 }
                 if ["livebridge:restarting", "livebridge:refused"].contains(&event.kind.as_str()) {
                     return Told::End;
@@ -174,7 +195,7 @@ impl Client {
                         self.world.fell_behind.fetch_add(1, Ordering::Relaxed);
                         Told::End
                     }
-                    code => Told::Gap(format!("closed with {code} {}", frame.reason)),
+                    code => Told::Strange(format!("closed with {code} {}", frame.reason)),
                 },
                 Some(Ok(Message::Ping(_) | Message::Pong(_))) => Told::Welcome(Vec::new()),
                 _ => Told::End,
@@ -183,14 +204,18 @@ impl Client {
     }
 
     pub(super) fn envelope(&self, envelope: &Value) -> Told {
-        let position =
-            |place: &Value| (place["epoch"].as_str().unwrap().parse().unwrap(), place["offset"].as_u64().unwrap());
         match envelope["event"].as_str() {
-            Some("welcome") => Told::Welcome(envelope["channels"].as_array().unwrap().iter().map(position).collect()),
-            Some(_) => Told::Gap(envelope.to_string()),
+            Some("welcome") => {
+                Told::Welcome(envelope["channels"].as_array().unwrap().iter().map(position_of).collect())
+            }
+            Some("gap") => {
+                let slot = self.slot(envelope["channel"].as_str().unwrap());
+                Told::Gap(slot, position_of(envelope), envelope.to_string())
+            }
+            Some(_) => Told::Strange(envelope.to_string()),
             None => {
                 let slot = self.slot(envelope["channel"].as_str().unwrap());
-                Told::Message(slot, vec![position(envelope)], payload_id(&envelope["data"]))
+                Told::Message(slot, vec![position_of(envelope)], payload_id(&envelope["data"]))
             }
         }
     }
@@ -200,7 +225,7 @@ impl Client {
     }
 }
 
-pub(super) fn parse(position: &str) -> Option<(u64, u64)> {
+pub(super) fn parse(position: &str) -> Option<Position> {
     let (epoch, offset) = position.split_once(':')?;
     Some((epoch.parse().ok()?, offset.parse().ok()?))
 }

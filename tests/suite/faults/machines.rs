@@ -5,8 +5,9 @@ use super::*;
 /// What keeps the messages.
 pub(super) enum Store {
     One(Box<Redis>),
-    /// Three masters without replicas: what is stored survives, so nothing may be lost.
+    /// Three masters, with replicas where masters are killed.
     Cluster(ClusterSet),
+    Sentinels(Box<SentinelSet>),
 }
 
 impl Store {
@@ -14,28 +15,44 @@ impl Store {
         match self {
             Self::One(redis) => std::slice::from_ref(&**redis),
             Self::Cluster(set) => &set.nodes,
+            Self::Sentinels(set) => &set.servers,
         }
     }
 
     fn one(&mut self) -> &mut Redis {
         match self {
             Self::One(redis) => redis,
-            Self::Cluster(_) => panic!("this fault is for one Redis"),
+            _ => panic!("this fault is for one Redis"),
         }
     }
 
     fn cluster(&mut self) -> &mut ClusterSet {
         match self {
             Self::Cluster(set) => set,
-            Self::One(_) => panic!("this fault is for a Cluster"),
+            _ => panic!("this fault is for a Cluster"),
         }
     }
+
+    fn sentinels(&mut self) -> &mut SentinelSet {
+        match self {
+            Self::Sentinels(set) => set,
+            _ => panic!("this fault is for Sentinels"),
+        }
+    }
+}
+
+fn options(redis_url: &str) -> Options {
+    Options { redis_url: Some(redis_url.to_owned()), ..Options::default() }.rules(RULES)
 }
 
 /// What runs, and is broken.
 pub(super) struct Machines {
     pub(super) store: Store,
-    deck: &'static [Fault],
+    deck: Vec<Fault>,
+    /// Whether a replica may become the master that lacks what nobody was answered.
+    pub(super) fails_over: bool,
+    /// Where the first instance runs, if not here.
+    host: Option<Host>,
     pub(super) proxies: Vec<Proxy>,
     pub(super) instances: Vec<Instance>,
     pub(super) options: Vec<Options>,
@@ -59,7 +76,7 @@ impl Machines {
                 port = proxy.port;
                 machines.proxies.push(proxy);
             }
-            machines.start_instance(index, format!("redis://127.0.0.1:{port}/")).await;
+            machines.start_instance(options(&format!("redis://127.0.0.1:{port}/"))).await;
         }
         machines
     }
@@ -69,16 +86,53 @@ impl Machines {
         let set = ClusterSet::start().await;
         let url = set.url();
         let mut machines = Self::with(Store::Cluster(set), &FAULTS_OF_A_CLUSTER);
-        for index in 0..INSTANCES {
-            machines.start_instance(index, url.clone()).await;
+        for _ in 0..INSTANCES {
+            machines.start_instance(options(&url)).await;
         }
         machines
     }
 
-    fn with(store: Store, deck: &'static [Fault]) -> Self {
+    /// All instances beside a Cluster whose masters have replicas; one of them on a host of its own, if this process may have one.
+    pub(super) async fn on_a_cluster_with_replicas() -> Self {
+        let host = Host::start(3);
+        let set = match &host {
+            Some(host) => ClusterSet::with_replicas_for(host).await,
+            None => ClusterSet::with_replicas().await,
+        };
+        let options = options(&set.url()).flag(WAIT_FOR_REPLICAS);
+        let mut machines = Self::with(Store::Cluster(set), &FAULTS_WITH_REPLICAS);
+        machines.fails_over = true;
+        machines.host = host;
+        if let Some(host) = &machines.host {
+            machines.deck.push(Fault::ShardCutOff);
+            let there = Options { within: host.run(), ..options.clone() };
+            let address = host.address_of_instance();
+            machines.start_instance(there.listen(&format!("{address}:0")).flag("--insecure")).await;
+        }
+        while machines.instances.len() < INSTANCES {
+            machines.start_instance(options.clone()).await;
+        }
+        machines
+    }
+
+    /// All instances beside three Sentinels.
+    pub(super) async fn on_sentinels() -> Self {
+        let set = SentinelSet::start().await;
+        let options = options(&set.url()).flag(WAIT_FOR_REPLICAS);
+        let mut machines = Self::with(Store::Sentinels(Box::new(set)), &FAULTS_WITH_SENTINELS);
+        machines.fails_over = true;
+        for _ in 0..INSTANCES {
+            machines.start_instance(options.clone()).await;
+        }
+        machines
+    }
+
+    fn with(store: Store, deck: &[Fault]) -> Self {
         Self {
             store,
-            deck,
+            deck: deck.to_vec(),
+            fails_over: false,
+            host: None,
             proxies: Vec::new(),
             instances: Vec::new(),
             options: Vec::new(),
@@ -88,9 +142,8 @@ impl Machines {
         }
     }
 
-    async fn start_instance(&mut self, index: usize, redis_url: String) {
-        let options = Options { redis_url: Some(redis_url), ..Options::default() };
-        let options = options.rules(RULES).flag(&format!("--instance-name lb-{index}"));
+    async fn start_instance(&mut self, options: Options) {
+        let options = options.flag(&format!("--instance-name lb-{}", self.instances.len()));
         let instance = options.clone().start().await;
         self.options.push(options.listen(&instance.address));
         self.instances.push(instance);
@@ -101,7 +154,7 @@ impl Machines {
         let mut random = world.random("faults");
         let began = Instant::now();
         while began.elapsed() < time {
-            let mut deck = self.deck.to_vec();
+            let mut deck = self.deck.clone();
             deck.shuffle(&mut random);
             for (dealt, fault) in deck.into_iter().enumerate() {
                 let whole_deck_was_dealt = world.faults.lock().unwrap().len() == self.deck.len();
@@ -138,6 +191,16 @@ impl Machines {
             }
             Fault::SlotsMoved => self.move_slots(world, moment / 10).await,
             Fault::NodeJoinedAndLeft => self.join_and_leave(world.channels.choose(random).unwrap(), moment).await,
+            Fault::MasterKilled => self.lose_master(world.channels.choose(random).unwrap(), "KILL", moment).await,
+            Fault::MasterStoodStill => self.lose_master(world.channels.choose(random).unwrap(), "STOP", moment).await,
+            Fault::SentinelsGone => self.lose_sentinels(while_).await,
+            Fault::ShardCutOff => {
+                let host = self.host.as_ref().expect("dealt only with a host");
+                let cable = random.random_range(0..3);
+                host.cut(cable, true);
+                sleep(while_).await;
+                host.cut(cable, false);
+            }
             Fault::CutMidReply => self.proxies.iter().for_each(Proxy::cut),
             Fault::BufferOverflowed => self.overflow(world, random).await,
             Fault::NetworkHeld => {
@@ -163,8 +226,9 @@ impl Machines {
         let set = self.store.cluster();
         set.until_whole().await;
         for channel in &world.channels {
-            let (slot, from) = (set.slot(channel), set.owner(channel));
-            let to = (from + 1) % 3;
+            let (slot, from, masters) = (set.slot(channel), set.owner(channel), set.masters());
+            let at = masters.iter().position(|&master| master == from).expect("the owner is a master");
+            let to = masters[(at + 1) % masters.len()];
             set.begin_move(slot, from, to);
             sleep(pause).await;
             set.move_keys(slot, from, to);
@@ -187,6 +251,44 @@ impl Machines {
         set.leave().await;
     }
 
+    /// The master of a channel is lost until its replica has taken its place, and comes back as a replica.
+    async fn lose_master(&mut self, channel: &str, signal: &str, moment: Duration) {
+        match &mut self.store {
+            Store::Cluster(set) => {
+                let (slot, master) = (set.slot(channel), set.owner(channel));
+                set.nodes[master].signal(signal);
+                set.until_failed_over(master, slot).await;
+                sleep(moment).await;
+                if set.nodes[master].has_ended() {
+                    set.nodes[master].start_again().await;
+                }
+                set.nodes[master].signal("CONT");
+                set.until_replicated().await;
+            }
+            store => {
+                let set = store.sentinels();
+                let port = set.master_port().expect("a Sentinel answers");
+                set.master().signal(signal);
+                set.until_failed_over(port).await;
+                sleep(moment).await;
+                set.until_it_follows(port).await;
+                set.until_whole().await;
+            }
+        }
+    }
+
+    /// No Sentinel answers, while instances look for the master.
+    async fn lose_sentinels(&mut self, while_: Duration) {
+        let set = self.store.sentinels();
+        set.sentinels.iter_mut().for_each(Redis::stop);
+        set.master_of_servers().cli(&["CLIENT", "KILL", "TYPE", "pubsub"]);
+        sleep(while_).await;
+        for sentinel in &mut set.sentinels {
+            sentinel.start_again().await;
+        }
+        set.until_whole().await;
+    }
+
     pub(super) async fn overflow(&mut self, world: &World, random: &mut StdRng) {
         let listened = || async { self.store.nodes()[0].listeners(&world.channels[0]) > 0 };
         until("somebody listens", listened).await;
@@ -194,7 +296,7 @@ impl Machines {
         let before = self.subscriptions();
         for channel in 0..3 {
             let id = format!("large{channel}-{}", world.began.elapsed().as_micros());
-            world.publish(random, channel, &id, LARGE).await;
+            world.publish(random, channel, &[id], LARGE).await;
         }
         let cut = before.difference(&self.subscriptions()).count();
         self.store.nodes()[0].cli(&["CONFIG", "SET", "client-output-buffer-limit", USUAL_BUFFER]);

@@ -1,27 +1,40 @@
 //! A Redis Cluster: masters with all slots among them, and a replica of each where a test wants one.
 
+use super::network::Host;
 use super::redis::Redis;
 use super::until;
 
 /// How long a node must be silent before the others take it for dead, in milliseconds.
 const NODE_TIMEOUT: &str = "1000";
 const SLOTS: usize = 16384;
+const HERE: &str = "127.0.0.1";
 
 pub struct ClusterSet {
     /// The masters at first, then their replicas in the same order.
     pub nodes: Vec<Redis>,
     masters: usize,
+    /// The address of each master and its replica.
+    addresses: Vec<String>,
 }
 
 impl ClusterSet {
     /// Three masters.
     pub async fn start() -> Self {
-        Self::of(3).await
+        Self::of(3, vec![HERE.to_owned(); 3]).await
     }
 
     /// Three masters with a replica each.
     pub async fn with_replicas() -> Self {
-        let mut set = Self::of(3).await;
+        Self::with_replicas_at(vec![HERE.to_owned(); 3]).await
+    }
+
+    /// The same for a host that reaches each master, and its replica, on a cable of their own.
+    pub async fn with_replicas_for(host: &Host) -> Self {
+        Self::with_replicas_at((0..3).map(|cable| host.address_here(cable)).collect()).await
+    }
+
+    async fn with_replicas_at(addresses: Vec<String>) -> Self {
+        let mut set = Self::of(3, addresses).await;
         for master in 0..set.masters {
             let replica = set.join().await;
             let id = set.id(master);
@@ -30,16 +43,12 @@ impl ClusterSet {
             })
             .await;
         }
-        until("the replicas have what their masters have", || async {
-            set.nodes[set.masters..].iter().all(|replica| replica.cli(&["ROLE"]).contains("connected"))
-                && set.nodes.iter().all(|node| node.cli(&["CLUSTER", "NODES"]).matches("slave").count() == 3)
-        })
-        .await;
+        set.until_replicated().await;
         set
     }
 
-    async fn of(masters: usize) -> Self {
-        let mut set = Self { nodes: Vec::new(), masters };
+    async fn of(masters: usize, addresses: Vec<String>) -> Self {
+        let mut set = Self { nodes: Vec::new(), masters, addresses };
         for index in 0..masters {
             set.join().await;
             let (first, last) = (index * SLOTS / masters, (index + 1) * SLOTS / masters - 1);
@@ -54,12 +63,16 @@ impl ClusterSet {
     pub async fn join(&mut self) -> usize {
         let arguments = ["--save", "", "--cluster-enabled", "yes", "--cluster-node-timeout", NODE_TIMEOUT];
         let more = ["--cluster-port", "TLS_PORT", "--repl-diskless-sync-delay", "0"];
-        let node = Redis::start_with(&[&arguments[..], &more].concat()).await;
         let index = self.nodes.len();
+        let address = self.addresses[index % self.masters].clone();
+        let place = ["--cluster-announce-ip", &address, "--protected-mode", "no", "--bind", HERE, &address];
+        // The same address twice is none.
+        let place = &place[..place.len() - usize::from(address == HERE)];
+        let node = Redis::start_with(&[&arguments[..], &more, place].concat()).await;
         assert_eq!(node.cli(&["CLUSTER", "SET-CONFIG-EPOCH", &(index + 1).to_string()]), "OK");
         if let Some(first) = self.nodes.first() {
             let [port, bus] = [node.port, node.tls_port].map(|port| port.to_string());
-            assert_eq!(first.cli(&["CLUSTER", "MEET", "127.0.0.1", &port, &bus]), "OK");
+            assert_eq!(first.cli(&["CLUSTER", "MEET", &address, &port, &bus]), "OK");
         }
         self.nodes.push(node);
         until("the nodes know one another", || async {
@@ -93,9 +106,43 @@ impl ClusterSet {
         .await;
     }
 
+    /// Waits until each master has a replica that has what it has.
+    pub async fn until_replicated(&self) {
+        self.until_whole().await;
+        until("the replicas have what their masters have", || async {
+            let roles: Vec<_> = self.nodes.iter().map(|node| node.cli(&["ROLE"])).collect();
+            let replicas = roles.iter().filter(|role| role.starts_with("slave") && role.contains("\nconnected\n"));
+            replicas.count() == self.masters
+                && self
+                    .nodes
+                    .iter()
+                    .all(|node| node.cli(&["CLUSTER", "NODES"]).matches("slave ").count() == self.masters)
+        })
+        .await;
+    }
+
+    /// Waits until another node than this serves the slot that it served.
+    pub async fn until_failed_over(&self, dead: usize, slot: usize) {
+        until("another master", || async {
+            let others = self.nodes.iter().enumerate().filter(|(index, _)| *index != dead);
+            others.clone().all(|(_, node)| {
+                info(node, "cluster_state") == "ok"
+                    && self.owner_as_told_by(node, slot).is_some_and(|owner| owner != dead)
+            })
+        })
+        .await;
+    }
+
+    /// The nodes that are masters with slots.
+    pub fn masters(&self) -> Vec<usize> {
+        let is_master = |node: &Redis| node.cli(&["ROLE"]).starts_with("master");
+        (0..self.nodes.len()).filter(|&index| is_master(&self.nodes[index])).collect()
+    }
+
     /// The URL that names two of the nodes.
     pub fn url(&self) -> String {
-        let hosts: Vec<_> = self.nodes[..2].iter().map(|node| format!("127.0.0.1:{}", node.port)).collect();
+        let host = |(index, node): (usize, &Redis)| format!("{}:{}", self.addresses[index % self.masters], node.port);
+        let hosts: Vec<_> = self.nodes[..2].iter().enumerate().map(host).collect();
         format!("redis+cluster://{}", hosts.join(","))
     }
 
@@ -103,15 +150,20 @@ impl ClusterSet {
     pub fn owner(&self, channel: &str) -> usize {
         let slot = self.slot(channel);
         let living = self.nodes.iter().find(|node| node.cli(&["PING"]) == "PONG").expect("a node lives");
-        let lines = living.cli(&["CLUSTER", "SLOTS"]);
+        self.owner_as_told_by(living, slot).expect("the slot is served by one of ours")
+    }
+
+    fn owner_as_told_by(&self, node: &Redis, slot: usize) -> Option<usize> {
+        let lines = node.cli(&["CLUSTER", "SLOTS"]);
         let lines: Vec<_> = lines.lines().collect();
         // The first and last slot, then the address of the master.
         let range = lines.windows(4).find(|window| {
             let numbers = window[..2].iter().map(|text| text.parse::<usize>().ok()).collect::<Option<Vec<_>>>();
-            window[2] == "127.0.0.1" && numbers.is_some_and(|numbers| (numbers[0]..=numbers[1]).contains(&slot))
+            self.addresses.iter().any(|address| address == window[2])
+                && numbers.is_some_and(|numbers| (numbers[0]..=numbers[1]).contains(&slot))
         });
-        let port: u16 = range.expect("the slot is served")[3].parse().unwrap();
-        self.nodes.iter().position(|node| node.port == port).expect("one of ours")
+        let port: u16 = range?[3].parse().ok()?;
+        self.nodes.iter().position(|node| node.port == port)
     }
 
     /// The hash slot of a channel.
@@ -143,7 +195,7 @@ impl ClusterSet {
     pub fn move_keys(&self, slot: usize, from: usize, to: usize) {
         let port = self.nodes[to].port.to_string();
         loop {
-            let keys = self.nodes[from].cli(&["CLUSTER", "GETKEYSINSLOT", &slot.to_string(), "50"]);
+            let keys = self.nodes[from].cli(&["CLUSTER", "GETKEYSINSLOT", &slot.to_string(), "1000"]);
             let keys: Vec<_> = keys.lines().filter(|key| !key.is_empty()).collect();
             if keys.is_empty() {
                 return;

@@ -38,6 +38,8 @@ pub struct Options {
     pub environment: Vec<(String, String)>,
     /// Another build of the program.
     pub binary: Option<String>,
+    /// The words before the program that run it elsewhere, such as on a host of its own.
+    pub within: Vec<String>,
 }
 
 impl Options {
@@ -76,7 +78,12 @@ impl Options {
         let folder = tempfile::tempdir().unwrap();
         let binary = self.binary.as_deref().unwrap_or(BINARY);
         let mut command = match self.descriptors {
-            None => in_folder(Command::new(binary), folder.path()),
+            None => {
+                let words: Vec<_> = self.within.iter().map(String::as_str).chain([binary]).collect();
+                let mut command = Command::new(words[0]);
+                command.args(&words[1..]);
+                in_folder(command, folder.path())
+            }
             Some(most) => {
                 let mut shell = in_folder(Command::new("sh"), folder.path());
                 shell.args(["-c", &format!("ulimit -n {most} && exec \"$0\" \"$@\""), binary]);

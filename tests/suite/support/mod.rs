@@ -10,6 +10,7 @@ pub mod cluster;
 pub mod format1;
 pub mod good;
 pub mod instance;
+pub mod network;
 pub mod producers;
 pub mod proxy;
 pub mod raw;

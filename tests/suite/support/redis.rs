@@ -152,6 +152,11 @@ impl Redis {
         let _ = self.child.wait();
     }
 
+    /// Whether it was stopped.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
+    }
+
     /// Starts the server again, on the same port and folder.
     pub async fn start_again(&mut self) {
         self.child = spawn(self.port, &self.folder, &self.arguments);

@@ -28,7 +28,7 @@ impl SentinelSet {
             sentinels.push(sentinel);
         }
         let set = Self { servers: [master, replica], sentinels };
-        until("the Sentinels know one another and the replica", || async { set.is_whole() }).await;
+        set.until_whole().await;
         set
     }
 
@@ -50,6 +50,11 @@ impl SentinelSet {
         self.servers.iter_mut().find(|server| server.port == port).expect("one of the two is the master")
     }
 
+    /// The present master, as the servers say.
+    pub fn master_of_servers(&self) -> &Redis {
+        self.servers.iter().find(|server| server.cli(&["ROLE"]).starts_with("master")).expect("one is the master")
+    }
+
     /// Waits until another server than that on `port` is the master, and takes writes.
     pub async fn until_failed_over(&self, port: u16) {
         until("another master", || async {
@@ -60,10 +65,36 @@ impl SentinelSet {
         .await;
     }
 
+    /// Starts a server again that was killed, or lets it go on, as the replica of the other.
+    pub async fn until_it_follows(&mut self, port: u16) {
+        let at = self.servers.iter().position(|server| server.port == port).expect("one of the two");
+        let master = self.servers[1 - at].port.to_string();
+        let server = &mut self.servers[at];
+        if server.has_ended() {
+            server.start_again().await;
+        }
+        server.signal("CONT");
+        let server = &self.servers[at];
+        until("it is a replica with all data", || async {
+            let role = server.cli(&["ROLE"]);
+            if !role.starts_with("slave") {
+                // The Sentinels would do it, some seconds later.
+                server.cli(&["REPLICAOF", "127.0.0.1", &master]);
+            }
+            role.contains("\nconnected\n")
+        })
+        .await;
+    }
+
+    /// Waits until every Sentinel could have a failover.
+    pub async fn until_whole(&self) {
+        until("the Sentinels know one another and the replica", || async { self.is_whole() }).await;
+    }
+
     /// Whether every Sentinel knows the two others and the replica, so that a failover can be agreed on.
     fn is_whole(&self) -> bool {
         // The replica has all that the master has.
-        self.servers[1].cli(&["ROLE"]).contains("connected")
+        self.servers.iter().any(|server| server.cli(&["ROLE"]).contains("\nconnected\n"))
             && self.sentinels.iter().all(|sentinel| {
                 let count = |what: &str| sentinel.cli(&["SENTINEL", what, MASTER]).matches("runid").count();
                 sentinel.cli(&["SENTINEL", "CKQUORUM", MASTER]).starts_with("OK 3") && count("REPLICAS") == 1
