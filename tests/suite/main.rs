@@ -53,6 +53,7 @@ mod cluster;
 mod codec;
 mod contract;
 mod cost;
+mod departures;
 mod documents;
 mod drain;
 mod events;

@@ -1,7 +1,7 @@
 //! The Redis users that docs/deployment.md tells to create.
 
 use super::redis::Redis;
-use super::sentinel::MASTER;
+use super::sentinel;
 
 const DOCS: &str = include_str!("../../../docs/deployment.md");
 pub const PASSWORD: &str = "secret";
@@ -50,10 +50,10 @@ pub fn create_user_of_sentinel(sentinel: &Redis) {
     create(sentinel, &documented("ACL SETUSER livebridge-sentinel reset on"));
 }
 
-/// The URL of a Redis that a Sentinel names, with the users of both.
-pub fn sentinel_url(sentinel: &Redis) -> String {
-    let (user, port) = (format!("livebridge:{PASSWORD}"), sentinel.port);
-    format!("redis+sentinel://{user}@127.0.0.1:{port}/{MASTER}?sentinel_user=livebridge&sentinel_password={PASSWORD}")
+/// The URL of a Redis that Sentinels name, with the users of both.
+pub fn sentinel_url<'a>(sentinels: impl IntoIterator<Item = &'a Redis>) -> String {
+    let url = sentinel::url(sentinels).replacen("://", &format!("://livebridge:{PASSWORD}@"), 1);
+    format!("{url}?sentinel_user=livebridge&sentinel_password={PASSWORD}")
 }
 
 fn create(redis: &Redis, rules: &[impl AsRef<str>]) {

@@ -2,13 +2,15 @@
 //! one instance, and on Redis with two, publishers and subscribers on different ones; plain, as the user that
 //! the documentation tells to create, with TLS and client certificates, with Sentinels that name the master,
 //! as the documented users as well, and on a Cluster of three masters.
+//!
+//! With `LIVEBRIDGE_WHOLE_SETS=1`, there are three Sentinels and a replica, and a replica of each master of the Cluster.
 
 use super::acl;
 use super::certificates::Certificates;
 use super::cluster::ClusterSet;
 use super::instance::{Instance, Options};
 use super::redis::Redis;
-use super::sentinel;
+use super::sentinel::{self, SentinelSet};
 
 /// Where publishers and subscribers are connected.
 pub struct Setup {
@@ -18,12 +20,12 @@ pub struct Setup {
     pub redis: Option<Redis>,
     pub cluster: Option<ClusterSet>,
     /// What else must live as long.
-    _sentinels: Vec<Redis>,
+    _others: Vec<Redis>,
 }
 
 impl Setup {
     pub async fn memory(options: Options) -> Self {
-        Self { one: options.start().await, two: None, redis: None, cluster: None, _sentinels: Vec::new() }
+        Self { one: options.start().await, two: None, redis: None, cluster: None, _others: Vec::new() }
     }
 
     pub async fn redis(options: Options) -> Self {
@@ -47,33 +49,44 @@ impl Setup {
 
     /// One Sentinel is enough where nothing fails over.
     pub async fn redis_with_sentinel(options: Options) -> Self {
-        let (redis, sentinel) = (Redis::start().await, Redis::sentinel().await);
-        sentinel::monitor(&sentinel, redis.port, 1);
+        let (redis, sentinels, replica) = if whole_sets() {
+            let SentinelSet { servers: [redis, replica], sentinels } = SentinelSet::start().await;
+            (redis, sentinels, Some(replica))
+        } else {
+            let (redis, sentinel) = (Redis::start().await, Redis::sentinel().await);
+            sentinel::monitor(&sentinel, redis.port, 1);
+            (redis, vec![sentinel], None)
+        };
         acl::create_user(&redis);
-        acl::create_user_of_sentinel(&sentinel);
-        let options = Options { redis_url: Some(acl::sentinel_url(&sentinel)), ..options };
-        Self { _sentinels: vec![sentinel], ..Self::on(redis, options).await }
+        sentinels.iter().for_each(acl::create_user_of_sentinel);
+        let options = Options { redis_url: Some(acl::sentinel_url(&sentinels)), ..options };
+        Self { _others: sentinels.into_iter().chain(replica).collect(), ..Self::on(redis, options).await }
     }
 
     pub async fn redis_cluster(options: Options) -> Self {
-        let cluster = ClusterSet::start().await;
+        let cluster = if whole_sets() { ClusterSet::with_replicas().await } else { ClusterSet::start().await };
         cluster.nodes.iter().for_each(acl::create_user_of_cluster);
         let url = cluster.url().replacen("://", &format!("://livebridge:{}@", acl::PASSWORD), 1);
         let options = Options { redis_url: Some(url), ..options };
         let one = options.clone().start().await;
         let two = Some(options.start().await);
-        Self { one, two, redis: None, cluster: Some(cluster), _sentinels: Vec::new() }
+        Self { one, two, redis: None, cluster: Some(cluster), _others: Vec::new() }
     }
 
     async fn on(redis: Redis, options: Options) -> Self {
         let one = options.clone().start().await;
-        Self { one, two: Some(options.start().await), redis: Some(redis), cluster: None, _sentinels: Vec::new() }
+        Self { one, two: Some(options.start().await), redis: Some(redis), cluster: None, _others: Vec::new() }
     }
 
     /// The other instance, where there is one.
     pub fn two(&self) -> &Instance {
         self.two.as_ref().unwrap_or(&self.one)
     }
+}
+
+#[expect(clippy::disallowed_methods, reason = "which servers there are is the tests' business, not the program's")]
+fn whole_sets() -> bool {
+    std::env::var_os("LIVEBRIDGE_WHOLE_SETS").is_some()
 }
 
 /// Runs each promise against every broker, with instances of the given options.

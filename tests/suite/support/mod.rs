@@ -17,6 +17,7 @@ pub mod raw;
 pub mod redis;
 pub mod resp;
 pub mod sentinel;
+pub mod servers;
 pub mod sse;
 pub mod tokens;
 pub mod ws;

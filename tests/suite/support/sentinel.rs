@@ -16,8 +16,13 @@ pub struct SentinelSet {
 
 impl SentinelSet {
     pub async fn start() -> Self {
+        Self::start_with(&[]).await
+    }
+
+    /// With more arguments for the master and its replica.
+    pub async fn start_with(more: &[&str]) -> Self {
         // Either may be the master of the other.
-        let server = ["--save", "", "--repl-diskless-sync-delay", "0"];
+        let server = [&["--save", "", "--repl-diskless-sync-delay", "0"], more].concat();
         let master = Redis::start_with(&server).await;
         let port = master.port.to_string();
         let replica = Redis::start_with(&[&server[..], &["--replicaof", "127.0.0.1", &port]].concat()).await;
