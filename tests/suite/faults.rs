@@ -47,7 +47,7 @@ const INSTANCES: usize = 3;
 const SHORT: u64 = 16;
 /// How long clients have, once everything is whole again, to receive what they lack.
 const CATCH_UP: Duration = Duration::from_secs(60);
-const RULES: &str = "[[channel]]\nmatch = '*'\nhistory = { messages = 10000, age = '1h' }\n";
+const RULES: &str = "[[channel]]\nmatch = '*'\nhistory = { messages = 100000, age = '1h' }\n";
 /// Below the size of one [`LARGE`] message: each that is published overflows every subscription.
 const TINY_BUFFER: &str = "pubsub 100kb 0 0";
 const USUAL_BUFFER: &str = "pubsub 32mb 8mb 60";
@@ -183,6 +183,8 @@ struct World {
     seed: u64,
     /// How many messages a producer publishes at once.
     batch: usize,
+    /// How many messages are published at least.
+    messages: usize,
     /// Whether a replica may become the master that lacks what nobody was answered.
     fails_over: bool,
     began: Instant,
@@ -220,6 +222,7 @@ impl World {
         Self {
             seed,
             batch: from_environment("LIVEBRIDGE_FAULT_BATCH").map_or(1, |batch| batch.try_into().unwrap()),
+            messages: from_environment("LIVEBRIDGE_FAULT_MESSAGES").map_or(0, |count| count.try_into().unwrap()),
             fails_over: machines.fails_over,
             began: Instant::now(),
             http: reqwest::Client::builder().timeout(Duration::from_secs(10)).build().unwrap(),
@@ -253,6 +256,12 @@ impl World {
     fn complain(&self, what: String) {
         self.note(&format!("WRONG: {what}"));
         self.complaints.lock().unwrap().push(what);
+    }
+
+    /// Whether each fault was there, and enough was published.
+    fn has_seen_enough(&self, faults: usize) -> bool {
+        let published = self.answered.lock().unwrap().iter().map(BTreeMap::len).sum::<usize>();
+        self.faults.lock().unwrap().len() == faults && published >= self.messages
     }
 
     /// Publishes through any instance until it is answered; returns the positions.

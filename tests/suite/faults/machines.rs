@@ -149,16 +149,16 @@ impl Machines {
         self.instances.push(instance);
     }
 
-    /// Until the time is over, and each fault was there at least once.
+    /// Until the time is over, each fault was there at least once, and enough was published.
     pub(super) async fn break_things(&mut self, world: &World, time: Duration) {
         let mut random = world.random("faults");
         let began = Instant::now();
-        while began.elapsed() < time {
+        loop {
             let mut deck = self.deck.clone();
             deck.shuffle(&mut random);
             for (dealt, fault) in deck.into_iter().enumerate() {
-                let whole_deck_was_dealt = world.faults.lock().unwrap().len() == self.deck.len();
-                if (began.elapsed() >= time && whole_deck_was_dealt) || !world.complaints.lock().unwrap().is_empty() {
+                let is_over = began.elapsed() >= time && world.has_seen_enough(self.deck.len());
+                if is_over || !world.complaints.lock().unwrap().is_empty() {
                     return;
                 }
                 sleep(Duration::from_millis(random.random_range(50..600))).await;
