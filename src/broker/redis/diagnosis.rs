@@ -18,6 +18,8 @@ const SLOW: Duration = Duration::from_millis(50);
 /// limit.
 const PUBSUB_HARD: u64 = 32 << 20;
 const PUBSUB_SOFT: u64 = 8 << 20;
+/// What Redis, Valkey and Redict call the field of `INFO` that tells the mode.
+const MODE_FIELDS: [&str; 3] = ["redis_mode", "server_mode", "redict_mode"];
 /// A day, in seconds, and how many of them before a certificate expires it should be renewed.
 const DAY: i64 = 24 * 60 * 60;
 const FEW_DAYS: i64 = 14;
@@ -41,12 +43,9 @@ impl Facts {
         self.info.get(name).map_or("", String::as_str)
     }
 
-    /// `standalone`, `sentinel` or `cluster`. Valkey has a name of its own for this.
+    /// `standalone`, `sentinel` or `cluster`.
     fn mode(&self) -> &str {
-        match self.info("redis_mode") {
-            "" => self.info("server_mode"),
-            mode => mode,
-        }
+        MODE_FIELDS.iter().map(|name| self.info(name)).find(|mode| !mode.is_empty()).unwrap_or_default()
     }
 }
 
@@ -314,8 +313,8 @@ mod tests {
     }
 
     #[test]
-    fn valkey_has_a_name_of_its_own_for_the_mode() {
-        for name in ["redis_mode", "server_mode"] {
+    fn others_have_names_of_their_own_for_the_mode() {
+        for name in ["redis_mode", "server_mode", "redict_mode"] {
             let facts = |mode: &str| Facts::new(format!("{name}:{mode}\r\nrole:master\r\n"), None);
             let wrong = ["sentinel", "cluster", "standalone"].map(|mode| wrong_mode(&facts(mode), false).is_some());
             assert_eq!(wrong, [true, true, false]);

@@ -145,7 +145,11 @@ impl Subscriber {
             if began.elapsed() > GOOD_AFTER {
                 backoff.reset();
             }
-            tokio::time::sleep(backoff.next_delay()).await;
+            tokio::select! {
+                () = tokio::time::sleep(backoff.next_delay()) => {}
+                // Another server is the master now: it need not be waited for.
+                () = node.switched() => {}
+            }
         }
     }
 
