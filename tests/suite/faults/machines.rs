@@ -2,6 +2,9 @@
 
 use super::*;
 
+/// Nodes that do not take one another for dead because this machine is busy.
+const PATIENT: [&str; 2] = ["--cluster-node-timeout", "3000"];
+
 /// What keeps the messages.
 pub(super) enum Store {
     One(Box<Redis>),
@@ -96,8 +99,8 @@ impl Machines {
     pub(super) async fn on_a_cluster_with_replicas() -> Self {
         let host = Host::start(3);
         let set = match &host {
-            Some(host) => ClusterSet::with_replicas_for(host).await,
-            None => ClusterSet::with_replicas().await,
+            Some(host) => ClusterSet::with_replicas_for(host, &PATIENT).await,
+            None => ClusterSet::with_replicas_and(&PATIENT).await,
         };
         let options = options(&set.url()).flag(WAIT_FOR_REPLICAS);
         let mut machines = Self::with(Store::Cluster(set), &FAULTS_WITH_REPLICAS);

@@ -38,8 +38,8 @@ impl ClusterSet {
     }
 
     /// The same for a host that reaches each master, and its replica, on a cable of their own.
-    pub async fn with_replicas_for(host: &Host) -> Self {
-        Self::with_replicas_at((0..3).map(|cable| host.address_here(cable)).collect(), &[]).await
+    pub async fn with_replicas_for(host: &Host, more: &[&str]) -> Self {
+        Self::with_replicas_at((0..3).map(|cable| host.address_here(cable)).collect(), more).await
     }
 
     async fn with_replicas_at(addresses: Vec<String>, more: &[&str]) -> Self {
