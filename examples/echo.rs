@@ -7,13 +7,15 @@ use std::io::{self, Write};
 
 use http_body_util::Empty;
 use hyper::body::{Bytes, Incoming as Body};
-use hyper::header::{CONNECTION, SEC_WEBSOCKET_ACCEPT, UPGRADE};
+use hyper::header::{CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_EXTENSIONS, UPGRADE};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use livebridge::close::Close;
-use livebridge::delivery::framing::websocket::{self as frame, Decoder, Incoming, Opcode};
+use livebridge::delivery::framing::deflate::DeflatedWebSocket;
+use livebridge::delivery::framing::websocket::{self as frame, Decoder, Incoming, Opcode, WebSocket};
+use livebridge::delivery::framing::{Framing, Kind};
 use livebridge::http::handshake;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -43,14 +45,20 @@ async fn answer(mut request: Request<Body>) -> Result<Response<Empty<Bytes>>, hy
             .header(UPGRADE, "websocket")
             .body(Empty::new());
     };
+    let compression = handshake::compression(request.headers());
+    let compressed = compression.is_some();
     let upgrade = hyper::upgrade::on(&mut request);
     tokio::spawn(async move {
         if let Ok(upgraded) = upgrade.await {
             // As above.
-            let _ = echo(TokioIo::new(upgraded)).await;
+            let _ = echo(TokioIo::new(upgraded), compressed).await;
         }
     });
-    Response::builder()
+    let mut response = Response::builder();
+    if let Some(compression) = compression {
+        response = response.header(SEC_WEBSOCKET_EXTENSIONS, compression);
+    }
+    response
         .status(StatusCode::SWITCHING_PROTOCOLS)
         .header(CONNECTION, "Upgrade")
         .header(UPGRADE, "websocket")
@@ -59,8 +67,9 @@ async fn answer(mut request: Request<Body>) -> Result<Response<Empty<Bytes>>, hy
 }
 
 /// Sends back what comes until one side closes.
-async fn echo(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<()> {
-    let mut decoder = Decoder::new(LIMIT);
+async fn echo(mut stream: impl AsyncRead + AsyncWrite + Unpin, compressed: bool) -> io::Result<()> {
+    let framing: &dyn Framing = if compressed { &DeflatedWebSocket } else { &WebSocket };
+    let mut decoder = Decoder::new(LIMIT, compressed);
     let mut chunk = vec![0; 64 << 10];
     loop {
         let length = stream.read(&mut chunk).await?;
@@ -70,8 +79,8 @@ async fn echo(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<()>
         let mut out = Vec::new();
         let mut closed = None;
         let read = decoder.decode(&mut chunk[..length], |incoming| match incoming {
-            Incoming::Message { text: true, bytes } => frame::write(Opcode::Text, &bytes, &mut out),
-            Incoming::Message { text: false, bytes } => frame::write(Opcode::Binary, &bytes, &mut out),
+            Incoming::Message { text: true, bytes } => framing.write(Kind::Text, &bytes, &mut out),
+            Incoming::Message { text: false, bytes } => framing.write(Kind::Binary, &bytes, &mut out),
             Incoming::Ping(payload) => frame::write(Opcode::Pong, &payload, &mut out),
             Incoming::Pong => {}
             Incoming::Close(code) => closed = Some(Close::answer(code)),

@@ -36,6 +36,8 @@ pub struct Limits {
     pub request_time: Duration,
     /// Seconds of silence after which a subscriber gets a heartbeat.
     pub heartbeat_seconds: u32,
+    /// Whether messages to WebSocket clients are compressed if the client offers it.
+    pub compression: bool,
 }
 
 /// The sending rates that a WebSocket client may have; `None` for no limit.

@@ -318,6 +318,7 @@ impl Settings {
                 rates: args.limits.rates(),
                 request_time: Duration::from_secs(args.limits.request_seconds.into()),
                 heartbeat_seconds: args.limits.heartbeat_seconds,
+                compression: args.limits.compression,
             },
             log: LogBounds { entries: args.log_messages as usize, bytes: args.log_bytes as usize },
             log_bytes_total: args.limits.log_bytes_total as usize,

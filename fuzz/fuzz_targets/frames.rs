@@ -9,7 +9,7 @@ const LIMIT: usize = 4096;
 /// All that the decoder says of the bytes, as text, up to its first objection or a close: a connection reads nothing after
 /// either.
 fn decode(bytes: &[u8], chunk: usize) -> Vec<String> {
-    let mut decoder = Decoder::new(LIMIT);
+    let mut decoder = Decoder::new(LIMIT, true);
     let mut said: Vec<String> = Vec::new();
     for piece in bytes.chunks(chunk.max(1)) {
         let mut piece = piece.to_vec();

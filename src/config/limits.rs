@@ -72,6 +72,11 @@ pub struct LimitArgs {
     #[arg(long, env = "LIVEBRIDGE_HEARTBEAT_SECONDS", default_value_t = 15, value_name = "SECONDS",
           value_parser = clap::value_parser!(u32).range(1..=3600))]
     pub heartbeat_seconds: u32,
+    /// on or off: compress messages of 256 bytes and more to WebSocket clients that offer
+    /// permessage-deflate, once for all subscribers on a thread.
+    #[arg(long, env = "LIVEBRIDGE_COMPRESSION", default_value = "off", value_name = "ON|OFF",
+          value_parser = clap::builder::BoolishValueParser::new(), action = clap::ArgAction::Set)]
+    pub compression: bool,
     /// Maximum size of all unfinished bodies and WebSocket messages together, in bytes. Beyond it,
     /// requests are answered 503 and WebSockets closed with 1013.
     #[arg(long, env = "LIVEBRIDGE_INCOMING_BYTES_TOTAL", default_value_t = 256 << 20, value_name = "BYTES",

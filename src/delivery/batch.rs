@@ -95,7 +95,7 @@ impl EncodedBatch {
             self.ends.resize(self.entries.len(), 0);
         } else {
             self.encode(|entry, bytes| {
-                encoding.dialect.write_entry(&topic.channel, entry, &mut encoding.writer(bytes))
+                encoding.dialect.write_entry(&topic.channel, entry, &mut encoding.shared_writer(bytes))
             });
         }
         let last = self.last_positioned.and_then(|last| self.entries.get(last)?.position());

@@ -2,9 +2,10 @@
 //! neither the content of a message (that is the dialect) nor sockets.
 //!
 //! A framing has no state, so that a frame can be written to many sockets. HTTP chunking is part of
-//! the event-stream framing. Compression without a shared context would fit between
-//! [`Framing::begin`] and [`Framing::end`].
+//! the event-stream framing, as compression without a context is part of one
+//! for WebSockets.
 
+pub mod deflate;
 pub mod event_stream;
 pub mod websocket;
 

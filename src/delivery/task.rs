@@ -123,7 +123,7 @@ pub fn start(handshake: Handshake, socket: Socket, shard: Rc<Shard>, mut admitte
     let is_websocket = encoding.transport() == Transport::WebSocket;
     let around_message = if encoding.dialect.awaits_connect() { COMMAND_BYTES } else { 0 };
     let mut task = ConnectionTask {
-        decoder: is_websocket.then(|| Decoder::new(app.limits.message_bytes + around_message)),
+        decoder: is_websocket.then(|| Decoder::new(app.limits.message_bytes + around_message, encoding.inflates)),
         limiter: RateLimiter::new(app.limits.rates, app.incoming.clone(), shard.context.now()),
         connection,
         shard,

@@ -16,7 +16,7 @@ use crate::access::Credentials;
 use crate::access::secret::Secret;
 use crate::app::App;
 use crate::delivery::commands::identity::Visitor;
-use crate::delivery::encoding::CENTRIFUGE;
+use crate::delivery::encoding::{CENTRIFUGE, CENTRIFUGE_COMPRESSED};
 use crate::delivery::task::{Channels, Handshake};
 
 /// Answers `GET /connection/websocket`.
@@ -56,6 +56,8 @@ fn try_websocket(
     let credentials = Credentials { query: query.get("token").map(Secret::new), ..credentials };
     let visitor = Visitor { credentials, address: sender.client() };
     let channels = Channels::Commanded(visitor.into());
-    sender.send(Handshake { head: Vec::new(), encoding: &CENTRIFUGE, channels, holds_for: None, claim });
-    Ok(websocket_head(&accept, headers))
+    let compression = app.limits.compression.then(|| handshake::compression(headers)).flatten();
+    let encoding = if compression.is_some() { &CENTRIFUGE_COMPRESSED } else { &CENTRIFUGE };
+    sender.send(Handshake { head: Vec::new(), encoding, channels, holds_for: None, claim });
+    Ok(websocket_head(&accept, compression, headers))
 }

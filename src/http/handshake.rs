@@ -3,8 +3,8 @@
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use hyper::header::{
-    CONNECTION, CONTENT_LENGTH, HeaderMap, HeaderValue, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL,
-    SEC_WEBSOCKET_VERSION, TRANSFER_ENCODING, UPGRADE,
+    CONNECTION, CONTENT_LENGTH, HeaderMap, HeaderValue, SEC_WEBSOCKET_EXTENSIONS, SEC_WEBSOCKET_KEY,
+    SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, TRANSFER_ENCODING, UPGRADE,
 };
 
 /// The subprotocols of livebridge: the protocol of `/ws`, and that of `/connection/websocket`.
@@ -62,6 +62,43 @@ fn offers(headers: &HeaderMap) -> impl Iterator<Item = &str> {
     lines.flat_map(|line| line.split(',')).map(str::trim)
 }
 
+/// The answer to the first offer of permessage-deflate that can be accepted, if there is one (RFC
+/// 7692, 7.1). Neither side keeps a context from one message to the next. An offer that demands a
+/// smaller window is not accepted: the frames are shared by clients with any window.
+pub fn compression(headers: &HeaderMap) -> Option<HeaderValue> {
+    let lines = headers.get_all(SEC_WEBSOCKET_EXTENSIONS).iter().filter_map(|line| line.to_str().ok());
+    let names_window = lines.flat_map(|line| line.split(',')).find_map(acceptable)?;
+    Some(HeaderValue::from_static(match names_window {
+        false => "permessage-deflate; server_no_context_takeover; client_no_context_takeover",
+        true => "permessage-deflate; server_no_context_takeover; client_no_context_takeover; server_max_window_bits=15",
+    }))
+}
+
+/// Whether an offer names the window of the server; `None` if it can't be accepted.
+fn acceptable(offer: &str) -> Option<bool> {
+    let mut parts = offer.split(';').map(str::trim);
+    if parts.next() != Some("permessage-deflate") {
+        return None;
+    }
+    let mut seen = Vec::new();
+    for part in parts {
+        let (name, value) =
+            part.split_once('=').map_or((part, None), |(name, value)| (name, Some(value.trim_matches('"'))));
+        let bits = value.map(str::parse);
+        let is_valid = match name {
+            "server_no_context_takeover" | "client_no_context_takeover" => value.is_none(),
+            "client_max_window_bits" => bits.is_none_or(|bits| bits.is_ok_and(|bits: u8| (8..=15).contains(&bits))),
+            "server_max_window_bits" => bits == Some(Ok(15)),
+            _ => false,
+        };
+        if !is_valid || seen.contains(&name) {
+            return None;
+        }
+        seen.push(name);
+    }
+    Some(seen.contains(&"server_max_window_bits"))
+}
+
 /// Validates a WebSocket handshake (RFC 6455, 4.2.1). Returns the value for `Sec-WebSocket-Accept`.
 ///
 /// # Errors
@@ -86,4 +123,42 @@ pub fn accept(headers: &HeaderMap) -> Result<String, HandshakeError> {
     }
     let digest = sha1_smol::Sha1::from(format!("{key}{GUID}")).digest();
     Ok(STANDARD.encode(digest.bytes()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_offer_of_compression_is_accepted_if_its_window_is_the_largest() {
+        let answer = |offers: &[&'static str]| {
+            let lines = offers.iter().map(|offer| (SEC_WEBSOCKET_EXTENSIONS, HeaderValue::from_static(offer)));
+            compression(&lines.collect()).map(|answer| answer.to_str().unwrap_or_default().to_owned())
+        };
+        let plain = "permessage-deflate; server_no_context_takeover; client_no_context_takeover";
+        let with_window = format!("{plain}; server_max_window_bits=15");
+        for accepted in [
+            "permessage-deflate",
+            "permessage-deflate; client_max_window_bits",
+            "permessage-deflate;client_max_window_bits=\"10\";server_no_context_takeover",
+            "x-webkit-deflate-frame, permessage-deflate",
+            "permessage-deflate; server_max_window_bits=10, permessage-deflate",
+        ] {
+            assert_eq!(answer(&[accepted]).as_deref(), Some(plain), "{accepted}");
+        }
+        assert_eq!(answer(&["permessage-deflate; server_max_window_bits=15"]), Some(with_window));
+        assert_eq!(answer(&["permessage-bzip2", "permessage-deflate"]).as_deref(), Some(plain), "two lines");
+        for refused in [
+            "",
+            "permessage-bzip2",
+            "permessage-deflate; server_max_window_bits=10",
+            "permessage-deflate; server_max_window_bits",
+            "permessage-deflate; client_max_window_bits=16",
+            "permessage-deflate; client_no_context_takeover=1",
+            "permessage-deflate; client_no_context_takeover; client_no_context_takeover",
+            "permessage-deflate; unknown",
+        ] {
+            assert_eq!(answer(&[refused]), None, "{refused}");
+        }
+    }
 }

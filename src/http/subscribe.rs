@@ -6,8 +6,8 @@ use std::sync::{Arc, OnceLock};
 
 use futures::future::try_join_all;
 use hyper::header::{
-    CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderMap, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_PROTOCOL,
-    TRANSFER_ENCODING, UPGRADE,
+    CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderMap, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_EXTENSIONS,
+    SEC_WEBSOCKET_PROTOCOL, TRANSFER_ENCODING, UPGRADE,
 };
 use hyper::{StatusCode, Version};
 use warp::reply::Response;
@@ -22,7 +22,8 @@ use crate::app::App;
 use crate::broker::{BrokerError, RequestSize};
 use crate::channel::ChannelName;
 use crate::delivery::encoding::{
-    BARE_EVENTS, BARE_MULTI_CHANNEL_EVENTS, EVENTS, Encoding, MULTI_CHANNEL_EVENTS, WEBSOCKET_JSON, WEBSOCKET_RAW,
+    BARE_EVENTS, BARE_MULTI_CHANNEL_EVENTS, EVENTS, Encoding, MULTI_CHANNEL_EVENTS, WEBSOCKET_JSON,
+    WEBSOCKET_JSON_COMPRESSED, WEBSOCKET_RAW, WEBSOCKET_RAW_COMPRESSED,
 };
 use crate::delivery::subscription::{NewSubscription, Rights};
 use crate::delivery::task::{AwaitedChannel, Channels, Handshake};
@@ -89,7 +90,7 @@ impl HandshakeSender {
     ) -> Response {
         match (origin, handshake::accept(headers)) {
             (OriginCheck::Trusted | OriginCheck::Allowed, Ok(accept)) => {
-                self.refuse(encoding, error, websocket_head(&accept, headers))
+                self.refuse(encoding, error, websocket_head(&accept, None, headers))
             }
             _ => error.into_response(),
         }
@@ -126,7 +127,13 @@ async fn try_websocket(
     let channels = query.channels(app)?;
     let permissions = credentials::authorize(app, credentials, query, &channels, Action::Subscribe).await?;
     let starts = query.starts(&channels)?;
-    let encoding = if query.wants_json()? { &WEBSOCKET_JSON } else { &WEBSOCKET_RAW };
+    let compression = app.limits.compression.then(|| handshake::compression(headers)).flatten();
+    let encoding = match (query.wants_json()?, compression.is_some()) {
+        (true, true) => &WEBSOCKET_JSON_COMPRESSED,
+        (true, false) => &WEBSOCKET_JSON,
+        (false, true) => &WEBSOCKET_RAW_COMPRESSED,
+        (false, false) => &WEBSOCKET_RAW,
+    };
     let accept = match handshake::accept(headers) {
         Ok(accept) => accept,
         Err(error) => return Ok(no_handshake(&error)),
@@ -135,7 +142,7 @@ async fn try_websocket(
     let wanted = Wanted { channels, starts, permissions };
     let channels = Channels::Joined(wanted.join(app).await?);
     sender.send(Handshake { head: Vec::new(), encoding, channels, holds_for: wanted.permissions.holds_for(), claim });
-    Ok(websocket_head(&accept, headers))
+    Ok(websocket_head(&accept, compression, headers))
 }
 
 /// The response to a request for a WebSocket that is no handshake.
@@ -152,8 +159,9 @@ pub(super) fn no_handshake(error: &HandshakeError) -> Response {
     response
 }
 
-/// The head of the response that completes a WebSocket handshake.
-pub(super) fn websocket_head(accept: &str, request: &HeaderMap) -> Response {
+/// The head of the response that completes a WebSocket handshake. `compression`: the answer to the
+/// client's offer.
+pub(super) fn websocket_head(accept: &str, compression: Option<HeaderValue>, request: &HeaderMap) -> Response {
     let mut response = Response::new(Vec::new().into());
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     let headers = response.headers_mut();
@@ -161,6 +169,7 @@ pub(super) fn websocket_head(accept: &str, request: &HeaderMap) -> Response {
     headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
     // Base64 is always a valid header value.
     headers.extend(HeaderValue::from_str(accept).map(|accept| (SEC_WEBSOCKET_ACCEPT, accept)));
+    headers.extend(compression.map(|compression| (SEC_WEBSOCKET_EXTENSIONS, compression)));
     headers.extend(handshake::subprotocol(request).map(|chosen| (SEC_WEBSOCKET_PROTOCOL, chosen)));
     response
 }

@@ -132,7 +132,7 @@ fn a_length_that_nobody_could_send_is_refused_by_its_header() {
 }
 
 fn read_with_ours(bytes: &[u8], cuts: &[usize], limit: usize) -> Vec<Seen> {
-    let mut decoder = Decoder::new(limit);
+    let mut decoder = Decoder::new(limit, false);
     let mut seen = Vec::new();
     for chunk in chunks(bytes, cuts) {
         let read = decoder.decode(&mut chunk.to_vec(), |incoming| {

@@ -51,6 +51,7 @@ mod centrifuge;
 mod check;
 mod cluster;
 mod codec;
+mod compression;
 mod contract;
 mod cost;
 mod departures;

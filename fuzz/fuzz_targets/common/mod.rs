@@ -30,6 +30,7 @@ pub fn app() -> Arc<App> {
         rates: Rates::default(),
         request_time: std::time::Duration::from_secs(1),
         heartbeat_seconds: 15,
+        compression: true,
     };
     let metrics = Arc::new(Metrics::new(1));
     let rules = Arc::new(Rules::default());

@@ -4,6 +4,7 @@
 
 use std::ops::Range;
 
+use super::deflate::{COMPRESSED, inflate};
 use super::{Framing, Kind, Transport};
 use crate::close::{Close, Code};
 
@@ -26,6 +27,7 @@ pub enum Opcode {
 
 const FIN: u8 = 0x80;
 const MASKED: u8 = 0x80;
+const RESERVED: u8 = 0x70;
 const MAX_CONTROL: usize = 125;
 
 /// The maximum length of a frame header of the server, in bytes.
@@ -99,7 +101,7 @@ impl Framing for WebSocket {
     }
 }
 
-fn opcode_of(kind: Kind) -> Opcode {
+pub(super) fn opcode_of(kind: Kind) -> Opcode {
     match kind {
         Kind::Text => Opcode::Text,
         Kind::Binary => Opcode::Binary,
@@ -134,21 +136,26 @@ pub struct Decoder {
     message: Option<Box<Fragments>>,
     limit: u32,
     frames: u32,
+    /// Whether the client may send compressed messages.
+    inflates: bool,
 }
 
 /// The received fragments of a message.
 #[derive(Debug)]
 struct Fragments {
     text: bool,
+    compressed: bool,
     bytes: Vec<u8>,
     /// The number of bytes that are known to be UTF-8, in a text.
     checked: usize,
 }
 
 impl Decoder {
-    /// Creates a decoder for messages of at most `limit` bytes, all fragments together.
-    pub fn new(limit: usize) -> Self {
-        Self { partial: Vec::new(), message: None, limit: u32::try_from(limit).unwrap_or(u32::MAX), frames: 0 }
+    /// Creates a decoder for messages of at most `limit` bytes, all fragments together. `inflates`:
+    /// whether messages may be compressed (RFC 7692).
+    pub fn new(limit: usize, inflates: bool) -> Self {
+        let limit = u32::try_from(limit).unwrap_or(u32::MAX);
+        Self { partial: Vec::new(), message: None, limit, frames: 0, inflates }
     }
 
     /// Decodes a chunk and unmasks it in place. Calls `visit` with each complete message and
@@ -192,7 +199,7 @@ impl Decoder {
     /// Reads all complete frames. Returns their size in bytes.
     fn decode_all(&mut self, bytes: &mut [u8], visit: &mut impl FnMut(Incoming)) -> Result<usize, Close> {
         let mut at = 0;
-        while let Some(header) = Header::parse(&bytes[at..], |opcode| self.room(opcode))? {
+        while let Some(header) = Header::parse(&bytes[at..], self.inflates, |opcode| self.room(opcode))? {
             let payload = header.payload.start + at..header.payload.end + at;
             if payload.end > bytes.len() {
                 break;
@@ -228,10 +235,12 @@ impl Decoder {
             Opcode::Close => return close_code(payload).map(|code| Some(Incoming::Close(code))),
             Opcode::Continuation | Opcode::Text | Opcode::Binary => {}
         }
-        let text = header.opcode == Opcode::Text;
-        let mut message = self.message.take().unwrap_or_else(|| Fragments::new(text));
+        let mut message = self.message.take().unwrap_or_else(|| Fragments::new(header));
         message.bytes.extend_from_slice(payload);
-        if message.text {
+        if message.compressed && header.fin {
+            message.bytes = inflate(&message.bytes, self.limit as usize)?;
+        }
+        if message.text && (!message.compressed || header.fin) {
             message.check(header.fin)?;
         }
         if header.fin {
@@ -243,8 +252,9 @@ impl Decoder {
 }
 
 impl Fragments {
-    fn new(text: bool) -> Box<Self> {
-        Box::new(Self { text, bytes: Vec::new(), checked: 0 })
+    fn new(first: &Header) -> Box<Self> {
+        let text = first.opcode == Opcode::Text;
+        Box::new(Self { text, compressed: first.compressed, bytes: Vec::new(), checked: 0 })
     }
 
     /// Checks the new bytes. A character may continue in the next fragment, unless this is the
@@ -263,20 +273,27 @@ impl Fragments {
 
 struct Header {
     fin: bool,
+    compressed: bool,
     opcode: Opcode,
     mask: [u8; 4],
     payload: Range<usize>,
 }
 
 impl Header {
-    /// Reads a header; `None` if it is incomplete. `room` returns the maximum length of a data
-    /// frame, if one is allowed here.
-    fn parse(bytes: &[u8], room: impl FnOnce(Opcode) -> Result<usize, Close>) -> Result<Option<Self>, Close> {
+    /// Reads a header; `None` if it is incomplete. `inflates`: whether messages may be compressed.
+    /// `room` returns the maximum length of a data frame, if one is allowed here.
+    fn parse(
+        bytes: &[u8],
+        inflates: bool,
+        room: impl FnOnce(Opcode) -> Result<usize, Close>,
+    ) -> Result<Option<Self>, Close> {
         let [first, second, rest @ ..] = bytes else { return Ok(None) };
-        if first & 0x70 != 0 {
-            return Err(protocol_error("a reserved bit is set, but no extension was negotiated"));
-        }
         let opcode = opcode(first & 0x0F)?;
+        let compressed = first & RESERVED == COMPRESSED;
+        // Only the first frame of a message says whether it is compressed.
+        if first & RESERVED != 0 && !(inflates && compressed && matches!(opcode, Opcode::Text | Opcode::Binary)) {
+            return Err(protocol_error("a reserved bit is set that was not negotiated"));
+        }
         let fin = first & FIN != 0;
         if second & MASKED == 0 {
             return Err(protocol_error("a client's frame must be masked"));
@@ -302,7 +319,7 @@ impl Header {
         }
         let Some(mask) = rest[size..].first_chunk::<4>() else { return Ok(None) };
         let start = 2 + size + 4;
-        Ok(Some(Self { fin, opcode, mask: *mask, payload: start..start + length as usize }))
+        Ok(Some(Self { fin, compressed, opcode, mask: *mask, payload: start..start + length as usize }))
     }
 }
 
@@ -372,7 +389,7 @@ mod tests {
     /// Decodes a stream in chunks of at most `size` bytes. Returns the messages, and the error that
     /// ended decoding.
     fn read(bytes: &[u8], size: usize, limit: usize) -> (Vec<Incoming>, Option<Code>) {
-        let mut decoder = Decoder::new(limit);
+        let mut decoder = Decoder::new(limit, false);
         let mut seen = Vec::new();
         for chunk in bytes.chunks(size) {
             if let Err(close) = decoder.decode(&mut chunk.to_vec(), |incoming| seen.push(incoming)) {
@@ -466,7 +483,7 @@ mod tests {
 
     #[test]
     fn a_large_message_leaves_no_large_buffer_behind() {
-        let mut decoder = Decoder::new(1 << 20);
+        let mut decoder = Decoder::new(1 << 20, false);
         let bytes = [sent(0x82, &vec![7; 1 << 20]), sent(0x89, b"?")].concat();
         let (most, rest) = bytes.split_at(bytes.len() - 1);
         for chunk in most.chunks(64 << 10) {
