@@ -314,7 +314,7 @@ mod tests {
 
     #[test]
     fn others_have_names_of_their_own_for_the_mode() {
-        for name in ["redis_mode", "server_mode", "redict_mode"] {
+        for name in ["redict_mode", "server_mode", "redis_mode"] {
             let facts = |mode: &str| Facts::new(format!("{name}:{mode}\r\nrole:master\r\n"), None);
             let wrong = ["sentinel", "cluster", "standalone"].map(|mode| wrong_mode(&facts(mode), false).is_some());
             assert_eq!(wrong, [true, true, false]);
