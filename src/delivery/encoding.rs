@@ -3,7 +3,7 @@
 
 use super::dialect::Dialect;
 use super::dialect::centrifuge::Centrifuge;
-use super::dialect::events::{MultiChannelEvents, SingleChannelEvents};
+use super::dialect::events::{JsonEvents, MultiChannelEvents, SingleChannelEvents};
 use super::dialect::json::Json;
 use super::dialect::raw::Raw;
 use super::framing::event_stream::{Bare, Chunked};
@@ -32,6 +32,10 @@ pub static MULTI_CHANNEL_EVENTS: Encoding = Encoding { dialect: &MultiChannelEve
 pub static BARE_EVENTS: Encoding = Encoding { dialect: &SingleChannelEvents, framing: &Bare };
 /// `GET /events` for several channels, over HTTP/1.0.
 pub static BARE_MULTI_CHANNEL_EVENTS: Encoding = Encoding { dialect: &MultiChannelEvents, framing: &Bare };
+/// `GET /events?format=json`.
+pub static EVENTS_JSON: Encoding = Encoding { dialect: &JsonEvents, framing: &Chunked };
+/// `GET /events?format=json`, over HTTP/1.0.
+pub static BARE_EVENTS_JSON: Encoding = Encoding { dialect: &JsonEvents, framing: &Bare };
 
 impl Encoding {
     /// Returns a writer of frames that appends to `out`.
