@@ -34,6 +34,9 @@ const ASSETS: &[Asset] = &[
     asset!("sync.js", SCRIPT),
     asset!("sheet.js", SCRIPT),
     asset!("console.js", SCRIPT),
+    asset!("cursors.js", SCRIPT),
+    asset!("chart.js", SCRIPT),
+    asset!("crowd.js", SCRIPT),
     asset!("snippet.js", SCRIPT),
     asset!("openapi.json", "application/json"),
 ];

@@ -18,6 +18,8 @@ use super::{PATIENCE, soon};
 
 /// The Enter key, as WebDriver spells it.
 pub const ENTER: char = '\u{e007}';
+/// The Control key, held until the end of the keys.
+pub const CONTROL: char = '\u{e009}';
 
 /// Each window is a browser with a dozen processes: one test at a time.
 static TURN: Mutex<()> = Mutex::const_new(());
