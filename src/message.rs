@@ -18,6 +18,16 @@ pub struct Position {
     pub offset: u64,
 }
 
+/// Maximum length of a key of a keyed channel, and of an idempotency id, in bytes.
+pub const MOST_KEY_BYTES: usize = 255;
+
+/// Whether a text can be a key of a keyed channel, or an idempotency id.
+pub fn is_key(text: &str) -> bool {
+    // Bytes that are not UTF-8 were decoded as U+FFFD.
+    let forbidden = |character: char| character.is_control() || character == char::REPLACEMENT_CHARACTER;
+    !text.is_empty() && text.len() <= MOST_KEY_BYTES && !text.chars().any(forbidden)
+}
+
 impl Position {
     /// A position in the given epoch.
     pub fn new(epoch: u64, offset: u64) -> Self {

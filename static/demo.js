@@ -1,5 +1,9 @@
 /** The demo page: who is here, the shared sheet, what the header says of them, the console. */
+import { Chart } from "./chart.js";
 import { startConsole } from "./console.js";
+import { Crowd } from "./crowd.js";
+import { Cursors } from "./cursors.js";
+import { newIdempotencyKey } from "./livebridge.js";
 import { format } from "./plan.js";
 import { SheetView } from "./sheet.js";
 import { copyButton, curlLine } from "./snippet.js";
@@ -30,6 +34,7 @@ const me = whoAmI();
 const sheetName = new URLSearchParams(location.search).get("sheet") || DEFAULT_SHEET;
 const sheet = new SharedSheet({ channel: `sheet:${sheetName}`, me });
 let hintTimer;
+let newestEdit;
 let countdown;
 
 document.documentElement.style.setProperty("--me", me.colour);
@@ -38,10 +43,20 @@ $("sheet-channel").textContent = sheet.channel;
 $("second-window").href = location.href;
 if (sheetName !== DEFAULT_SHEET) document.title = `${sheetName} · livebridge`;
 
-new SheetView({ table: $("sheet"), sheet, onSelect: showSelected, onHint: showHint });
+const chart = new Chart({ figure: $("chart"), valueOf: (name) => sheet.cell(name)?.value ?? "" });
+const cursors = new Cursors({ feed: sheet.feed, channel: `cursors:${sheetName}`, me, id: newIdempotencyKey() });
+const crowd = new Crowd({ feed: sheet.feed, channel: sheet.channel, colours: COLOURS });
+const view = new SheetView({ table: $("sheet"), sheet, onSelect: showSelected, onHint: showHint, onDraw: () => chart.draw() });
 sheet.addEventListener("state", ({ detail }) => showConnection(detail));
 sheet.addEventListener("cell", showUnsaved);
 sheet.addEventListener("edit", ({ detail }) => showEdit(detail));
+sheet.addEventListener("saved", ({ detail }) => ($("latency").textContent = `${Math.max(1, Math.round(detail.inMs))} ms`));
+cursors.addEventListener("change", ({ detail }) => showPeople(detail));
+$("crowd").addEventListener("click", () => {
+  if (crowd.isThere) crowd.stop();
+  else crowd.start();
+  $("crowd").textContent = crowd.isThere ? "Stop them" : "Simulate 50 editors";
+});
 sheet.addEventListener("unsaved", ({ detail }) => showHint(`${detail.name} is not saved yet: ${detail.message}`));
 copyButton($("cell-curl-copy"), () => $("cell-curl").textContent);
 startConsole();
@@ -100,14 +115,38 @@ function showUnsaved() {
   $("unsaved").textContent = count === 0 ? "" : `${count} not saved yet`;
 }
 
-function showEdit({ name, value, editor, colour, quiet }) {
+/** Only the newest, once per frame of the screen. */
+function showEdit(edit) {
+  if (!newestEdit) requestAnimationFrame(drawEdit);
+  newestEdit = edit.quiet && newestEdit ? newestEdit : edit;
+}
+
+function drawEdit() {
+  const { name, value, editor, colour, quiet } = newestEdit;
+  newestEdit = undefined;
   $("edits").textContent = sheet.editsSeen.toLocaleString("en-GB");
   if (quiet) return;
   $("last-edit").style.setProperty("--ink", colour ?? "var(--someone)");
   $("last-edit").textContent = `${editor || "Someone"} set ${name} to ${format(value) || "empty"}`;
 }
 
+/** Each is a dot of their colour, and a frame around their cell. */
+function showPeople(cells) {
+  const people = [...cursors.people.values()];
+  for (const cell of new Set(cells)) view.showPeople(cell, people.filter((person) => person.cell === cell));
+  const dots = people.slice(0, 8).map(({ name, colour }) => {
+    const dot = document.createElement("i");
+    dot.title = name;
+    dot.style.background = colour;
+    return dot;
+  });
+  $("people").replaceChildren(...dots, people.length > dots.length ? `+${people.length - dots.length}` : "");
+  $("people").ariaLabel = people.map(({ name }) => name).join(", ");
+  $("people").parentElement.hidden = people.length === 0;
+}
+
 function showSelected({ name, column, value, editor, unsaved }) {
+  cursors.move(name);
   $("cell-name").textContent = name;
   $("cell-value").textContent = column.compute ? `${format(value)}  =  Budget − Spent` : format(value);
   $("cell-by").textContent = unsaved ? "not saved yet" : editor ? `last set by ${editor}` : "";

@@ -1,6 +1,7 @@
 /**
  * The plan that the demo opens with: its columns, the values before anyone has edited them, and how a
- * value is read from what was typed and written on the screen. No DOM, no network.
+ * value is read from what was typed and written on the screen. No DOM, no network. With `?rows=N` in the address, it has
+ * so many rows.
  */
 
 const remaining = ({ Budget, Spent }) => Budget - Spent;
@@ -31,6 +32,13 @@ const ROWS = [
   ["Marketing", "Growth", 134000, 118200, 136500, "Launch moved up"],
   ["Events", "Growth", 69000, 30900, 66000, "Venue booked"],
 ];
+
+const MOST_ROWS = 1_000;
+const asked = Number(new URLSearchParams(globalThis.location?.search).get("rows"));
+while (ROWS.length < Math.min(asked, MOST_ROWS)) {
+  const [, owner, ...numbers] = ROWS[ROWS.length % 12];
+  ROWS.push([`Team ${ROWS.length + 1}`, owner, ...numbers.slice(0, 3), ""]);
+}
 
 export const ROW_COUNT = ROWS.length;
 

@@ -7,17 +7,23 @@ import { COLUMNS, ROW_COUNT, format, parse, rowOf } from "./plan.js";
 /** How long a changed cell stays lit; as long as the animations in demo.css. */
 const FLASH_MS = 2_400;
 const PAGE_ROWS = 10;
+/** In a sheet with more rows, the first columns do not stay in place: each of their cells would be a layer of its own. */
+const LONG = 50;
+/** More cells than these are not lit at a time: that is more than anybody follows, and than a browser moves at ease. */
+const MOST_LIT = 12;
 
 export class SheetView {
-  /** @param {{table: HTMLTableElement, sheet: import("./sync.js").SharedSheet, onSelect: Function, onHint: Function}} options */
-  constructor({ table, sheet, onSelect, onHint }) {
+  /** @param {{table: HTMLTableElement, sheet: import("./sync.js").SharedSheet, onSelect: Function, onHint: Function, onDraw?: Function}} options */
+  constructor({ table, sheet, onSelect, onHint, onDraw = () => {} }) {
     this.#sheet = sheet;
     this.#table = table;
     this.#onSelect = onSelect;
     this.#onHint = onHint;
+    this.#onDraw = onDraw;
     this.#build();
     for (let row = 1; row <= ROW_COUNT; row++) for (const { letter } of COLUMNS) this.#paint(`${letter}${row}`);
     this.#paintTotals();
+    onDraw();
     sheet.addEventListener("cell", ({ detail }) => this.#show(detail));
     table.addEventListener("keydown", (event) => this.#onKey(event));
     table.addEventListener("pointerdown", (event) => this.#onPress(event));
@@ -33,6 +39,7 @@ export class SheetView {
   #table;
   #onSelect;
   #onHint;
+  #onDraw;
   /** Cell name → its `td`. */
   #cells = new Map();
   #selected;
@@ -41,10 +48,13 @@ export class SheetView {
   /** `{td, input, before, rival}` while a cell is being edited; `rival`: someone else has set it since. */
   #editing = null;
   #flashTimers = new Map();
+  /** Cells to be painted with the next frame of the screen, however often they change until then. */
+  #stale = new Set();
 
   // What the grid is made of
 
   #build() {
+    this.#table.classList.toggle("long", ROW_COUNT > LONG);
     const head = this.#table.createTHead().insertRow();
     head.setAttribute("role", "row");
     head.append(make("th", { className: "corner", role: "columnheader", ariaLabel: "Row" }));
@@ -75,8 +85,11 @@ export class SheetView {
     for (const column of COLUMNS) {
       const td = make("td", { className: column.kind, role: "gridcell", ariaReadOnly: "true" });
       td.dataset.column = column.letter;
-      if (column.total) td.dataset.total = column.name;
-      else if (column.letter === "A") td.textContent = "Total";
+      if (column.total) {
+        td.dataset.total = column.name;
+        td.append(make("span", { className: "value" }));
+      }
+      if (column.letter === "A") td.textContent = "Total";
       foot.append(td);
     }
   }
@@ -85,26 +98,44 @@ export class SheetView {
 
   #show({ cell, own = false, quiet = false }) {
     const td = this.#cells.get(cell.name);
-    this.#paint(cell.name);
-    for (const { letter, compute } of COLUMNS) if (compute) this.#paint(letter + rowNumber(td));
-    this.#paintTotals();
+    if (this.#stale.size === 0) requestAnimationFrame(() => this.#draw());
+    this.#stale.add(cell.name);
+    for (const { letter, compute } of COLUMNS) if (compute) this.#stale.add(letter + rowNumber(td));
     if (!own && !quiet) this.#flash(td, cell);
     if (!own && !quiet && this.#editing?.td === td) this.#rival(cell);
     if (td === this.#selected) this.#onSelect(this.#describe(td));
+  }
+
+  #draw() {
+    for (const name of this.#stale) this.#paint(name);
+    this.#stale.clear();
+    this.#paintTotals();
+    this.#onDraw();
+  }
+
+  /** Shows who else is at a cell. @param {string} name @param {{name: string, colour: string}[]} people */
+  showPeople(name, people) {
+    const td = this.#cells.get(name);
+    if (!td) return;
+    td.toggleAttribute("data-people", people.length > 0);
+    if (people.length === 0) return;
+    td.dataset.people = people.length > 2 ? `${people[0].name} and ${people.length - 1} others` : people.map((one) => one.name).join(", ");
+    td.style.setProperty("--person", people[0].colour);
   }
 
   #paint(name) {
     const td = this.#cells.get(name);
     const column = columnOf(td);
     const value = this.#valueOf(td);
-    td.querySelector(".value").textContent = format(value);
+    td.firstChild.textContent = format(value);
     td.classList.toggle("negative", typeof value === "number" && value < 0);
     if (column.share) td.style.setProperty("--share", column.share(this.#row(rowNumber(td))));
     const { editor, colour, unsaved = false } = this.#sheet.cell(name) ?? {};
     td.classList.toggle("edited", editor !== undefined);
     td.style.setProperty("--ink", colour ?? "var(--someone)");
     td.toggleAttribute("data-unsaved", unsaved);
-    td.title = unsaved ? "Not saved yet" : editor ? `Last set by ${editor}` : "";
+    const title = unsaved ? "Not saved yet" : editor ? `Last set by ${editor}` : "";
+    if (td.title !== title) td.title = title;
   }
 
   #paintTotals() {
@@ -113,18 +144,22 @@ export class SheetView {
       if (!total) continue;
       const sum = rows.reduce((sum, row) => sum + (compute ? compute(row) : row[name]), 0);
       const td = this.#table.querySelector(`[data-total="${name}"]`);
-      td.textContent = format(sum);
+      if (td.dataset.value === String(sum)) continue;
+      td.firstChild.textContent = format(sum);
       td.dataset.value = sum;
       td.classList.toggle("negative", sum < 0);
     }
   }
 
   /** Lights the cell in its editor's colour. Two animations of one look take turns: a change of name restarts it. */
-  #flash(td, { editor }) {
+  #flash(td, { editor, colour }) {
+    if (this.#flashTimers.size >= MOST_LIT && !this.#flashTimers.has(td)) return;
+    td.style.setProperty("--ink", colour ?? "var(--someone)");
     td.dataset.flash = td.dataset.flash === "a" ? "b" : "a";
     td.dataset.editor = editor || "from outside";
     clearTimeout(this.#flashTimers.get(td));
-    this.#flashTimers.set(td, setTimeout(() => delete td.dataset.flash, FLASH_MS));
+    const end = () => (this.#flashTimers.delete(td), delete td.dataset.flash);
+    this.#flashTimers.set(td, setTimeout(end, FLASH_MS));
   }
 
   #row(row) {
@@ -202,6 +237,10 @@ export class SheetView {
       this.#edit(this.#selected);
     } else if (key === "Delete" || key === "Backspace") {
       if (!columnOf(this.#selected).compute) this.#sheet.commit(this.#selected.dataset.cell, "");
+    } else if (control && !event.shiftKey && key.toLowerCase() === "z") {
+      const name = this.#sheet.undo();
+      if (name) this.#cells.get(name).focus();
+      this.#onHint(name ? `${name} is as it was` : "Nothing of yours is left to undo");
     } else {
       const typed = [...key].length === 1 && key !== " " && !(control && !event.getModifierState("AltGraph"));
       // The key itself goes on into the field that has the focus now.
@@ -293,7 +332,7 @@ export class SheetView {
     this.#onHint(`${happened}. Enter replaces it, Escape keeps it.`, { stay: true });
   }
 
-  // The clipboard, a cell at a time
+  // The clipboard: a cell is copied, a range is pasted
 
   #onCopy(event) {
     if (this.#editing) return;
@@ -304,11 +343,21 @@ export class SheetView {
   #onPaste(event) {
     if (this.#editing) return;
     event.preventDefault();
-    const column = columnOf(this.#selected);
-    const value = parse(column, event.clipboardData.getData("text/plain").split(/[\t\r\n]/)[0]);
-    if (column.compute) this.#onHint(`${column.name} is computed from the other columns`);
-    else if (value === undefined) this.#onHint(`${column.name} takes a number`);
-    else this.#sheet.commit(this.#selected.dataset.cell, value);
+    const lines = event.clipboardData.getData("text/plain").replace(/\r?\n$/, "").split(/\r?\n/);
+    const [first, top] = [COLUMNS.indexOf(columnOf(this.#selected)), rowNumber(this.#selected)];
+    const refused = new Set();
+    lines.forEach((line, down) => {
+      line.split("\t").forEach((text, right) => {
+        const column = COLUMNS[first + right];
+        const name = column && column.letter + (top + down);
+        if (!this.#cells.has(name)) return; // beyond the sheet
+        const value = parse(column, text);
+        if (column.compute) refused.add(`${column.name} is computed from the other columns`);
+        else if (value === undefined) refused.add(`${column.name} takes a number`);
+        else this.#sheet.commit(name, value);
+      });
+    });
+    if (refused.size > 0) this.#onHint([...refused].join(". "));
   }
 }
 

@@ -12,16 +12,18 @@ import { SEED, accept } from "./plan.js";
 const RETRY_MS = 5_000;
 /** A value that is not saved after this long is marked. */
 const UNSAVED_AFTER_MS = 1_000;
+/** So many of one's own edits can be undone. */
+const MOST_UNDONE = 100;
 
 export class SharedSheet extends EventTarget {
-  /** @param {{channel: string, me: {name: string, colour: string}}} options */
-  constructor({ channel, me }) {
+  /** @param {{channel: string, me: {name: string, colour: string}, url?: string}} options */
+  constructor({ channel, me, url }) {
     super();
     this.channel = channel;
     this.editsSeen = 0;
     this.#me = me;
     this.#cells = new Map([...SEED].map(([name, value]) => [name, { name, value }]));
-    this.#subscribe();
+    this.#subscribe(url);
   }
 
   /** @returns {{name, value, editor?, colour?, unsaved?: boolean}} */
@@ -29,33 +31,60 @@ export class SharedSheet extends EventTarget {
     return this.#cells.get(name);
   }
 
+  /** The feed, for what else goes over it. */
+  get feed() {
+    return this.#feed;
+  }
+
   get unsavedCount() {
-    return [...this.#cells.values()].filter((cell) => cell.unsaved).length;
+    return this.#unsaved.size;
   }
 
   /** Shows the value at once and publishes it. */
   commit(name, value) {
+    const before = this.#cells.get(name)?.value;
+    if (!this.#set(name, value)) return;
+    this.#own.push({ name, before, value });
+    if (this.#own.length > MOST_UNDONE) this.#own.shift();
+  }
+
+  /** Takes back the newest of one's own edits that nobody has changed since. @returns {string | undefined} the cell */
+  undo() {
+    for (let edit; (edit = this.#own.pop()); ) {
+      const { value, editor } = this.#cells.get(edit.name);
+      if (value === edit.value && editor === this.#me.name && this.#set(edit.name, edit.before)) return edit.name;
+    }
+    return undefined;
+  }
+
+  #set(name, value) {
     const cell = this.#cells.get(name);
-    if (!cell || cell.value === value) return;
+    if (!cell || cell.value === value) return false;
     Object.assign(cell, { value, editor: this.#me.name, colour: this.#me.colour });
     cell.pending = { value, id: newIdempotencyKey() };
-    cell.unsaved = this.#feed.state !== "open";
+    this.#setUnsaved(cell, this.#feed.state !== "open");
     this.#changed(cell, { own: true });
     this.#save(cell);
+    return true;
   }
 
   #me;
   #cells;
+  /** The cells that are marked as not saved yet. */
+  #unsaved = new Set();
+  /** One's own edits, the newest last. */
+  #own = [];
   #feed;
   /** The next connection is a new subscriber's: begin with the first values, how things stand follows. */
   #fresh = true;
   /** This connection is one: what it says of the past is how things stand, and neither flashes nor counts. */
   #quietPast = true;
 
-  #subscribe() {
-    this.#feed = connect({ channels: [this.channel] });
-    this.#feed.on("message", (message) => this.#receive(message));
-    this.#feed.on("gap", () => {
+  #subscribe(url) {
+    this.#feed = connect({ channels: [this.channel], url });
+    this.#feed.on("message", (message) => message.channel === this.channel && this.#receive(message));
+    this.#feed.on("gap", ({ channel }) => {
+      if (channel !== this.channel) return;
       this.#fresh = true;
       this.#feed.rejoin();
     });
@@ -106,10 +135,12 @@ export class SharedSheet extends EventTarget {
     const { value, id } = cell.pending;
     const { name, colour } = this.#me;
     const late = setTimeout(() => this.#mark(cell, true), UNSAVED_AFTER_MS);
+    const began = performance.now();
     let position, failure;
     try {
       const edit = { cell: cell.name, value, editor: name, colour };
-      position = await this.#feed.publish(edit, { key: cell.name, idempotencyKey: id });
+      position = await this.#feed.publish(edit, { channel: this.channel, key: cell.name, idempotencyKey: id });
+      this.#emit("saved", { inMs: performance.now() - began });
     } catch (error) {
       failure = error;
     }
@@ -130,8 +161,14 @@ export class SharedSheet extends EventTarget {
   }
 
   #mark(cell, unsaved) {
-    cell.unsaved = unsaved;
+    this.#setUnsaved(cell, unsaved);
     this.#changed(cell, { quiet: true });
+  }
+
+  #setUnsaved(cell, unsaved) {
+    cell.unsaved = unsaved;
+    if (unsaved) this.#unsaved.add(cell);
+    else this.#unsaved.delete(cell);
   }
 
   #changed(cell, how) {

@@ -27,8 +27,8 @@ use self::publish::Published;
 use self::subscribe::{Checked, Joined};
 use super::connection::Connection;
 use super::dialect::command::{
-    Command, CommandError, CommandId, Connected, Recovery, Reply, Request, SubscribeRequest, Subscribed,
-    SubscriptionEnd,
+    ChannelDescription, Command, CommandError, CommandId, Connected, Recovery, Reply, Request, SubscribeRequest,
+    Subscribed, SubscriptionEnd,
 };
 use super::session::Session;
 use super::shard::Shard;
@@ -207,7 +207,9 @@ impl Commands {
                 let joined = joined.into_iter().map(|joined| join(joined, &mut room, shard, connection));
                 let subscriptions: Vec<_> = joined.collect();
                 let (client, refresh_after) = (connect::name(), identity.refresh_after());
-                let connected = Connected { client, refresh_after, ping_seconds, subscriptions: &subscriptions };
+                let instance = &shard.context.app.instance;
+                let connected =
+                    Connected { client, instance, refresh_after, ping_seconds, subscriptions: &subscriptions };
                 reply(connection, id, &Reply::Connected(&connected));
                 self.identify(identity, connection);
             }
@@ -298,15 +300,17 @@ fn may_subscribe(
 /// Makes a subscription. The answer must be written before anything else is. `room` is how many bytes
 /// of missed messages may go into the answers.
 fn join(joined: Joined, room: &mut usize, shard: &Shard, connection: &Rc<Connection>) -> (ChannelName, Subscribed) {
-    let Joined { membership, start, page, recovery } = joined;
+    let Joined { membership, start, page, recovery, describe } = joined;
     let channel = membership.topic().channel.clone();
+    let keyed = membership.topic().rule.keyed.is_some();
     tracing::debug!(%channel, "subscribed");
     let new = NewSubscription { membership, start, rights: Rights::default(), page };
-    let (key, _) = shard.subscribe(connection, new);
+    let (key, head) = shard.subscribe(connection, new);
     let most = if recovery == Recovery::Recovered { *room } else { 0 };
     let missed = connection.change(|session| session.take_missed(key, most));
     *room = room.saturating_sub(missed.messages.iter().map(|message| message.weight()).sum());
-    (channel, Subscribed { position: missed.position, recovery, missed: missed.messages })
+    let description = describe.then_some(ChannelDescription { head, keyed });
+    (channel, Subscribed { position: missed.position, recovery, missed: missed.messages, channel: description })
 }
 
 fn unsubscribe(channel: &ChannelName, shard: &Shard, connection: &Connection) {

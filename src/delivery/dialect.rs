@@ -13,7 +13,9 @@ pub mod raw;
 
 use bytes::Bytes;
 
-use self::command::{Command, CommandError, CommandId, PublishRequest, Reply, Request, SubscriptionEnd};
+use self::command::{
+    Command, CommandError, CommandId, PublishOptions, PublishRequest, Reply, Request, SubscriptionEnd,
+};
 use super::framing::FrameWriter;
 use crate::channel::ChannelName;
 use crate::close::{Close, Code};
@@ -97,7 +99,8 @@ pub trait Dialect: Sync {
     /// Returns the close for the client if the message is not valid.
     fn commands(&self, message: Bytes, take: &mut dyn FnMut(Command)) -> Result<(), Close> {
         let size = message.len();
-        take(Command { id: None, request: Request::Publish(PublishRequest { channel: None, payload: message }), size });
+        let request = PublishRequest { channel: None, payload: message, options: PublishOptions::default() };
+        take(Command { id: None, request: Request::Publish(request), size });
         Ok(())
     }
 

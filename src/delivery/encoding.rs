@@ -3,7 +3,7 @@
 
 use super::dialect::Dialect;
 use super::dialect::centrifuge::Centrifuge;
-use super::dialect::events::{MultiChannelEvents, SingleChannelEvents};
+use super::dialect::events::{JsonEvents, MultiChannelEvents, SingleChannelEvents};
 use super::dialect::json::Json;
 use super::dialect::raw::Raw;
 use super::framing::deflate::DeflatedWebSocket;
@@ -52,6 +52,10 @@ pub static MULTI_CHANNEL_EVENTS: Encoding = encoding(&MultiChannelEvents, &Chunk
 pub static BARE_EVENTS: Encoding = encoding(&SingleChannelEvents, &Bare);
 /// `GET /events` for several channels, over HTTP/1.0.
 pub static BARE_MULTI_CHANNEL_EVENTS: Encoding = encoding(&MultiChannelEvents, &Bare);
+/// `GET /events?format=json`.
+pub static EVENTS_JSON: Encoding = encoding(&JsonEvents, &Chunked);
+/// `GET /events?format=json`, over HTTP/1.0.
+pub static BARE_EVENTS_JSON: Encoding = encoding(&JsonEvents, &Bare);
 
 impl Encoding {
     /// Returns a writer of frames for all subscribers of the encoding that appends to `out`.

@@ -6,12 +6,10 @@ use super::error::ApiError;
 use crate::app::App;
 use crate::channel::ChannelName;
 use crate::hub::topic::Start;
-use crate::message::{Position, PositionError};
+use crate::message::{MOST_KEY_BYTES, Position, PositionError, is_key};
 
 /// Maximum of `last`, in messages.
 const MOST_LAST: usize = 1000;
-/// Maximum length of a key or an idempotency id, in bytes.
-pub const MOST_KEY_BYTES: usize = 255;
 
 /// Used instead of a position: starts with the oldest message, as in Mercure.
 pub(super) const EARLIEST: &str = "earliest";
@@ -139,9 +137,7 @@ impl Query {
 /// [`ApiError`] if it is empty, longer than [`MOST_KEY_BYTES`], or has control characters or
 /// invalid UTF-8.
 pub fn check_key(key: &str) -> Result<Arc<str>, ApiError> {
-    // Bytes that are not UTF-8 were decoded as U+FFFD.
-    let forbidden = |character: char| character.is_control() || character == char::REPLACEMENT_CHARACTER;
-    if key.is_empty() || key.len() > MOST_KEY_BYTES || key.chars().any(forbidden) {
+    if !is_key(key) {
         return Err(ApiError::parameter(format!(
             "a key has 1 to {MOST_KEY_BYTES} bytes of UTF-8 without control characters"
         )));

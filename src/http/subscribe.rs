@@ -22,8 +22,8 @@ use crate::app::App;
 use crate::broker::{BrokerError, RequestSize};
 use crate::channel::ChannelName;
 use crate::delivery::encoding::{
-    BARE_EVENTS, BARE_MULTI_CHANNEL_EVENTS, EVENTS, Encoding, MULTI_CHANNEL_EVENTS, WEBSOCKET_JSON,
-    WEBSOCKET_JSON_COMPRESSED, WEBSOCKET_RAW, WEBSOCKET_RAW_COMPRESSED,
+    BARE_EVENTS, BARE_EVENTS_JSON, BARE_MULTI_CHANNEL_EVENTS, EVENTS, EVENTS_JSON, Encoding, MULTI_CHANNEL_EVENTS,
+    WEBSOCKET_JSON, WEBSOCKET_JSON_COMPRESSED, WEBSOCKET_RAW, WEBSOCKET_RAW_COMPRESSED,
 };
 use crate::delivery::subscription::{NewSubscription, Rights};
 use crate::delivery::task::{AwaitedChannel, Channels, Handshake};
@@ -206,7 +206,11 @@ async fn try_events(
     let channels = query.channels(app)?;
     let permissions = credentials::authorize(app, credentials, query, &channels, Action::Subscribe).await?;
     let starts = query.event_starts(&channels, headers.get("last-event-id").map(HeaderValue::as_bytes))?;
-    let encoding = events_encoding(channels.len() > 1, sender.takes_chunks());
+    let encoding = match (query.wants_json()?, sender.takes_chunks()) {
+        (true, true) => &EVENTS_JSON,
+        (true, false) => &BARE_EVENTS_JSON,
+        (false, chunked) => events_encoding(channels.len() > 1, chunked),
+    };
     app.charge_new_channels(sender.client(), &channels)?;
     let wanted = Wanted { channels, starts, permissions };
     let holds_for = wanted.permissions.holds_for();

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use serde_json::json;
 
-use crate::support::browser::{Browser, ENTER, Window};
+use crate::support::browser::{Browser, CONTROL, ENTER, Window};
 use crate::support::instance::{Instance, Options};
 use crate::support::redis::Redis;
 use crate::support::tokens::{SECRET, Signer, at};
@@ -429,4 +429,101 @@ async fn the_browser_client_comes_back_with_a_fresh_token_and_misses_nothing() {
         ))
         .await;
     window.until("other.state === 'closed'").await;
+}
+
+/// The people at a cell, as the page names them.
+fn people(name: &str) -> String {
+    format!("(document.querySelector('[data-cell={name}]').dataset.people ?? '')")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_window_shows_where_the_others_are_until_they_leave() {
+    let browser = Browser::start().await;
+    let redis = Redis::start().await;
+    let (east, west) = (named(&redis, "east").await, named(&redis, "west").await);
+    let (one, two) = tokio::join!(browser.open(&east), browser.open(&west));
+    one.until_live_on("east").await;
+    two.until_live_on("west").await;
+    let editor = one.text("#me").await;
+    one.click("[data-cell=C5]").await;
+    two.until(&format!("{} === {}", people("C5"), json!(editor))).await;
+    one.click("[data-cell=B3]").await;
+    two.until(&format!(
+        "{} === {} && !document.querySelector('[data-cell=C5][data-people]')",
+        people("B3"),
+        json!(editor)
+    ))
+    .await;
+    let colour = one.eval("getComputedStyle(document.documentElement).getPropertyValue('--me')").await;
+    let shown = two.eval("document.querySelector('[data-cell=B3]').style.getPropertyValue('--person')").await;
+    assert_eq!((shown, two.eval("document.querySelectorAll('#people i').length").await), (colour, json!(1)));
+    // Who comes later sees those who are there already.
+    two.reload().await;
+    two.until(&format!("{} === {}", people("B3"), json!(editor))).await;
+    one.eval("location.href = '/healthz'").await;
+    two.until("document.querySelectorAll('[data-people]').length === 0 && document.getElementById('people').parentElement.hidden").await;
+    two.assert_clean_console().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_range_is_pasted_and_ones_own_edits_are_undone_but_not_those_of_others() {
+    let browser = Browser::start().await;
+    let instance = Options::default().flag("--instance-name only").start().await;
+    let (one, two) = tokio::join!(browser.open(&instance), browser.open(&instance));
+    one.until_live_on("only").await;
+    two.until_live_on("only").await;
+    one.click("[data-cell=C2]").await;
+    one.eval(
+        "void (() => {
+            const clipboardData = new DataTransfer();
+            clipboardData.setData('text/plain', '1\\t2\\r\\n3\\tnone\\r\\n');
+            document.querySelector('[data-cell=C2]').dispatchEvent(new ClipboardEvent('paste', { clipboardData, bubbles: true }));
+        })()",
+    )
+    .await;
+    for (name, shown) in [("C2", "1"), ("D2", "2"), ("C3", "3"), ("D3", "99,400")] {
+        two.until_cell(name, shown).await;
+    }
+    one.until_text("hint", "Spent takes a number").await;
+    one.until("/^[0-9]+ ms$/.test(document.getElementById('latency').textContent)").await;
+    two.set("C3", "9").await;
+    one.until_cell("C3", "9").await;
+    let undo = format!("{CONTROL}z");
+    for (name, shown) in [("D2", "96,200"), ("C2", "142,000")] {
+        one.keys("[data-cell=A1]", &undo).await;
+        two.until_cell(name, shown).await;
+    }
+    one.keys("[data-cell=A1]", &undo).await;
+    one.until_text("hint", "Nothing of yours is left to undo").await;
+    assert_eq!(two.text("[data-cell=C3] .value").await, "9");
+    one.assert_clean_console().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[expect(clippy::print_stdout, reason = "a measurement for who runs it with --nocapture")]
+async fn fifty_editors_that_are_not_there_keep_a_thousand_cells_in_motion() {
+    let browser = Browser::start().await;
+    let instance = Options::default().flag("--instance-name only").start().await;
+    let window = browser.open_at(&instance.url("/?rows=143")).await;
+    window.until_live_on("only").await;
+    assert_eq!(window.eval("document.querySelectorAll('td[data-cell]').length").await, 1001);
+    window.click("#crowd").await;
+    window
+        .eval(
+            "void (globalThis.frames = [], requestAnimationFrame(function next(now) {
+            if (globalThis.frameAt) frames.push(now - frameAt);
+            globalThis.frameAt = now;
+            requestAnimationFrame(next);
+        }), globalThis.began = performance.now())",
+        )
+        .await;
+    window.until("Number(document.getElementById('edits').textContent.replaceAll(',', '')) > 1000").await;
+    let seconds = window.eval("(performance.now() - began) / 1000").await;
+    let longest = window.eval("[...frames].sort((a, b) => a - b).slice(-3)").await;
+    println!("1,000 edits in {seconds} s; the longest frames, in ms: {longest}");
+    let bar = "getComputedStyle(document.querySelector('#chart .spent')).transform";
+    assert_ne!(window.eval(bar).await, "none");
+    window.click("#crowd").await;
+    window.until_text("crowd", "Simulate 50 editors").await;
+    window.assert_clean_console().await;
 }

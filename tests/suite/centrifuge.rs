@@ -33,6 +33,8 @@ promises!(
     a_client_on_an_empty_channel_misses_nothing,
     the_history_is_read_forwards_and_backwards,
     a_keyed_channel_begins_with_its_values,
+    a_client_publishes_values_of_keys_and_learns_where_they_stand,
+    a_client_says_where_to_begin_and_is_told_of_the_channel,
 );
 
 /// The position in a result, as a request has it.
@@ -75,7 +77,7 @@ async fn a_client_subscribes_and_unsubscribes_at_any_time(setup: Setup) {
         (&answers[pushed]["push"]["channel"], &answers[pushed]["push"]["pub"]["data"]),
         (&b[..].into(), &Value::Null)
     );
-    assert!(answers.contains(&json!({ "id": 101, "publish": {} })), "{answers:?}");
+    assert!(answers.iter().any(|answer| answer["id"] == 101 && answer["publish"]["offset"] == 1), "{answers:?}");
     assert!(answers.contains(&json!({ "id": 103, "unsubscribe": {} })), "{answers:?}");
     setup.two().publish(&a, "2").await;
     setup.two().publish(&b, "3").await;
@@ -290,6 +292,72 @@ async fn a_keyed_channel_begins_with_its_values(setup: Setup) {
     assert_eq!(json!(values), json!({ "a": 6 }));
 }
 
+async fn a_client_publishes_values_of_keys_and_learns_where_they_stand(setup: Setup) {
+    let [keyed, plain, bare] = ["keyed", "a", "bare"].map(channel);
+    let mut client = Client::connect(&setup.one).await;
+    let value = json!({ "channel": keyed, "data": 1, "key": "k", "idempotency_key": "once" });
+    let first = client.ask("publish", value.clone()).await;
+    assert_eq!((&first["offset"], first["epoch"].is_string()), (&1.into(), true), "{first}");
+    assert_eq!(client.ask("publish", value).await, first, "a retry");
+    let removal = json!({ "channel": keyed, "key": "k", "removed": true });
+    assert_eq!(client.ask("publish", removal).await["offset"], 2);
+    client.ask("subscribe", json!({ "channel": keyed, "data": { "livebridge": { "start": 2 } } })).await;
+    let publications = [client.publication().await.1, client.publication().await.1];
+    assert_eq!((&publications[0]["key"], &publications[0]["data"]), (&"k".into(), &1.into()));
+    assert_eq!((&publications[1]["removed"], &publications[1]["data"]), (&true.into(), &"".into()));
+    assert_eq!(
+        client.ask("publish", json!({ "channel": bare, "data": 1 })).await,
+        json!({}),
+        "no history, no position"
+    );
+    for refused in [
+        json!({ "channel": plain, "data": 1, "key": "k" }),
+        json!({ "channel": keyed, "data": 1, "key": "" }),
+        json!({ "channel": keyed, "data": 1, "key": "a\u{0}" }),
+        json!({ "channel": keyed, "removed": true }),
+        json!({ "channel": keyed, "data": 2, "key": "k", "idempotency_key": "once" }),
+    ] {
+        assert_eq!(client.fail("publish", refused.clone()).await, (107, false), "{refused}");
+    }
+}
+
+async fn a_client_says_where_to_begin_and_is_told_of_the_channel(setup: Setup) {
+    let [short, keyed] = ["short", "keyed"].map(channel);
+    for number in 1..=5 {
+        setup.one.publish(&short, number.to_string()).await;
+    }
+    setup.one.post(&format!("/publish?channel={keyed}&key=k"), "1").await;
+    let begin = async |request: Value, count: usize| {
+        let mut client = Client::connect(setup.two()).await;
+        let result = client.ask("subscribe", request).await;
+        (result, client.data(count).await)
+    };
+    let (result, data) =
+        begin(json!({ "channel": short, "data": { "livebridge": { "start": 2, "describe": true } } }), 2).await;
+    assert_eq!((data, &result["data"]), (vec![json!(4), json!(5)], &json!({ "head": 5, "keyed": false })));
+    let (result, data) = begin(json!({ "channel": short, "data": { "livebridge": { "start": "oldest" } } }), 3).await;
+    assert_eq!((data, result.get("data")), (vec![json!(3), json!(4), json!(5)], None));
+    // What is left, where the history no longer has all of it.
+    let lost = json!({ "channel": short, "recover": true, "epoch": result["epoch"], "offset": 1, "data": { "livebridge": { "start": "oldest" } } });
+    let (result, data) = begin(lost, 3).await;
+    assert_eq!(
+        (data, &result["was_recovering"], result.get("recovered")),
+        (vec![json!(3), json!(4), json!(5)], &true.into(), None)
+    );
+    let (result, data) = begin(json!({ "channel": keyed, "data": { "livebridge": { "describe": true } } }), 1).await;
+    assert_eq!((data, &result["data"]), (vec![json!(1)], &json!({ "head": 1, "keyed": true })));
+    let mut client = Client::connect(&setup.one).await;
+    for start in [json!(1001), json!("newest"), json!(-1), json!({})] {
+        let refused = json!({ "channel": short, "data": { "livebridge": { "start": start } } });
+        assert_eq!(client.fail("subscribe", refused).await.0, 107, "{start}");
+    }
+    // The data of an application is no concern of livebridge.
+    for data in [json!([1]), json!("text"), json!({ "start": "here" })] {
+        client.ask("subscribe", json!({ "channel": short, "data": data })).await;
+        client.ask("unsubscribe", json!({ "channel": short })).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_is_told_when_values_are_lost_while_it_is_there() {
     let setup = Setup::redis(Options::default().rules(RULES)).await;
@@ -339,7 +407,7 @@ async fn payloads_arrive_as_json_on_one_line() {
     // What a client publishes arrives everywhere as it wrote it.
     let mut raw = setup.one.ws(&format!("channel={channel}")).await;
     let request = format!(r#"{{"channel":"{channel}","data":{{ "b":  [2.50] }} }}"#);
-    assert_eq!(client.reply_to("publish", &request).await["publish"], json!({}));
+    assert_eq!(client.reply_to("publish", &request).await["publish"]["offset"], 8);
     assert_eq!(raw.text().await, r#"{ "b":  [2.50] }"#);
     client.ask("publish", json!({ "channel": channel, "data": "123" })).await;
     assert_eq!(raw.text().await, "\"123\"");

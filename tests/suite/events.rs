@@ -6,6 +6,7 @@ use tokio::net::TcpStream;
 
 use crate::support::instance::{Instance, Options};
 use crate::support::redis::Redis;
+use crate::support::sse::Events;
 use crate::support::{channel, soon, until};
 
 /// A stream that is read by hand.
@@ -283,4 +284,27 @@ async fn a_client_behind_a_proxy_that_has_its_share_is_told_on_the_stream_when_t
         Stream::ask(&instance, "channel=a%20b", client).await.head().await.starts_with("http/1.1 400 ")
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_of_json_has_the_objects_of_a_websocket_on_any_number_of_channels() {
+    let instance = Instance::embedded().await;
+    let mut events =
+        Events::try_connect(&instance.url("/events?channel=a&channel=sheet:q3&format=json"), None).await.unwrap();
+    let mut socket = instance.ws("channel=a&channel=sheet:q3&format=json").await;
+    let mut same = async || {
+        let event = events.next().await;
+        assert_eq!((&*event.kind, event.id.as_deref()), ("message", None));
+        let object: serde_json::Value = serde_json::from_str(&event.data).unwrap();
+        assert_eq!(object, socket.json().await);
+        object
+    };
+    assert_eq!(same().await["event"], "welcome");
+    for payload in [&b"{\r\n\"a\":\n1}"[..], b"text\n", &[0, 255]] {
+        instance.publish("a", payload.to_vec()).await;
+        assert_eq!(same().await["channel"], "a");
+    }
+    assert_eq!(instance.post("/publish?channel=sheet:q3&key=B4", "1").await.0, 200);
+    assert_eq!(same().await["key"], "B4");
+    assert_eq!(instance.get("/events?channel=a&format=xml").await.0, 400);
 }

@@ -36,6 +36,8 @@
 //! * `codec`: the WebSocket codec against tungstenite
 //! * `broker_alike`: the embedded broker and Redis answer random programs alike
 //! * `browser`: the demo in a real Chromium
+//! * `sheets`: many sheets in one Chromium, on several instances
+//! * `feed`: livebridge.js in a real Chromium: one connection, resumed, shared by tabs, or an event stream
 //! * `support`: starts and stops what the tests need
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
@@ -60,6 +62,7 @@ mod drain;
 mod events;
 mod faults;
 mod fcall;
+mod feed;
 mod foreign;
 mod history;
 mod history_cost;
@@ -79,6 +82,7 @@ mod prefix;
 mod readme;
 mod redis_options;
 mod sentinel;
+mod sheets;
 mod siege;
 mod support;
 mod token_keys;

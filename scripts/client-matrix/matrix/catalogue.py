@@ -92,6 +92,8 @@ class Installation:
                 self._python(client)
             if client.packages and client.runtime == "command":
                 self._command(client)
+            if client.packages and client.runtime == "browser":
+                self.install_node("browser", [client])
         if "rust" in runtimes:
             self._rust()
 
@@ -111,6 +113,7 @@ class Installation:
             path = f"{self.cache / 'python' / client.id}:{ROOT / 'python'}"
             return [sys.executable, "-u", program, url], processes.environment(PYTHONPATH=path, PYTHONDONTWRITEBYTECODE="1")
         if client.runtime == "browser":
+            program = self._with_package(client, program)
             return [sys.executable, "-u", ROOT / "browser" / "driver.py", program, url], processes.environment()
         if client.runtime == "rust":
             name = client.id if lines is None else "page-" + client.id
@@ -130,6 +133,16 @@ class Installation:
         path = str(self.cache / "python" / client.id)
         environment = processes.environment(PYTHONPATH=path, PYTHONDONTWRITEBYTECODE="1")
         return [sys.executable, "-u", ROOT / "sdk" / "python.py", setup], environment
+
+    def _with_package(self, client: Client, program: Path) -> Path:
+        """A program of a page, behind the script that its package has for pages."""
+        if not client.packages:
+            return program
+        name = client.packages[0].partition("=")[0]
+        text = (self.cache / "browser" / "node_modules" / name / "dist" / f"{name}.js").read_text() + program.read_text()
+        target = self.cache / "browser" / f"{client.id}-{_digest(text)}.js"
+        target.write_text(text)
+        return target
 
     def _page_program(self, client: Client, url: str, lines: str) -> Path:
         """A file with a client's example, whose address is that of the test."""

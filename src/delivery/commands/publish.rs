@@ -10,11 +10,14 @@ use crate::broker::Publication;
 use crate::channel::ChannelName;
 use crate::close::{Close, Code};
 use crate::delivery::connection::Connection;
-use crate::delivery::dialect::command::{Command, CommandError, CommandId, PublishRequest, Reply, Request};
+use crate::delivery::dialect::command::{
+    Command, CommandError, CommandId, PublishOptions, PublishRequest, Reply, Request,
+};
 use crate::delivery::subscription::Subscription;
+use crate::message::Position;
 
 /// The result of publishing a message.
-pub(super) type Published = (Option<CommandId>, Result<(), CommandError>);
+pub(super) type Published = (Option<CommandId>, Result<Option<Position>, CommandError>);
 
 /// A message, if it may be published.
 pub(super) type Checked = (Option<CommandId>, Result<Publication, CommandError>);
@@ -22,13 +25,13 @@ pub(super) type Checked = (Option<CommandId>, Result<Publication, CommandError>)
 /// Checks messages that name their channels.
 pub(super) fn check(app: &App, permissions: &Permissions, batch: Vec<Command>) -> Vec<Checked> {
     let most = app.limits.message_bytes;
-    let check = |PublishRequest { channel, payload }| {
+    let check = |PublishRequest { channel, payload, options }| {
         let channel = channel.ok_or(CommandError::Invalid("a publication needs a channel"))?;
         permissions.check(&channel, Action::Publish).inspect_err(|_| app.metrics.count_refused("forbidden"))?;
         if payload.len() > most {
             return Err(CommandError::TooLarge(most));
         }
-        Ok(publication(channel, payload))
+        Ok(publication(channel, payload, options))
     };
     each(batch).map(|(id, request)| (id, check(request))).collect()
 }
@@ -46,19 +49,20 @@ pub(super) fn to_only_channel(connection: &Connection, batch: Vec<Command>) -> O
         tell(connection, batch[0].id, &CommandError::PublishRefused);
         return None;
     }
-    Some(each(batch).map(|(id, request)| (id, Ok(publication(channel.clone(), request.payload)))).collect())
+    let publication = |request: PublishRequest| publication(channel.clone(), request.payload, request.options);
+    Some(each(batch).map(|(id, request)| (id, Ok(publication(request)))).collect())
 }
 
 /// Publishes the messages that may be published.
 pub(super) async fn publish(app: Arc<App>, checked: Vec<Checked>) -> Vec<Published> {
     let mut batch = Vec::with_capacity(checked.len());
-    let waiting: Vec<Published> = checked
+    let waiting: Vec<(Option<CommandId>, Result<(), CommandError>)> = checked
         .into_iter()
         .map(|(id, publication)| (id, publication.map(|publication| batch.push(publication))))
         .collect();
     let mut results = if batch.is_empty() { Vec::new() } else { app.publish(batch).await }.into_iter();
-    let mut result_of = |(id, checked): Published| {
-        let published = checked.and_then(|()| results.next().map_or(Ok(()), |result| Ok(result.map(drop)?)));
+    let mut result_of = |(id, checked): (Option<CommandId>, Result<(), CommandError>)| {
+        let published = checked.and_then(|()| results.next().map_or(Ok(None), |result| Ok(result?)));
         (id, published)
     };
     waiting.into_iter().map(&mut result_of).collect()
@@ -69,10 +73,11 @@ pub(super) fn report(connection: &Connection, results: Vec<Published>) {
     let mut is_told = false;
     for (id, result) in results {
         match (id, result) {
-            (Some(id), Ok(())) => {
-                connection.queue_notice(|encoding, out| encoding.dialect.write_reply(id, &Reply::Published, out));
+            (Some(id), Ok(position)) => {
+                let reply = Reply::Published(position);
+                connection.queue_notice(|encoding, out| encoding.dialect.write_reply(id, &reply, out));
             }
-            (None, Ok(())) => {}
+            (None, Ok(_)) => {}
             (None, Err(_)) if is_told => {}
             (id, Err(error)) => {
                 is_told = true;
@@ -100,6 +105,7 @@ fn each(batch: Vec<Command>) -> impl Iterator<Item = (Option<CommandId>, Publish
     })
 }
 
-fn publication(channel: ChannelName, payload: Bytes) -> Publication {
-    Publication { channel, payload, key: None, remove: false, id: None }
+fn publication(channel: ChannelName, payload: Bytes, options: PublishOptions) -> Publication {
+    let PublishOptions { key, remove, id } = options;
+    Publication { channel, payload, key, remove, id }
 }

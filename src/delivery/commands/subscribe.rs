@@ -25,6 +25,8 @@ pub(super) struct Joined {
     /// The page of history that the start needs, if it needs one.
     pub(super) page: Option<Arc<HeldPage>>,
     pub(super) recovery: Recovery,
+    /// Whether to describe the channel to the client.
+    pub(super) describe: bool,
 }
 
 /// Joins channels at the same time. Pages of history count for `address`.
@@ -64,15 +66,16 @@ async fn join(
             app.metrics.count_refused("channel");
         }
     })?;
+    let describe = request.describe;
     let Some(since) = request.recover else {
-        return Ok(Joined { membership, start: Start::Live, page: None, recovery: Recovery::NotAsked });
+        return Ok(Joined { membership, start: request.start, page: None, recovery: Recovery::NotAsked, describe });
     };
     match recover(app, membership.topic(), since, address).await? {
         Some((position, page)) => {
-            Ok(Joined { membership, start: Start::After(position), page, recovery: Recovery::Recovered })
+            Ok(Joined { membership, start: Start::After(position), page, recovery: Recovery::Recovered, describe })
         }
         None if request.all_or_nothing => Err(CommandError::PositionGone),
-        None => Ok(Joined { membership, start: Start::Live, page: None, recovery: Recovery::Failed }),
+        None => Ok(Joined { membership, start: request.start, page: None, recovery: Recovery::Failed, describe }),
     }
 }
 

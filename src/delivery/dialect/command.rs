@@ -12,6 +12,7 @@ use crate::access::secret::Secret;
 use crate::broker::BrokerError;
 use crate::channel::{ChannelError, ChannelName};
 use crate::hub::held_page::PageError;
+use crate::hub::topic::Start;
 use crate::message::{Message, Position};
 use crate::transport::refusal::Refusal;
 
@@ -59,6 +60,19 @@ pub struct PublishRequest {
     pub channel: Option<ChannelName>,
     /// The payload, unchanged.
     pub payload: Bytes,
+    /// What the channel needs besides it.
+    pub options: PublishOptions,
+}
+
+/// How to publish a message, as `POST /publish` has it too.
+#[derive(Debug, Default)]
+pub struct PublishOptions {
+    /// On a keyed channel: the key whose new value the message is.
+    pub key: Option<Arc<str>>,
+    /// On a keyed channel: removes the key.
+    pub remove: bool,
+    /// The idempotency id, which makes a retry safe.
+    pub id: Option<Arc<str>>,
 }
 
 /// The first command of a client.
@@ -82,6 +96,10 @@ pub struct SubscribeRequest {
     pub recover: Option<Since>,
     /// Whether to refuse the subscription if the messages after that position are not all there.
     pub all_or_nothing: bool,
+    /// Where to start without such a position, or if they are not.
+    pub start: Start,
+    /// Whether to describe the channel in the answer.
+    pub describe: bool,
 }
 
 /// A position as a client gives it.
@@ -115,8 +133,8 @@ pub enum Reply<'a> {
     Subscribed(&'a Subscribed),
     /// The client is not subscribed (any more).
     Unsubscribed,
-    /// The message is published.
-    Published,
+    /// The message is published, and has this position if its channel keeps a history.
+    Published(Option<Position>),
     /// A part of a history, and the newest position of the channel.
     History(&'a [Arc<Message>], Position),
     /// The client may stay for so many seconds, or without a limit.
@@ -130,6 +148,8 @@ pub enum Reply<'a> {
 pub struct Connected<'a> {
     /// A name for the client that no other has.
     pub client: String,
+    /// The name of the instance.
+    pub instance: &'a str,
     /// After how many seconds the client needs another token; `None` for never.
     pub refresh_after: Option<u64>,
     /// The interval of the server's pings, in seconds.
@@ -148,6 +168,17 @@ pub struct Subscribed {
     pub recovery: Recovery,
     /// The first of the messages that the client missed. The others follow as new ones.
     pub missed: Vec<Arc<Message>>,
+    /// The channel, if the client asked for it.
+    pub channel: Option<ChannelDescription>,
+}
+
+/// What a client may want to know of a channel.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ChannelDescription {
+    /// The newest offset. Messages up to it are older than the subscription.
+    pub head: Option<u64>,
+    /// Whether messages are values of keys.
+    pub keyed: bool,
 }
 
 /// Whether a client goes on from the position that it gave.

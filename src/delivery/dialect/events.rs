@@ -12,7 +12,7 @@ use super::{Dialect, SubscriberData, SubscriptionStart};
 use crate::channel::ChannelName;
 use crate::close::{Close, Code};
 use crate::delivery::framing::FrameWriter;
-use crate::json::{self, GapNotice};
+use crate::json::{self, Envelope, GapNotice};
 use crate::message::{Entry, Message, Position};
 
 /// The delay before a client reconnects, in milliseconds. Each client gets a random one, so that
@@ -33,6 +33,33 @@ pub struct SingleChannelEvents;
 
 /// Events of several channels.
 pub struct MultiChannelEvents;
+
+/// Events of any channels, each with the object that `format=json` has on a WebSocket. They have no
+/// `id:`, as the objects say where a client goes on.
+pub struct JsonEvents;
+
+impl Dialect for JsonEvents {
+    fn write_connected(&self, instance: &str, starts: &[SubscriptionStart<'_>], out: &mut FrameWriter<'_>) {
+        out.text(|out| write_object(&connected(instance, starts), out));
+    }
+
+    fn write_entry(&self, channel: &ChannelName, entry: &Entry, out: &mut FrameWriter<'_>) -> Result<(), Close> {
+        out.text(|out| match entry {
+            Entry::Message(message) => write_object(&Envelope::new(channel, message), out),
+            Entry::Gap(gap) => write_object(&GapNotice::new(channel, gap), out),
+        });
+        Ok(())
+    }
+
+    fn write_waiting(&self, out: &mut FrameWriter<'_>) {
+        out.text(|out| out.extend_from_slice(WAITING));
+    }
+
+    /// The same events as those of other streams.
+    fn write_farewell(&self, close: &Close, out: &mut FrameWriter<'_>) {
+        write_farewell(close, out);
+    }
+}
 
 impl Dialect for SingleChannelEvents {
     fn write_connected(&self, instance: &str, starts: &[SubscriptionStart<'_>], out: &mut FrameWriter<'_>) {
@@ -199,6 +226,15 @@ fn write_notice(name: &str, data: &impl serde::Serialize, out: &mut Vec<u8>) {
     out.extend_from_slice(b"\n\n");
 }
 
+/// Writes a complete event whose data is an object. Line ends within it are white space between
+/// its parts, and begin further lines of data.
+fn write_object(object: &impl serde::Serialize, out: &mut Vec<u8>) {
+    let mut text = Vec::new();
+    json::write(object, &mut text);
+    write_lines(&text, out);
+    out.push(b'\n');
+}
+
 fn write_payload(message: &Message, out: &mut Vec<u8>) {
     let Some(text) = message.text() else {
         out.extend_from_slice(b"data: data:application/octet-stream;base64,");
@@ -206,8 +242,13 @@ fn write_payload(message: &Message, out: &mut Vec<u8>) {
         out.push(b'\n');
         return;
     };
-    // CR, LF and CR LF end a line in an event stream; `EventSource` joins lines with LF.
-    let mut rest = text.as_bytes();
+    write_lines(text.as_bytes(), out);
+}
+
+/// Writes lines of data. CR, LF and CR LF end a line in an event stream; `EventSource` joins lines
+/// with LF.
+fn write_lines(text: &[u8], out: &mut Vec<u8>) {
+    let mut rest = text;
     loop {
         let end = memchr::memchr2(b'\r', b'\n', rest);
         out.extend_from_slice(b"data: ");

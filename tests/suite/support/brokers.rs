@@ -84,7 +84,6 @@ impl Setup {
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "which servers there are is the tests' business, not the program's")]
 fn whole_sets() -> bool {
     std::env::var_os("LIVEBRIDGE_WHOLE_SETS").is_some()
 }

@@ -5,7 +5,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use fantoccini::wd::WebDriverCompatibleCommand;
+use fantoccini::wd::{WebDriverCompatibleCommand, WindowHandle};
 use fantoccini::{Client, ClientBuilder, Locator};
 use hyper_util::client::legacy::connect::HttpConnector;
 use reqwest::{Method, Url};
@@ -18,6 +18,8 @@ use super::{PATIENCE, soon};
 
 /// The Enter key, as WebDriver spells it.
 pub const ENTER: char = '\u{e007}';
+/// The Control key, held until the end of the keys.
+pub const CONTROL: char = '\u{e009}';
 
 /// Each window is a browser with a dozen processes: one test at a time.
 static TURN: Mutex<()> = Mutex::const_new(());
@@ -68,6 +70,11 @@ impl Browser {
 
     /// A window of a browser of its own, at this instance's page.
     pub async fn open(&self, instance: &Instance) -> Window {
+        self.open_at(&instance.url("/")).await
+    }
+
+    /// A window of a browser of its own.
+    pub async fn open_at(&self, url: &str) -> Window {
         let profile = tempfile::tempdir_in(self.folder.path()).unwrap().keep();
         let arguments = [
             "--headless=new",
@@ -90,7 +97,7 @@ impl Browser {
         let mut builder = ClientBuilder::new(HttpConnector::new());
         builder.capabilities(wishes.as_object().unwrap().clone());
         let client = soon("chromium starts", builder.connect(&self.address)).await.expect("a session of chromium");
-        client.goto(&instance.url("/")).await.unwrap();
+        client.goto(url).await.unwrap();
         Window { client }
     }
 }
@@ -173,6 +180,30 @@ impl Window {
 
     pub async fn reload(&self) {
         self.client.refresh().await.unwrap();
+    }
+
+    /// Opens another tab of the same browser, and goes on in it. Returns the tab that it was in.
+    pub async fn another_tab(&self, url: &str) -> WindowHandle {
+        let before = self.client.window().await.unwrap();
+        let opened = self.client.new_window(true).await.unwrap();
+        self.client.switch_to_window(opened.handle).await.unwrap();
+        self.client.goto(url).await.unwrap();
+        before
+    }
+
+    /// The tab that it is in.
+    pub async fn tab(&self) -> WindowHandle {
+        self.client.window().await.unwrap()
+    }
+
+    /// Goes on in this tab.
+    pub async fn enter(&self, tab: &WindowHandle) {
+        self.client.switch_to_window(tab.clone()).await.unwrap();
+    }
+
+    /// Closes the tab that it is in.
+    pub async fn close_tab(&self) {
+        self.client.close_window().await.unwrap();
     }
 
     /// A command of the DevTools protocol.

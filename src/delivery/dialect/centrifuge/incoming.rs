@@ -2,19 +2,25 @@
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Deserializer};
+use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::super::command::{
-    Command, CommandError, ConnectRequest, HistoryRequest, PublishRequest, Request, Since, SubscribeRequest,
+    Command, CommandError, ConnectRequest, HistoryRequest, PublishOptions, PublishRequest, Request, Since,
+    SubscribeRequest,
 };
 use crate::access::secret::Secret;
+use crate::broker::PAGE_MESSAGES;
 use crate::channel::ChannelName;
 use crate::close::{Close, Code};
+use crate::hub::topic::Start;
 use crate::json::Object;
+use crate::message::is_key;
 
 /// An epoch that no channel has. A position with another offset than 0 in it is in no history.
 const NO_EPOCH: u64 = 0;
@@ -64,6 +70,24 @@ struct Subscribe {
     flag: u64,
     #[serde(rename = "type")]
     kind: i64,
+    data: Option<SubscribeData>,
+}
+
+/// What an application sends along. The protocol leaves it to the server; here it is for livebridge
+/// only if it says so.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum SubscribeData {
+    Livebridge { livebridge: SubscribeOptions },
+    Other(IgnoredAny),
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct SubscribeOptions {
+    /// A number of messages, or `"oldest"`.
+    start: Option<Value>,
+    describe: bool,
 }
 
 #[derive(Deserialize)]
@@ -80,6 +104,10 @@ struct Publish<'a> {
     data: Option<&'a RawValue>,
     #[serde(default, rename = "type")]
     kind: i64,
+    key: Option<String>,
+    #[serde(default)]
+    removed: bool,
+    idempotency_key: Option<String>,
 }
 
 #[derive(Deserialize, Default)]
@@ -198,7 +226,12 @@ impl Subscribe {
             return Err(CommandError::Invalid("messages have no tags to filter by"));
         }
         let recover = self.recover.then(|| since(&self.epoch, self.offset));
-        Ok(SubscribeRequest { channel, recover, all_or_nothing: self.flag & REJECT_UNRECOVERED != 0 })
+        let SubscribeOptions { start, describe } = match self.data {
+            Some(SubscribeData::Livebridge { livebridge }) => livebridge,
+            Some(SubscribeData::Other(_)) | None => SubscribeOptions::default(),
+        };
+        let start = start.map_or(Ok(Start::Live), |start| start_of(&start))?;
+        Ok(SubscribeRequest { channel, recover, all_or_nothing: self.flag & REJECT_UNRECOVERED != 0, start, describe })
     }
 }
 
@@ -208,10 +241,17 @@ impl Publish<'_> {
         if self.kind != 0 {
             return Err(CommandError::NotAvailable("publications have no `type` here; leave it out"));
         }
-        let data = self.data.ok_or(CommandError::Invalid("a publication needs `data`"))?;
-        // A copy: a message may be kept for long, and must not keep the whole frame in memory.
-        let payload = Bytes::copy_from_slice(data.get().as_bytes());
-        Ok(Request::Publish(PublishRequest { channel, payload }))
+        let payload = match self.data {
+            // A copy: a message may be kept for long, and must not keep the whole frame in memory.
+            Some(data) => Bytes::copy_from_slice(data.get().as_bytes()),
+            None if self.removed => Bytes::new(),
+            None => return Err(CommandError::Invalid("a publication needs `data`")),
+        };
+        if self.removed && self.key.is_none() {
+            return Err(CommandError::Invalid("`removed` needs the `key` that it removes"));
+        }
+        let options = PublishOptions { key: key(self.key)?, remove: self.removed, id: key(self.idempotency_key)? };
+        Ok(Request::Publish(PublishRequest { channel, payload, options }))
     }
 }
 
@@ -222,6 +262,21 @@ impl History {
         let since = self.since.map(|Object(Position { epoch, offset })| since(&epoch, offset));
         Ok(Request::History(HistoryRequest { channel, limit, since, reverse: self.reverse }.into()))
     }
+}
+
+/// Where a client starts that has no position.
+fn start_of(at: &Value) -> Result<Start, CommandError> {
+    let count = at.as_u64().and_then(|count| usize::try_from(count).ok());
+    match count {
+        Some(count) if count <= PAGE_MESSAGES => Ok(Start::Last(count)),
+        None if at == "oldest" => Ok(Start::Oldest),
+        _ => Err(CommandError::Invalid("`start` is a number of messages up to 1000, or \"oldest\"")),
+    }
+}
+
+fn key(text: Option<String>) -> Result<Option<Arc<str>>, CommandError> {
+    let invalid = CommandError::Invalid("a key has 1 to 255 bytes of UTF-8 without control characters");
+    text.map(|text| if is_key(&text) { Ok(text.into()) } else { Err(invalid) }).transpose()
 }
 
 fn name(channel: &str) -> Result<ChannelName, CommandError> {

@@ -7,7 +7,7 @@ use serde::ser::Error;
 use serde::{Serialize, Serializer};
 use serde_json::value::RawValue;
 
-use super::super::command::{Connected, Recovery, Reply, Subscribed};
+use super::super::command::{ChannelDescription, Connected, Recovery, Reply, Subscribed};
 use crate::channel::ChannelName;
 use crate::json::Data;
 use crate::message::{Message, Position};
@@ -63,7 +63,7 @@ pub(super) enum Body<'a> {
     Connect(ConnectResult<'a>),
     Subscribe(SubscribeResult<'a>),
     Unsubscribe(Empty),
-    Publish(Empty),
+    Publish(WirePosition),
     History(HistoryResult<'a>),
     Refresh(RefreshResult),
     Ping(Empty),
@@ -84,6 +84,7 @@ pub(super) struct Failure<'a> {
 #[derive(Serialize)]
 pub(super) struct ConnectResult<'a> {
     client: &'a str,
+    node: &'a str,
     version: &'static str,
     #[serde(flatten)]
     expiry: Expiry,
@@ -122,6 +123,16 @@ pub(super) struct SubscribeResult<'a> {
     recovered: bool,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     publications: Vec<Publication<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data: Option<Described>,
+}
+
+/// A channel, for a client that asked for it.
+#[derive(Serialize)]
+struct Described {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    head: Option<u64>,
+    keyed: bool,
 }
 
 #[derive(Serialize)]
@@ -133,7 +144,7 @@ pub(super) struct HistoryResult<'a> {
 }
 
 #[derive(Serialize)]
-struct WirePosition {
+pub(super) struct WirePosition {
     #[serde(skip_serializing_if = "String::is_empty")]
     epoch: String,
     #[serde(skip_serializing_if = "is_zero")]
@@ -199,7 +210,7 @@ impl<'a> From<&'a Reply<'a>> for Body<'a> {
             Reply::Connected(connected) => Self::Connect((*connected).into()),
             Reply::Subscribed(subscribed) => Self::Subscribe((*subscribed).into()),
             Reply::Unsubscribed => Self::Unsubscribe(Empty {}),
-            Reply::Published => Self::Publish(Empty {}),
+            Reply::Published(position) => Self::Publish((*position).into()),
             Reply::History(messages, newest) => Self::History(HistoryResult {
                 publications: publications(messages),
                 position: WirePosition::from(Some(*newest)),
@@ -215,6 +226,7 @@ impl<'a> From<&'a Connected<'a>> for ConnectResult<'a> {
         let made = connected.subscriptions.iter();
         Self {
             client: &connected.client,
+            node: connected.instance,
             version: VERSION,
             expiry: Expiry::from(connected.refresh_after),
             subs: made.map(|(channel, subscribed)| (channel.as_str(), subscribed.into())).collect(),
@@ -234,6 +246,7 @@ impl<'a> From<&'a Subscribed> for SubscribeResult<'a> {
             was_recovering: subscribed.recovery != Recovery::NotAsked,
             recovered: subscribed.recovery == Recovery::Recovered,
             publications: publications(&subscribed.missed),
+            data: subscribed.channel.map(|ChannelDescription { head, keyed }| Described { head, keyed }),
         }
     }
 }
