@@ -13,6 +13,7 @@ use crate::broker::BrokerError;
 use crate::channel::{ChannelError, ChannelName};
 use crate::hub::held_page::PageError;
 use crate::message::{Message, Position};
+use crate::presence::Everybody;
 use crate::transport::refusal::Refusal;
 
 /// The number by which a client matches an answer to its command.
@@ -42,6 +43,10 @@ pub enum Request {
     Unsubscribe(ChannelName),
     /// To read the history of a channel.
     History(Box<HistoryRequest>),
+    /// To read who is on a channel.
+    Presence(ChannelName),
+    /// To read how many are.
+    PresenceStats(ChannelName),
     /// To stay longer, with another token.
     Refresh(Secret),
     /// Whether the server is there.
@@ -82,6 +87,8 @@ pub struct SubscribeRequest {
     pub recover: Option<Since>,
     /// Whether to refuse the subscription if the messages after that position are not all there.
     pub all_or_nothing: bool,
+    /// Whether the client wants to be told who comes and goes.
+    pub join_leave: bool,
 }
 
 /// A position as a client gives it.
@@ -119,6 +126,10 @@ pub enum Reply<'a> {
     Published,
     /// A part of a history, and the newest position of the channel.
     History(&'a [Arc<Message>], Position),
+    /// Who is on a channel.
+    Presence(&'a Everybody),
+    /// How many are.
+    PresenceStats(&'a Everybody),
     /// The client may stay for so many seconds, or without a limit.
     Refreshed(Option<u64>),
     /// The server is there.
