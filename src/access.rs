@@ -23,6 +23,7 @@ use self::origin::{OriginCheck, Origins};
 use self::secret::Secret;
 use self::token::{TokenError, Tokens};
 use crate::channel::ChannelName;
+use crate::presence::{self, ClientId};
 
 /// The credentials of a request, and the origin of the page that sent it.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
@@ -232,6 +233,13 @@ impl Permissions {
             Holder::UntrustedCookie => Err(AccessError::Cookie),
             _ => Err(AccessError::Forbidden(action.doing(), channel.clone())),
         }
+    }
+
+    /// Describes a client with these permissions to the others on a channel.
+    pub fn describe(&self, id: ClientId) -> presence::Client {
+        let claims = if let Holder::Token(claims) = &self.holder { Some(claims) } else { None };
+        let user = claims.and_then(|claims| claims.sub.as_deref()).unwrap_or_default();
+        presence::Client::new(id, user, claims.and_then(|claims| claims.info.as_deref()))
     }
 
     /// Whether the request has a publish key, and so comes from one of the operator's own

@@ -13,12 +13,14 @@ pub mod memory;
 pub mod redis;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
-use futures::future::BoxFuture;
+use futures::future::{BoxFuture, FutureExt, ready};
 
 use crate::channel::ChannelName;
 use crate::message::{Gap, Message, Position};
+use crate::presence::{Everybody, News, Update, Updated};
 
 /// A message to publish.
 #[derive(Clone, Debug)]
@@ -78,6 +80,9 @@ pub struct Page {
     /// The newest position when the page was read.
     pub tail: Tail,
 }
+
+/// How long what an instance tells about the clients of a channel holds, unless it tells it again.
+pub const PRESENCE_HOLDS: Duration = Duration::from_secs(25);
 
 /// The maximum number of messages in a page.
 pub const PAGE_MESSAGES: usize = 1000;
@@ -139,6 +144,8 @@ pub enum Event {
     Missed(ChannelName),
     /// The broker refused the subscription to the channel, and has ended it.
     Refused(ChannelName),
+    /// Clients have come to or gone from the channel. Some of these events may be lost.
+    Presence(ChannelName, News),
 }
 
 /// How many channels a request subscribes to. The broker subscribes the channels of small requests
@@ -248,6 +255,21 @@ pub trait Broker: Send + Sync + 'static {
         limit: usize,
     ) -> BoxFuture<'a, Result<Option<Page>, BrokerError>>;
 
+    /// Tells the broker who is on channels of this instance. It queues an [`Event::Presence`] for the
+    /// changes, on all instances that are subscribed to the channel. Returns one result for each
+    /// update. By default, a broker has no presence.
+    fn write_presence(&self, updates: Vec<Update>) -> BoxFuture<'_, Vec<Result<Updated, BrokerError>>> {
+        ready(updates.iter().map(|_| Err(no_presence())).collect()).boxed()
+    }
+
+    /// Reads who is on a channel, on all instances.
+    ///
+    /// # Errors
+    /// [`BrokerError::Unavailable`] or [`BrokerError::Refused`] if the broker cannot read it.
+    fn read_presence<'a>(&'a self, _channel: &'a ChannelName) -> BoxFuture<'a, Result<Everybody, BrokerError>> {
+        ready(Err(no_presence())).boxed()
+    }
+
     /// Whether the broker works now.
     fn health(&self) -> Health;
 
@@ -260,4 +282,8 @@ pub trait Broker: Send + Sync + 'static {
     fn shards(&self) -> Option<ShardCounts> {
         None
     }
+}
+
+fn no_presence() -> BrokerError {
+    BrokerError::Refused("this broker has no presence".into())
 }

@@ -13,6 +13,7 @@ pub mod forwarded;
 pub mod handshake;
 pub mod history;
 mod history_body;
+pub mod presence;
 pub mod publish;
 pub mod query;
 mod request_log;

@@ -8,6 +8,8 @@
 //! * [`topic`]: one channel: its [`sequence`] checks the order, its [`log`] stores the messages.
 //! * [`wake_list`]: tells a shard which topics have new entries.
 //!
+//! Who is on a channel: [`presence`].
+//!
 //! Reads for subscribers: `history`, `shared_reads`, [`held_page`].
 
 pub mod dispatch;
@@ -15,6 +17,7 @@ pub mod event_queue;
 pub mod held_page;
 mod history;
 pub mod log;
+pub mod presence;
 pub mod sequence;
 pub(crate) mod shared_reads;
 pub mod topic;
@@ -29,6 +32,7 @@ use tokio::sync::Semaphore;
 
 use self::dispatch::{Dispatcher, Progress};
 use self::held_page::PageBudget;
+use self::presence::Presence;
 use self::wake_list::WakeList;
 use crate::backoff::Backoff;
 use crate::broker::{Broker, BrokerError, Health, PAGE_MESSAGES, Page, ReadFrom, RequestSize};
@@ -36,6 +40,7 @@ use crate::channel::ChannelName;
 use crate::hub::log::LogBounds;
 use crate::hub::sequence::Next;
 use crate::hub::topic::Topic;
+use crate::presence::Everybody;
 use crate::rules::Rules;
 use crate::transport::byte_budget::Budget;
 
@@ -110,6 +115,29 @@ impl Hub {
                 Progress::Blocked => tokio::time::sleep(Duration::from_millis(1)).await,
             }
         }
+    }
+
+    /// Who is on the channels of this instance.
+    pub fn presence(&self) -> &Arc<Presence> {
+        self.dispatcher.presence()
+    }
+
+    /// Keeps the broker informed of who is on the channels, as long as the process runs.
+    pub async fn keep_presence(self: Arc<Self>) {
+        self.presence().run(&*self.broker).await;
+    }
+
+    /// Whether the rule of a channel has presence.
+    pub fn has_presence(&self, channel: &ChannelName) -> bool {
+        self.rules.of(channel).presence
+    }
+
+    /// Reads who is on a channel, on all instances; `None` if its rule has no presence.
+    ///
+    /// # Errors
+    /// As [`Broker::read_presence`].
+    pub async fn read_presence(&self, channel: &ChannelName) -> Result<Option<Everybody>, BrokerError> {
+        if self.has_presence(channel) { self.broker.read_presence(channel).await.map(Some) } else { Ok(None) }
     }
 
     /// The wake list of a shard.

@@ -21,8 +21,8 @@
 //!   messages once into a `batch` and offers the batch to each `session`. A `connection` writes the
 //!   bytes of a session to its socket.
 //!
-//! Types that all of them share: [`channel`], [`message`], [`rules`] (settings for channels),
-//! [`close`] (why subscribers are closed), [`json`] (objects that several parts write).
+//! Types that all of them share: [`channel`], [`message`], [`presence`] (who is on a channel),
+//! [`rules`] (settings for channels), [`close`] (why subscribers are closed), [`json`] (objects that several parts write).
 //!
 //! The process: [`config`], [`app`] (the shared state), [`server`], [`drain`], [`allocator`],
 //! [`observability`] and the [`commands`] other than `serve`, whose results are [`finding`]s. The
@@ -49,6 +49,7 @@ pub mod hub;
 pub mod json;
 pub mod message;
 pub mod observability;
+pub mod presence;
 pub mod rules;
 pub mod server;
 pub mod transport;

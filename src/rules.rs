@@ -38,6 +38,10 @@ pub struct Rule {
     pub keyed: Option<Keyed>,
     /// The rights of clients without credentials, if access control is configured.
     pub anonymous: Anonymous,
+    /// Whether clients can ask who is on the channel.
+    pub presence: bool,
+    /// Whether clients can be told who comes and goes. Needs presence.
+    pub join_leave: bool,
 }
 
 impl Default for Rule {
@@ -47,6 +51,8 @@ impl Default for Rule {
             history: Some(History { messages: 100, age: Duration::from_secs(300) }),
             keyed: None,
             anonymous: Anonymous::default(),
+            presence: false,
+            join_leave: false,
         }
     }
 }
@@ -93,7 +99,7 @@ impl Default for Rules {
         let sheet = Rule {
             history: Some(History { messages: 1000, age: Duration::from_secs(3600) }),
             keyed: Some(Keyed::default()),
-            anonymous: Anonymous::default(),
+            ..Rule::default()
         };
         Self { channels: vec![(ChannelPattern::new("sheet:*"), sheet)], publish_keys: Vec::new() }
     }
@@ -177,6 +183,10 @@ struct WrittenRule {
     keyed: Option<WrittenKeyed>,
     #[serde(default)]
     anonymous: Vec<WrittenAction>,
+    #[serde(default)]
+    presence: bool,
+    #[serde(default)]
+    join_leave: bool,
 }
 
 #[derive(Deserialize, PartialEq, Eq)]
@@ -240,6 +250,10 @@ impl WrittenRule {
         if rule.keyed.is_some() && rule.history.is_none() {
             return Err("a keyed channel needs a history; remove `history = false`".into());
         }
+        if self.join_leave && !self.presence {
+            return Err("`join_leave` needs presence; add `presence = true`".into());
+        }
+        (rule.presence, rule.join_leave) = (self.presence, self.join_leave);
         rule.anonymous = Anonymous {
             subscribe: self.anonymous.contains(&WrittenAction::Subscribe),
             publish: self.anonymous.contains(&WrittenAction::Publish),
@@ -309,6 +323,8 @@ mod tests {
             ("[[channel]]\nmatch = 'a'\nhistory = { age = 'soon' }\n", "history.age"),
             ("[[channel]]\nmatch = 'a'\nhistory = { messages = 0 }\n", "history.messages"),
             ("[[channel]]\nmatch = 'a'\nhistory = false\nkeyed = true\n", "needs a history"),
+            ("[[channel]]\nmatch = 'a'\njoin_leave = true\n", "needs presence"),
+            ("[[channel]]\nmatch = 'a'\npresence = 'yes'\n", "line 3"),
             ("[[channel]\n", "line 1"),
             ("[[channel]]\nmatch = 'a'\nanonymous = ['read']\n", "line 3"),
             ("[[publish_key]]\nkey = 'a'\nchannel = 'b'\n", "`channel`"),

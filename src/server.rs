@@ -112,6 +112,7 @@ impl Server {
         let hub = Hub::new(dispatcher, broker.clone(), rules, settings.log, outgoing.clone());
         tokio::spawn(hub.clone().run());
         tokio::spawn(hub.clone().sweep());
+        tokio::spawn(hub.clone().keep_presence());
         tokio::spawn(allocator::give_back());
         let admission = Admission::new(settings.admission, descriptors, settings.threads, metrics.clone());
         let incoming = Budget::new(settings.incoming_bytes);
@@ -158,11 +159,12 @@ impl Server {
         }
         self.app.drain.start_draining();
         tracing::info!("draining: new work is refused");
-        let Self { threads, drain, .. } = self;
+        let Self { threads, drain, app, .. } = self;
         let joined = tokio::task::spawn_blocking(move || threads.into_iter().for_each(|thread| drop(thread.join())));
         // A thread ends after its last connection. The timeout covers threads whose connections do
         // not end.
         let _ = tokio::time::timeout(drain.time + Duration::from_secs(1), joined).await;
+        app.hub.presence().finish(&*app.broker).await;
     }
 }
 
@@ -204,6 +206,7 @@ impl Thread {
         };
         let shard = Shard::new(index, app.clone());
         spawn_local(shard.clone().sweep());
+        spawn_local(shard.clone().tell_presence(app.hub.presence().list(index)));
         spawn_local(allocator::give_back());
         // In this order, after every round of the thread's tasks: a message never waits for the
         // requests of thousands of clients, nor a new connection for clients that catch up.

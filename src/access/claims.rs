@@ -4,11 +4,13 @@
 
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Deserializer};
+use serde_json::value::RawValue;
 
 use super::action::Action;
 use crate::channel::ChannelName;
 use crate::channel::ChannelPattern;
 use crate::json::Object;
+use crate::presence::MOST_INFO_BYTES;
 
 /// The claims of a token.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -25,9 +27,13 @@ pub struct Claims {
     /// The id; only its type is checked.
     #[serde(default, deserialize_with = "present", rename = "jti")]
     _jti: Option<Text>,
-    /// The subject; only its type is checked.
-    #[serde(default, deserialize_with = "present", rename = "sub")]
-    _sub: Option<Text>,
+    /// The subject: the user.
+    #[serde(default, deserialize_with = "present")]
+    pub sub: Option<Box<str>>,
+    /// What others on a channel may know about the user: JSON on one line. Too long a value is left
+    /// out.
+    #[serde(default, deserialize_with = "short_json")]
+    pub info: Option<Box<str>>,
     /// The issuer.
     #[serde(default, deserialize_with = "present")]
     pub iss: Option<String>,
@@ -57,6 +63,14 @@ impl Audience {
             Self::Several(names) => names,
         }
     }
+}
+
+/// Any value, as it is written, without line ends; `None` if it is longer than others may be told.
+fn short_json<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Box<str>>, D::Error> {
+    let value = Box::<RawValue>::deserialize(deserializer)?;
+    // Within JSON, line ends are white space.
+    let line = value.get().replace(['\n', '\r'], " ");
+    Ok(Some(line).filter(|line| line.len() <= MOST_INFO_BYTES && line != "null").map(Box::from))
 }
 
 /// Channel patterns by action.
@@ -113,4 +127,23 @@ pub(super) fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializ
 
 fn object<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<T, D::Error> {
     Object::deserialize(deserializer).map(|Object(value)| value)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_claim_for_others_has_a_bound_and_is_on_one_line() {
+        let info = |info: &str| {
+            let claims: Claims = serde_json::from_str(&format!("{{\"exp\": 1, \"info\": {info}}}")).expect("claims");
+            claims.info.map(String::from)
+        };
+        assert_eq!(info("{\n\"a\": 1.50\r\n}"), Some("{ \"a\": 1.50  }".into()));
+        let most = json!("x".repeat(MOST_INFO_BYTES - 2)).to_string();
+        assert_eq!(info(&most), Some(most.clone()));
+        assert_eq!([info(&json!("x".repeat(MOST_INFO_BYTES - 1)).to_string()), info("null")], [None, None]);
+    }
 }

@@ -1,12 +1,13 @@
 //! The embedded broker. It behaves like the Redis broker, but within one process, and its data is
 //! lost when the process ends. `history.rs` implements the history of one channel, `channels.rs`
-//! the limit on the memory of all channels.
+//! the limit on the memory of all channels, `presence.rs` who is on them.
 
 mod channels;
 mod clock;
 mod history;
 mod ids;
 mod keys;
+mod presence;
 
 use std::collections::HashSet;
 use std::hash::{BuildHasher, RandomState};
@@ -18,9 +19,11 @@ use tokio::time::MissedTickBehavior;
 
 use self::channels::{Channels, Published};
 use self::clock::Clock;
+use self::presence::Records;
 use super::{Broker, BrokerError, Event, EventSink, Health, Page, Publication, ReadFrom, RequestSize};
 use crate::channel::ChannelName;
 use crate::message::{Message, Position};
+use crate::presence::{Everybody, Update, Updated};
 use crate::rules::Rules;
 
 /// The maximum number of bytes in all histories together; this broker has no `maxmemory` setting.
@@ -44,6 +47,7 @@ pub struct MemoryBroker {
 struct State {
     channels: Channels,
     subscribed: HashSet<ChannelName>,
+    presence: Records,
 }
 
 impl MemoryBroker {
@@ -54,7 +58,7 @@ impl MemoryBroker {
     pub fn new(sink: Arc<dyn EventSink>, rules: Arc<Rules>) -> Self {
         let clock = Clock::new();
         let channels = Channels::new(MOST_BYTES, clock.now());
-        let state = Arc::new(Mutex::new(State { channels, subscribed: HashSet::new() }));
+        let state = Arc::new(Mutex::new(State { channels, subscribed: HashSet::new(), presence: Records::default() }));
         tokio::spawn(expire(Arc::downgrade(&state), clock));
         Self { state, clock, digests: RandomState::new(), sink, rules }
     }
@@ -145,6 +149,23 @@ impl Broker for MemoryBroker {
         };
         let page = rule.history.map(|_| read());
         ready(Ok(page)).boxed()
+    }
+
+    fn write_presence(&self, updates: Vec<Update>) -> BoxFuture<'_, Vec<Result<Updated, BrokerError>>> {
+        let mut state = lock(&self.state);
+        let written = updates.into_iter().map(|update| {
+            let (updated, news) = state.presence.write(update);
+            if let Some((channel, news)) = news {
+                self.sink.push(Event::Presence(channel, news));
+            }
+            Ok(updated)
+        });
+        let written = written.collect();
+        ready(written).boxed()
+    }
+
+    fn read_presence<'a>(&'a self, channel: &'a ChannelName) -> BoxFuture<'a, Result<Everybody, BrokerError>> {
+        ready(Ok(lock(&self.state).presence.read(channel))).boxed()
     }
 
     fn health(&self) -> Health {

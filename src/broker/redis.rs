@@ -9,6 +9,7 @@
 //! * Publish: `pipeline`, `calls`, `names`, `library`, then `functions/channel.lua` and
 //!   `functions/publish.lua`.
 //! * Read: `history`, `reads`, `functions/plan.lua`; `shared` and `reply` carry its commands.
+//! * Who is on a channel: `presence`, `functions/presence.lua`.
 //! * Connect: `node`, `target`, `endpoint`, `url`, `tls`, `sentinel`, `sentinel_url`,
 //!   `cluster_url`, `error`.
 //! * `livebridge check`: `probe`, `diagnosis`.
@@ -29,6 +30,7 @@ mod names;
 mod node;
 mod pipeline;
 mod position_marker;
+mod presence;
 pub mod probe;
 mod reads;
 mod reply;
@@ -47,7 +49,7 @@ mod wanted;
 
 use std::sync::Arc;
 
-use futures::future::{BoxFuture, FutureExt};
+use futures::future::{BoxFuture, FutureExt, join_all};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
@@ -64,11 +66,14 @@ use super::{Broker, BrokerError, EventSink, Health, Page, Publication, ReadFrom,
 use crate::channel::ChannelName;
 use crate::message::Position;
 use crate::observability::metrics::Metrics;
+use crate::presence::{Everybody, Update, Updated};
 use crate::rules::Rules;
 
 /// A broker that uses Redis.
 pub struct RedisBroker {
     servers: Servers,
+    /// The unique name of this instance.
+    instance: String,
 }
 
 enum Servers {
@@ -106,7 +111,16 @@ impl RedisBroker {
                 Servers::One(Box::new(Shard::start(target, Role::Master, canary, &context)))
             }
         };
-        Ok(Self { servers })
+        Ok(Self { servers, instance: instance.to_owned() })
+    }
+}
+
+impl RedisBroker {
+    async fn write_presence_of(&self, update: Update) -> Result<Updated, BrokerError> {
+        match &self.servers {
+            Servers::One(shard) => Ok(shard.write_presence(&self.instance, &update).await?),
+            Servers::Cluster(cluster, _) => cluster.write_presence(&update).await,
+        }
     }
 }
 
@@ -145,6 +159,17 @@ impl Broker for RedisBroker {
         match &self.servers {
             Servers::One(shard) => async move { Ok(shard.history.read(channel, from, limit).await?) }.boxed(),
             Servers::Cluster(cluster, _) => cluster.read(channel, from, limit).boxed(),
+        }
+    }
+
+    fn write_presence(&self, updates: Vec<Update>) -> BoxFuture<'_, Vec<Result<Updated, BrokerError>>> {
+        join_all(updates.into_iter().map(|update| self.write_presence_of(update))).boxed()
+    }
+
+    fn read_presence<'a>(&'a self, channel: &'a ChannelName) -> BoxFuture<'a, Result<Everybody, BrokerError>> {
+        match &self.servers {
+            Servers::One(shard) => async move { Ok(shard.read_presence(channel).await?) }.boxed(),
+            Servers::Cluster(cluster, _) => cluster.read_presence(channel).boxed(),
         }
     }
 

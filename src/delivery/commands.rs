@@ -10,6 +10,7 @@
 mod connect;
 mod history;
 pub mod identity;
+mod presence;
 mod publish;
 mod subscribe;
 
@@ -23,6 +24,7 @@ use futures::future::LocalBoxFuture;
 
 use self::history::Answer;
 use self::identity::{Identity, Refusal, Visitor};
+use self::presence::Kind;
 use self::publish::Published;
 use self::subscribe::{Checked, Joined};
 use super::connection::Connection;
@@ -37,6 +39,7 @@ use crate::access::Action;
 use crate::channel::ChannelName;
 use crate::close::{Close, Code};
 use crate::hub::held_page::HeldPage;
+use crate::presence::Everybody;
 
 /// How many bytes of missed messages go into the answers to subscriptions that are made together.
 const MISSED_BYTES: usize = 128 << 10;
@@ -73,6 +76,7 @@ enum Done {
     Connected(Option<CommandId>, Result<(Identity, Vec<Joined>), Refusal>),
     Refreshed(Option<CommandId>, Result<Identity, Refusal>),
     Answered(Option<CommandId>, Result<Answer, CommandError>),
+    Counted(Option<CommandId>, Kind, Result<Everybody, CommandError>),
 }
 
 impl Commands {
@@ -181,8 +185,16 @@ impl Commands {
                 let reading = history::read(app, identity.permissions.clone(), *request, connection.address());
                 self.running = Some(reading.map(move |result| Done::Answered(id, result)).boxed_local());
             }
+            (Client::Connected(identity), Request::Presence(channel)) => {
+                let reading = presence::read(app, identity.permissions.clone(), channel);
+                self.running = Some(reading.map(move |result| Done::Counted(id, Kind::List, result)).boxed_local());
+            }
+            (Client::Connected(identity), Request::PresenceStats(channel)) => {
+                let reading = presence::read(app, identity.permissions.clone(), channel);
+                self.running = Some(reading.map(move |result| Done::Counted(id, Kind::Stats, result)).boxed_local());
+            }
             (Client::Connected(identity), Request::Refresh(token)) => {
-                let checking = identity::refresh(app, token, identity.address);
+                let checking = identity::refresh(app, token, identity.address, identity.client);
                 self.running = Some(checking.map(move |result| Done::Refreshed(id, result)).boxed_local());
             }
         }
@@ -206,7 +218,7 @@ impl Commands {
                 let mut room = MISSED_BYTES;
                 let joined = joined.into_iter().map(|joined| join(joined, &mut room, shard, connection));
                 let subscriptions: Vec<_> = joined.collect();
-                let (client, refresh_after) = (connect::name(), identity.refresh_after());
+                let (client, refresh_after) = (identity.client.to_string(), identity.refresh_after());
                 let instance = &shard.context.app.instance;
                 let connected =
                     Connected { client, instance, refresh_after, ping_seconds, subscriptions: &subscriptions };
@@ -227,7 +239,9 @@ impl Commands {
                 reply(connection, id, &Reply::History(&answer.messages, answer.page.tail.position));
                 self.answered = Some(answer.page);
             }
-            Done::Answered(id, Err(error)) => fail(connection, id, &error),
+            Done::Counted(id, Kind::List, Ok(all)) => reply(connection, id, &Reply::Presence(&all)),
+            Done::Counted(id, Kind::Stats, Ok(all)) => reply(connection, id, &Reply::PresenceStats(&all)),
+            Done::Answered(id, Err(error)) | Done::Counted(id, _, Err(error)) => fail(connection, id, &error),
         }
     }
 
@@ -300,11 +314,11 @@ fn may_subscribe(
 /// Makes a subscription. The answer must be written before anything else is. `room` is how many bytes
 /// of missed messages may go into the answers.
 fn join(joined: Joined, room: &mut usize, shard: &Shard, connection: &Rc<Connection>) -> (ChannelName, Subscribed) {
-    let Joined { membership, start, page, recovery, describe } = joined;
+    let Joined { membership, start, page, recovery, describe, attendance } = joined;
     let channel = membership.topic().channel.clone();
     let keyed = membership.topic().rule.keyed.is_some();
     tracing::debug!(%channel, "subscribed");
-    let new = NewSubscription { membership, start, rights: Rights::default(), page };
+    let new = NewSubscription { membership, start, rights: Rights::default(), page, attendance };
     let (key, head) = shard.subscribe(connection, new);
     let most = if recovery == Recovery::Recovered { *room } else { 0 };
     let missed = connection.change(|session| session.take_missed(key, most));
@@ -316,7 +330,7 @@ fn join(joined: Joined, room: &mut usize, shard: &Shard, connection: &Rc<Connect
 fn unsubscribe(channel: &ChannelName, shard: &Shard, connection: &Connection) {
     let key = connection.session().find(channel);
     if let Some(key) = key {
-        shard.unsubscribe(connection, key);
+        shard.leave(connection, key);
     }
 }
 

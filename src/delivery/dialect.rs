@@ -20,6 +20,7 @@ use super::framing::FrameWriter;
 use crate::channel::ChannelName;
 use crate::close::{Close, Code};
 use crate::message::{Entry, Position};
+use crate::presence::Change;
 
 /// Where a subscription starts in its channel.
 #[derive(Clone, Copy, Debug)]
@@ -118,4 +119,7 @@ pub trait Dialect: Sync {
     fn write_unsubscribed(&self, _: &ChannelName, _: SubscriptionEnd, _: &mut FrameWriter<'_>) -> bool {
         false
     }
+
+    /// Writes that a client has come to a channel or gone from it. By default, clients are not told.
+    fn write_presence_change(&self, _: &ChannelName, _: &Change, _: &mut FrameWriter<'_>) {}
 }

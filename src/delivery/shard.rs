@@ -3,25 +3,29 @@
 //! wake list. `server.rs` runs one shard per thread.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use slab::Slab;
 
+use super::attendants::Attendants;
 use super::batch::EncodedBatch;
 use super::connection::Connection;
 use super::context::Context;
 use super::encoding::Encoding;
 use super::session::{Session, SubscriptionKey};
-use super::subscription::NewSubscription;
+use super::subscription::{Attendance, NewSubscription};
 use crate::app::App;
+use crate::channel::ChannelName;
 use crate::close::{Close, Code};
+use crate::hub::presence::ChangeList;
 use crate::hub::topic::Topic;
 use crate::hub::wake_list::WakeList;
 use crate::observability::metrics::latency::Moment;
 use crate::observability::metrics::sample::Sample;
+use crate::presence::Change;
 use crate::transport::admission::Admitted;
 use crate::transport::socket::Socket;
 
@@ -29,6 +33,8 @@ use crate::transport::socket::Socket;
 /// the fan-out is busy, and messages published meanwhile share the next write.
 const OFFERS_PER_YIELD: usize = 64;
 const YIELDS: usize = 3;
+/// How many joins and leaves are written to a client at once.
+const CHANGES_AT_ONCE: usize = 16;
 /// The interval of the check for silent connections. One check for all of them, instead of a timer
 /// for each.
 const SWEEP: Duration = Duration::from_secs(1);
@@ -41,6 +47,8 @@ pub struct Shard {
     pub context: Rc<Context>,
     connections: RefCell<Slab<Rc<Connection>>>,
     topics: RefCell<HashMap<u64, LocalTopic>>,
+    /// The clients on channels with presence.
+    attendants: RefCell<Attendants>,
     /// The number of offers since the last yield.
     offers: Cell<usize>,
 }
@@ -66,6 +74,7 @@ impl Shard {
             context: Context::new(app),
             connections: RefCell::default(),
             topics: RefCell::default(),
+            attendants: RefCell::default(),
             offers: Cell::default(),
         })
     }
@@ -99,7 +108,8 @@ impl Shard {
 
     /// Subscribes a connection to a channel, at any time of its life. Returns the key of the
     /// subscription and the newest offset of the channel.
-    pub fn subscribe(&self, connection: &Rc<Connection>, new: NewSubscription) -> (SubscriptionKey, Option<u64>) {
+    pub fn subscribe(&self, connection: &Rc<Connection>, mut new: NewSubscription) -> (SubscriptionKey, Option<u64>) {
+        let attendance = new.attendance.take();
         let encoding = connection.session().encoding();
         let topic = new.membership.topic().clone();
         let made = connection.subscribe(new, |key, subscription| {
@@ -108,14 +118,34 @@ impl Shard {
         });
         if topic.is_refused() {
             // The topic was refused before this shard subscribed, so wake the shard now.
-            self.context.app.hub.wake_list(self.index).push(topic);
+            self.context.app.hub.wake_list(self.index).push(topic.clone());
+        }
+        if let Some(Attendance { client, is_told }) = attendance {
+            let place = self.context.app.hub.presence().enter(&topic.channel, client, is_told);
+            self.attendants.borrow_mut().add(&topic.channel, connection, place, is_told);
         }
         made
+    }
+
+    /// Ends a subscription because the client says so: the others see it leave at once.
+    pub fn leave(&self, connection: &Connection, key: SubscriptionKey) {
+        let place = connection.session().subscription(key).and_then(|subscription| {
+            let topic = subscription.topic();
+            topic.rule.presence.then(|| self.attendants.borrow_mut().take(&topic.channel, connection))?
+        });
+        self.unsubscribe(connection, key);
+        if let Some(place) = place {
+            place.leave();
+        }
     }
 
     /// Ends a subscription, at any time of the life of the connection.
     pub fn unsubscribe(&self, connection: &Connection, key: SubscriptionKey) {
         let Some(subscription) = connection.unsubscribe(key) else { return };
+        if subscription.topic().rule.presence {
+            // Its connection may come back, and does so often.
+            drop(self.attendants.borrow_mut().take(&subscription.topic().channel, connection));
+        }
         let encoding = connection.session().encoding();
         let mut topics = self.topics.borrow_mut();
         let Some(local) = topics.get_mut(&subscription.topic().id) else { return };
@@ -220,6 +250,48 @@ impl Shard {
                 self.let_others_run().await;
             }
         }
+    }
+
+    /// Tells clients who comes and goes, as long as the thread runs.
+    pub async fn tell_presence(self: Rc<Self>, list: Arc<ChangeList>) {
+        let mut waiting = VecDeque::new();
+        loop {
+            list.wait(&mut waiting).await;
+            for (channel, changes) in waiting.drain(..) {
+                let told = self.attendants.borrow().told(&channel);
+                if told.is_empty() {
+                    continue;
+                }
+                for part in changes.chunks(CHANGES_AT_ONCE) {
+                    self.tell(&told, &channel, part).await;
+                }
+            }
+        }
+    }
+
+    /// Writes changes once for each encoding, and adds them to the outboxes of clients. A client that
+    /// does not read misses them.
+    async fn tell(&self, told: &[Rc<Connection>], channel: &ChannelName, changes: &[Change]) {
+        let mut written: Option<(&Encoding, Vec<u8>)> = None;
+        for (index, connection) in told.iter().enumerate() {
+            let encoding = connection.session().encoding();
+            if written.as_ref().is_none_or(|(known, _)| !known.is(encoding)) {
+                let mut bytes = Vec::new();
+                changes.iter().for_each(|change| {
+                    encoding.dialect.write_presence_change(channel, change, &mut encoding.writer(&mut bytes));
+                });
+                written = Some((encoding, bytes));
+            }
+            if connection.must_read_first() {
+                self.context.app.metrics.presence.dropped.inc_by(changes.len() as u64);
+            } else if let Some((_, bytes)) = &written {
+                connection.queue_control(|out| out.extend_from_slice(bytes));
+            }
+            if (index + 1).is_multiple_of(OFFERS_PER_YIELD) {
+                self.let_others_run().await;
+            }
+        }
+        self.let_others_run().await;
     }
 
     /// Yields to the other tasks of the thread.

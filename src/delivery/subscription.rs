@@ -8,6 +8,7 @@ use crate::hub::Membership;
 use crate::hub::held_page::HeldPage;
 use crate::hub::topic::{ReadAt, Start, StartingPoint, Topic};
 use crate::message::{Entry, Message, Position};
+use crate::presence::Client;
 
 /// The rights of a client in a channel, in addition to receiving.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
@@ -26,6 +27,17 @@ pub struct NewSubscription {
     pub rights: Rights,
     /// The answer to the first read of the history that `start` needs, if it was read already.
     pub page: Option<Arc<HeldPage>>,
+    /// On a channel with presence: as whom others see the client.
+    pub attendance: Option<Attendance>,
+}
+
+/// As whom others see a client on a channel.
+#[derive(Clone, Debug)]
+pub struct Attendance {
+    /// The client.
+    pub client: Arc<Client>,
+    /// Whether the client is told who comes and goes.
+    pub is_told: bool,
 }
 
 /// The messages that a client gets with the answer to its subscription.
@@ -69,7 +81,7 @@ pub(super) struct PageCursor {
 impl Subscription {
     /// Creates a subscription at its start. Returns also the newest offset of the channel.
     pub(super) fn new(new: NewSubscription) -> (Self, Option<u64>) {
-        let NewSubscription { membership, start, rights, page } = new;
+        let NewSubscription { membership, start, rights, page, attendance: _ } = new;
         let StartingPoint { read_at, position, head } = membership.topic().locate(start);
         let cursor = match (read_at, position, head) {
             (ReadAt::History(ReadFrom::Keys), Some(Position { epoch, .. }), Some(offset)) => {

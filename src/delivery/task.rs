@@ -25,7 +25,7 @@ use super::framing::websocket::{self, Decoder, Incoming, Opcode};
 use super::rate_limiter::{Excess, RateLimiter, Received};
 use super::session::{Session, SubscriptionKey, Waits, outgoing_full};
 use super::shard::Shard;
-use super::subscription::{NewSubscription, Rights};
+use super::subscription::{Attendance, NewSubscription, Rights};
 use crate::backoff::Backoff;
 use crate::broker::{BrokerError, ReadFrom, RequestSize};
 use crate::channel::ChannelName;
@@ -81,6 +81,8 @@ pub struct AwaitedChannel {
     pub start: Start,
     /// The rights of the client in the channel.
     pub rights: Rights,
+    /// As whom others see the client.
+    pub attendance: Option<Attendance>,
 }
 
 /// The task of one connection.
@@ -185,11 +187,11 @@ impl ConnectionTask {
         self.connection.queue_notice(|encoding, out| encoding.dialect.write_waiting(out));
         let hub = self.shard.context.app.hub.clone();
         let size = RequestSize::of(channels.len());
-        let joining = channels.into_iter().map(move |AwaitedChannel { channel, start, rights }| {
+        let joining = channels.into_iter().map(move |AwaitedChannel { channel, start, rights, attendance }| {
             let hub = hub.clone();
             async move {
                 let membership = hub.join_when_available(&channel, size).await?;
-                Ok(NewSubscription { membership, start, rights, page: None })
+                Ok(NewSubscription { membership, start, rights, page: None, attendance })
             }
         });
         self.awaited = Some(try_join_all(joining).map(TaskEvent::Joined).boxed_local());

@@ -10,11 +10,10 @@ use warp::reply::Response;
 use super::credentials;
 use super::error::ApiError;
 use super::history_body::HistoryBody;
-use super::query::{EARLIEST, Query};
+use super::query::{EARLIEST, Query, channel_in_path};
 use crate::access::{Action, Credentials};
 use crate::app::App;
 use crate::broker::{PAGE_MESSAGES, ReadFrom};
-use crate::channel::ChannelName;
 use crate::hub::held_page::PageError;
 use crate::message::Position;
 use crate::transport::address::ClientAddress;
@@ -42,10 +41,7 @@ async fn try_messages(
     credentials: Credentials,
     client: ClientAddress,
 ) -> Result<Response, ApiError> {
-    let name = percent_encoding::percent_decode_str(name)
-        .decode_utf8()
-        .map_err(|_| ApiError::parameter("the channel's name in the path is not UTF-8"))?;
-    let channel: ChannelName = name.parse()?;
+    let channel = channel_in_path(name)?;
     credentials::authorize(app, credentials, query, std::slice::from_ref(&channel), Action::Read).await?;
     let limit = match query.get("limit") {
         None => DEFAULT_LIMIT,

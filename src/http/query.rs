@@ -16,6 +16,17 @@ pub(super) const EARLIEST: &str = "earliest";
 /// A position of a history that cannot exist: no epoch began in 1970.
 const UNKNOWN: Position = Position { epoch: 0, offset: 1 };
 
+/// The channel that a segment of a path names, percent-encoded.
+///
+/// # Errors
+/// [`ApiError`] if it is no name of a channel.
+pub fn channel_in_path(segment: &str) -> Result<ChannelName, ApiError> {
+    let name = percent_encoding::percent_decode_str(segment)
+        .decode_utf8()
+        .map_err(|_| ApiError::parameter("the channel's name in the path is not UTF-8"))?;
+    Ok(name.parse()?)
+}
+
 /// A parsed query string. Unknown parameters are ignored, because proxies and tools add their own.
 pub struct Query(Vec<(String, String)>);
 

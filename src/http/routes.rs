@@ -13,7 +13,7 @@ use warp::reply::Response;
 use warp::{Filter, Rejection};
 
 use super::error::{ApiError, json_response};
-use super::{assets, centrifuge, history, publish, subscribe};
+use super::{assets, centrifuge, history, presence, publish, subscribe};
 use crate::access::Credentials;
 use crate::app::App;
 use crate::broker::Health;
@@ -61,6 +61,12 @@ fn others(app: Arc<App>) -> BoxedFilter<(Response,)> {
         .and(credentials())
         .and(warp::ext::get().map(|sender: subscribe::HandshakeSender| sender.client()))
         .then(|name, app, query, credentials, client| history::messages(app, name, query, credentials, client));
+    let presence = warp::path!("channels" / String / "presence")
+        .and(get())
+        .and(with_app.clone())
+        .and(query())
+        .and(credentials())
+        .then(|name, app, query, credentials| presence::clients(app, name, query, credentials));
     let healthz = warp::path!("healthz").and(get_or_head()).and(with_app.clone()).map(|app: Arc<App>| healthz(&app));
     let readyz = warp::path!("readyz").and(get_or_head()).and(with_app.clone()).map(|app: Arc<App>| readyz(&app));
     let metrics = warp::path!("metrics")
@@ -78,6 +84,8 @@ fn others(app: Arc<App>) -> BoxedFilter<(Response,)> {
         .or(events)
         .unify()
         .or(history)
+        .unify()
+        .or(presence)
         .unify()
         .or(healthz)
         .unify()
@@ -163,6 +171,7 @@ fn metrics(app: &App, accept: Option<&str>) -> Response {
     let shards = app.broker.shards().unwrap_or_default();
     let now = Now {
         channels: app.hub.channels(),
+        presence_channels: app.hub.presence().channels(),
         log_bytes: app.hub.log_bytes(),
         incoming_bytes: app.incoming.used(),
         outgoing_bytes: app.outgoing.used(),

@@ -25,10 +25,11 @@ use crate::delivery::encoding::{
     BARE_EVENTS, BARE_EVENTS_JSON, BARE_MULTI_CHANNEL_EVENTS, EVENTS, EVENTS_JSON, Encoding, MULTI_CHANNEL_EVENTS,
     WEBSOCKET_JSON, WEBSOCKET_JSON_COMPRESSED, WEBSOCKET_RAW, WEBSOCKET_RAW_COMPRESSED,
 };
-use crate::delivery::subscription::{NewSubscription, Rights};
+use crate::delivery::subscription::{Attendance, NewSubscription, Rights};
 use crate::delivery::task::{AwaitedChannel, Channels, Handshake};
 use crate::hub::Membership;
 use crate::hub::topic::Start;
+use crate::presence::ClientId;
 use crate::transport::address::ClientAddress;
 use crate::transport::admission::AddressClaim;
 
@@ -218,7 +219,7 @@ async fn try_events(
         Ok(joined) => Channels::Joined(joined),
         Err(JoinError::Broker(BrokerError::Unavailable(why))) => {
             tracing::debug!(why, "a subscriber waits for the broker");
-            Channels::Awaited(wanted.awaited())
+            Channels::Awaited(wanted.awaited(app))
         }
         Err(error) => return Err(error.into()),
     };
@@ -297,17 +298,27 @@ impl Wanted {
                 }
             })
             .map_err(JoinError::Broker)?;
+        let id = ClientId::next();
         let subscription = |(membership, start): (Membership, &Start)| {
             let rights = self.rights(&membership.topic().channel);
-            NewSubscription { membership, start: *start, rights, page: None }
+            let attendance = membership.topic().rule.presence.then(|| self.attendance(id));
+            NewSubscription { membership, start: *start, rights, page: None, attendance }
         };
         Ok(memberships.into_iter().zip(&self.starts).map(subscription).collect())
     }
 
     /// The channels, to be joined when the broker is available.
-    fn awaited(self) -> Vec<AwaitedChannel> {
-        let rights: Vec<_> = self.channels.iter().map(|channel| self.rights(channel)).collect();
-        let channels = self.channels.into_iter().zip(self.starts).zip(rights);
-        channels.map(|((channel, start), rights)| AwaitedChannel { channel, start, rights }).collect()
+    fn awaited(&self, app: &App) -> Vec<AwaitedChannel> {
+        let id = ClientId::next();
+        let awaited = |(channel, start): (&ChannelName, &Start)| {
+            let attendance = app.hub.has_presence(channel).then(|| self.attendance(id));
+            AwaitedChannel { channel: channel.clone(), start: *start, rights: self.rights(channel), attendance }
+        };
+        self.channels.iter().zip(&self.starts).map(awaited).collect()
+    }
+
+    /// As whom others see the client. It is not told of them.
+    fn attendance(&self, id: ClientId) -> Attendance {
+        Attendance { client: self.permissions.describe(id).into(), is_told: false }
     }
 }

@@ -12,6 +12,7 @@ use crate::broker::{Event, EventSink};
 use crate::channel::ChannelName;
 use crate::fair_share::fair_size;
 use crate::hub::event_queue::{EventQueue, Taken};
+use crate::hub::presence::Presence;
 use crate::hub::sequence::Next;
 use crate::hub::topic::{Change, Topic};
 use crate::hub::wake_list::WakeList;
@@ -33,6 +34,7 @@ pub struct Dispatcher {
     log_bytes: Arc<AtomicUsize>,
     most_log_bytes: usize,
     wake_lists: Vec<Arc<WakeList>>,
+    presence: Arc<Presence>,
     metrics: Arc<Metrics>,
 }
 
@@ -102,6 +104,7 @@ impl Dispatcher {
             log_bytes: Arc::default(),
             most_log_bytes,
             wake_lists: (0..shards).map(|_| Arc::default()).collect(),
+            presence: Presence::new(shards, metrics.clone()),
             metrics,
         }
     }
@@ -109,6 +112,11 @@ impl Dispatcher {
     /// The metrics of the instance.
     pub(super) fn metrics(&self) -> &Metrics {
         &self.metrics
+    }
+
+    /// Who is on the channels.
+    pub(super) fn presence(&self) -> &Arc<Presence> {
+        &self.presence
     }
 
     /// The wake list of each shard.
@@ -174,12 +182,16 @@ impl Dispatcher {
         let (Event::Arrived(channel, _)
         | Event::Subscribed(channel)
         | Event::Missed(channel)
+        | Event::Presence(channel, _)
         | Event::Refused(channel)) = &event;
         if let Event::Refused(_) = event {
             self.refuse(channel);
             return Ok(());
         }
         let Some(topic) = self.topics().get(channel).cloned() else { return Ok(()) };
+        if topic.rule.presence && matches!(event, Event::Subscribed(_)) {
+            self.presence.on_subscribed(channel);
+        }
         // A new subscription needs a check too, but is no sign of missing messages.
         let shows_gaps = !matches!(event, Event::Subscribed(_));
         let change = match event {
@@ -190,6 +202,10 @@ impl Dispatcher {
                 topic.arrive(message, since)
             }
             Event::Subscribed(_) | Event::Missed(_) | Event::Refused(_) => topic.require_check(),
+            Event::Presence(channel, news) => {
+                self.presence.hear(&channel, &news);
+                return Ok(());
+            }
         };
         if shows_gaps && change.next == Next::Check {
             self.metrics.gaps_found.inc();

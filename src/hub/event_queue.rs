@@ -114,10 +114,15 @@ impl Queue {
         let weight = weight(&event);
         let must_stay = matches!(event, Event::Refused(_));
         if self.bytes + weight > MOST_BYTES && !self.events.is_empty() && !must_stay {
+            if matches!(event, Event::Presence(..)) {
+                // The next list of everybody makes up for it.
+                return;
+            }
             self.dropped += 1;
             let (Event::Arrived(channel, _)
             | Event::Subscribed(channel)
             | Event::Missed(channel)
+            | Event::Presence(channel, _)
             | Event::Refused(channel)) = event;
             // In place of the dropped message, so that the next one does not appear to follow the
             // one before.
@@ -136,6 +141,7 @@ impl Queue {
 fn weight(event: &Event) -> usize {
     match event {
         Event::Arrived(_, message) => EVENT_BYTES + message.payload.len(),
+        Event::Presence(_, news) => EVENT_BYTES + news.weight(),
         Event::Subscribed(_) | Event::Missed(_) | Event::Refused(_) => EVENT_BYTES,
     }
 }

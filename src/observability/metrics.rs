@@ -65,6 +65,8 @@ pub struct Metrics {
     pub failovers: Counter,
     /// How often livebridge read a client more slowly because it sent too fast.
     pub throttled: Counter,
+    /// What went wrong with presence.
+    pub presence: PresenceCounters,
     /// How often logs were shortened because of the bound on all logs.
     pub log_trims: Counter,
     /// Open accepted connections of any kind. The connection limit is compared with this value.
@@ -113,6 +115,7 @@ impl Metrics {
         let mut registry = Registry::with_prefix("livebridge");
         let (latency, samples) = (Latencies::register(&mut registry), Samples::register(&mut registry, shards));
         let (bytes_in, bytes_out) = register_bytes(&mut registry);
+        let presence = PresenceCounters::register(&mut registry);
         register_build(&mut registry);
         let certificates = register_certificates(&mut registry);
         let mut counter = |name: &str, help: &str| {
@@ -133,15 +136,13 @@ impl Metrics {
         let unreadable = counter("unreadable_messages", "Stored messages that could not be read and were skipped");
         let broker_disconnects = counter("broker_disconnects", "Lost connections to the broker");
         let broker_reconnects = counter("broker_reconnects", "Restored connections to the broker");
-        let failovers =
-            counter("redis_failovers", "Switches to another Redis master, as Sentinels or a Cluster named it");
+        let failovers = counter("redis_failovers", "Switches to another master that Sentinels or a Cluster named");
         let throttled = counter("throttled", "Clients that were read more slowly because they sent too fast");
         let log_trims = counter("log_trims", "Times that logs were shortened for the bound on all of them");
         let (closes, refused) = (Family::default(), Family::default());
         registry.register("refused", "What was refused at a limit, by reason", refused.clone());
         registry.register("closes", "Closed subscribers by reason", closes.clone());
-        let sockets = Gauge::default();
-        registry.register("sockets", "Accepted connections", sockets.clone());
+        let sockets = register_sockets(&mut registry);
         Self {
             registry: Mutex::new(registry),
             process: process_registry(),
@@ -164,6 +165,7 @@ impl Metrics {
             broker_reconnects,
             failovers,
             throttled,
+            presence,
             log_trims,
             sockets,
             closes,
@@ -210,6 +212,30 @@ impl Metrics {
             Format::Prometheus => text::to_prometheus(&out),
         }
     }
+}
+
+/// Counters of presence.
+pub struct PresenceCounters {
+    /// How often this instance could not tell the broker who is on a channel.
+    pub failed: Counter,
+    /// Joins and leaves that subscribers were not told of, because they do not read what was sent.
+    pub dropped: Counter,
+}
+
+impl PresenceCounters {
+    fn register(registry: &mut Registry) -> Self {
+        let (failed, dropped) = (Counter::default(), Counter::default());
+        let help = "Times that the broker could not be told who is on a channel";
+        registry.register("presence_failed", help, failed.clone());
+        registry.register("presence_dropped", "Joins and leaves that subscribers had no room for", dropped.clone());
+        Self { failed, dropped }
+    }
+}
+
+fn register_sockets(registry: &mut Registry) -> Gauge {
+    let sockets = Gauge::default();
+    registry.register("sockets", "Accepted connections", sockets.clone());
+    sockets
 }
 
 fn register_bytes(registry: &mut Registry) -> (Counter, Counter) {

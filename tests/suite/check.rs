@@ -86,7 +86,7 @@ async fn functions_of_a_later_version_stay_and_are_used() {
     let held = || redis.cli(&["FUNCTION", "LIST", "LIBRARYNAME", "livebridge", "WITHCODE"]);
     let listed = held();
     let code = listed.split("library_code\n").nth(1).unwrap();
-    let later = code.replacen("-- format 2", "-- format 99", 1);
+    let later = code.replacen("-- format 3", "-- format 99", 1);
     assert_eq!(redis.cli(&["FUNCTION", "LOAD", "REPLACE", &later]), "livebridge");
     let two = Options::redis(&redis).start().await;
     redis.cli(&["CLIENT", "KILL", "TYPE", "normal"]);

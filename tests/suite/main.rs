@@ -8,6 +8,7 @@
 //! * `limits`: each limit's answer, while others notice nothing
 //! * `pages`: what a browser's WebSocket can see and say
 //! * `centrifuge`: the protocol of the Centrifuge SDKs, frame by frame
+//! * `presence`: who is on a channel, and who is told of it
 //! * `drain`: how an instance ends
 //! * `attacks`: what attackers try, request by request and frame by frame
 //! * `hostile`: clients that mean no good
@@ -79,6 +80,7 @@ mod outages;
 mod pages;
 mod patterns;
 mod prefix;
+mod presence;
 mod readme;
 mod redis_options;
 mod sentinel;

@@ -1,4 +1,4 @@
-//! From format 1 of what is in Redis to format 2, while instances of both run: what format 1 stored is taken over, and
+//! From format 1 of what is in Redis to that of today, while instances of both run: what format 1 stored is taken over, and
 //! what its instances ask and hear is what they know.
 
 use crate::support::channel;
@@ -18,7 +18,7 @@ async fn before() -> (Redis, Client) {
 /// Starts an instance of today.
 async fn upgrade(redis: &Redis) -> Instance {
     let instance = Options::redis(redis).rules(RULES).start().await;
-    assert!(redis.cli(&["FUNCTION", "LIST", "WITHCODE"]).contains("-- format 2"), "the functions are replaced");
+    assert!(redis.cli(&["FUNCTION", "LIST", "WITHCODE"]).contains("-- format 3"), "the functions are replaced");
     instance
 }
 

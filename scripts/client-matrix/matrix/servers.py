@@ -13,7 +13,16 @@ from . import processes
 
 SECRET = "a secret of the client matrix for its own instances only"
 CHANNEL = "live"
-_RULES = '[[channel]]\nmatch = "*"\nhistory = { messages = 5000, age = "1h" }\n'
+_RULES = """
+[[channel]]
+match = "*:room"
+presence = true
+join_leave = true
+
+[[channel]]
+match = "*"
+history = { messages = 5000, age = "1h" }
+"""
 
 
 class Redis:

@@ -6,11 +6,11 @@ import WebSocket from "ws";
 
 const { url, http, pid, secret } = JSON.parse(process.argv[2]);
 
-/** A token (HS256) that holds for so many seconds, for these channels. */
-const token = (seconds, channels = ["*"]) => {
+/** A token (HS256) that holds for so many seconds, for these channels, with more claims. */
+const token = (seconds, channels = ["*"], more = {}) => {
   const part = (value) => Buffer.from(JSON.stringify(value)).toString("base64url");
   const exp = Math.floor(Date.now() / 1000) + seconds;
-  const text = `${part({ alg: "HS256" })}.${part({ exp, livebridge: { subscribe: channels, publish: channels } })}`;
+  const text = `${part({ alg: "HS256" })}.${part({ exp, livebridge: { subscribe: channels, publish: channels }, ...more })}`;
   return `${text}.${createHmac("sha256", secret).update(text).digest("base64url")}`;
 };
 const all = token(3600);
@@ -124,6 +124,40 @@ const checks = {
     equal(await failed(js.presence("js:some")), 108, "presence");
     equal(await failed(js.rpc("method", {})), 104, "a call");
     js.disconnect();
+  },
+
+  async "sees who is there, and who comes and goes"() {
+    const named = (sub) => client({ token: token(3600, ["*"], { sub, info: { name: sub } }) });
+    const [here, there] = [named("here"), named("there")];
+    const subscription = here.newSubscription("js:room", { joinLeave: true });
+    const changes = [];
+    for (const kind of ["join", "leave"]) subscription.on(kind, ({ info }) => changes.push(`${kind} ${info.user}`));
+    const told = (expected) =>
+      until(
+        `${expected}, not ${changes}`,
+        (async () => { while (changes.length < expected.length) await new Promise((again) => setTimeout(again, 20)); })(),
+      ).then(() => equal(changes, expected, "who came and went"));
+    subscription.subscribe();
+    here.connect();
+    await told(["join here"]);
+    const other = there.newSubscription("js:room");
+    other.subscribe();
+    there.connect();
+    await told(["join here", "join there"]);
+    const { clients } = await subscription.presence();
+    const seen = Object.values(clients).map(({ user, connInfo }) => [user, connInfo]);
+    equal(seen.sort(), [["here", { name: "here" }], ["there", { name: "there" }]], "who is there");
+    const { numClients, numUsers } = await there.presenceStats("js:room");
+    equal([numClients, numUsers], [2, 2], "how many");
+    // Away for a moment: nobody is told.
+    there._transport._transport.terminate();
+    await event(there, "connecting");
+    await other.ready(5000);
+    await new Promise((later) => setTimeout(later, 6000));
+    other.unsubscribe();
+    await told(["join here", "join there", "leave there"]);
+    here.disconnect();
+    there.disconnect();
   },
 
   async "leaves for good with a token that is not valid"() {

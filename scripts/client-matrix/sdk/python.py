@@ -17,13 +17,13 @@ from centrifuge import CentrifugeError, Client, ClientEventHandler, StreamPositi
 setup = json.loads(sys.argv[1])
 
 
-def token(seconds, channels=("*",)):
-    """A token (HS256) that holds for so many seconds, for these channels."""
+def token(seconds, channels=("*",), **more):
+    """A token (HS256) that holds for so many seconds, for these channels, with more claims."""
 
     def part(data):
         return base64.urlsafe_b64encode(data).rstrip(b"=")
 
-    claims = {"exp": int(time.time()) + seconds, "livebridge": {"subscribe": channels, "publish": channels}}
+    claims = {"exp": int(time.time()) + seconds, "livebridge": {"subscribe": channels, "publish": channels}} | more
     text = part(b'{"alg":"HS256"}') + b"." + part(json.dumps(claims).encode())
     return (text + b"." + part(hmac.digest(setup["secret"].encode(), text, hashlib.sha256))).decode()
 
@@ -56,6 +56,12 @@ class Events(ClientEventHandler, SubscriptionEventHandler):
 
     async def on_publication(self, context):
         self.take("publication", context.pub)
+
+    async def on_join(self, context):
+        self.take("join", context.info)
+
+    async def on_leave(self, context):
+        self.take("leave", context.info)
 
     def all(self, name):
         return [context for event, context in self.seen if event == name]
@@ -162,6 +168,35 @@ async def is_told_what_it_may_not_do():
     await sdk.disconnect()
 
 
+async def sees_who_is_there_and_who_comes_and_goes():
+    def named(user):
+        return client(token=token(3600, sub=user, info={"name": user}))
+
+    events, here, there = Events(), named("here"), named("there")
+    subscription = here.new_subscription("py:room", events=events, join_leave=True)
+    await here.connect()
+    await subscription.subscribe()
+    await events.until("join")
+    other = there.new_subscription("py:room")
+    await there.connect()
+    await other.subscribe()
+    equal([info.user for info in await events.until("join", 2)], ["here", "there"], "who came")
+    clients = (await subscription.presence()).clients
+    seen = sorted((info.user, info.conn_info["name"]) for info in clients.values())
+    equal(seen, [("here", "here"), ("there", "there")], "who is there")
+    stats = await there.presence_stats("py:room")
+    equal((stats.num_clients, stats.num_users), (2, 2), "how many")
+    # Away for a moment: nobody is told.
+    there._conn.transport.abort()
+    await asyncio.sleep(6)
+    await other.ready(timeout=10)
+    await other.unsubscribe()
+    equal([info.user for info in await events.until("leave")], ["there"], "who went")
+    equal(len(events.all("join")), 2, "who came, after all")
+    await here.disconnect()
+    await there.disconnect()
+
+
 async def leaves_for_good_with_a_token_that_is_not_valid():
     events = Events()
     await client(events, token="no token").connect()
@@ -223,6 +258,7 @@ async def main():
         has_many_channels_and_changes_them_at_any_time,
         recovers_after_a_cut,
         is_told_what_it_may_not_do,
+        sees_who_is_there_and_who_comes_and_goes,
         leaves_for_good_with_a_token_that_is_not_valid,
         gets_a_new_token_in_time_and_stays,
         gets_a_new_token_when_it_comes_with_an_old_one,

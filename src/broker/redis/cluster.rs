@@ -25,6 +25,7 @@ use crate::backoff::Backoff;
 use crate::broker::{BrokerError, Event, Health, Page, Publication, ReadFrom, RequestSize, ShardCounts};
 use crate::channel::ChannelName;
 use crate::message::Position;
+use crate::presence::{Everybody, Update, Updated};
 
 /// How often the topology is queried without a reason, while not everything works, and at most.
 const RECHECK: Duration = Duration::from_secs(2);
@@ -148,6 +149,29 @@ impl Cluster {
         loop {
             let shard = self.routes().shard(channel)?;
             match shard.history.read(channel, from, limit).await {
+                Err(Failure::Moved) if Instant::now() < deadline => self.next_round(&mut backoff).await,
+                result => return result.map_err(BrokerError::from),
+            }
+        }
+    }
+
+    /// See [`crate::broker::Broker::write_presence`]. What fails is tried again by the caller.
+    pub(super) async fn write_presence(&self, update: &Update) -> Result<Updated, BrokerError> {
+        let shard = self.routes().shard(&update.channel)?;
+        let written = shard.write_presence(&self.instance, update).await;
+        if matches!(written, Err(Failure::Moved)) {
+            self.context.stale.notify_one();
+        }
+        written.map_err(BrokerError::from)
+    }
+
+    /// See [`crate::broker::Broker::read_presence`].
+    pub(super) async fn read_presence(&self, channel: &ChannelName) -> Result<Everybody, BrokerError> {
+        let deadline = Instant::now() + PATIENCE;
+        let mut backoff = Backoff::new(PAUSE, 4 * PAUSE);
+        loop {
+            let shard = self.routes().shard(channel)?;
+            match shard.read_presence(channel).await {
                 Err(Failure::Moved) if Instant::now() < deadline => self.next_round(&mut backoff).await,
                 result => return result.map_err(BrokerError::from),
             }

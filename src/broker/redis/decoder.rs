@@ -8,6 +8,7 @@ use bytes::Bytes;
 
 use super::names::{Kind, Names};
 use super::position_marker::PositionMarker;
+use super::presence;
 use super::resp::Frame;
 use super::wanted::Wanted;
 use crate::broker::Event;
@@ -70,6 +71,15 @@ impl SubscriptionDecoder {
     fn push_message(&mut self, name: &[u8], payload: &[u8], wanted: &Wanted) {
         let Some((kind, name)) = self.names.parse(name) else { return };
         let Some(channel) = self.channel(name, wanted) else { return };
+        if kind == Kind::Run
+            && let Some(news) = presence::parse_news(payload)
+        {
+            match news {
+                Some(news) => self.events.push(Event::Presence(channel, news)),
+                None => tracing::debug!(%channel, "unreadable news of who is on the channel"),
+            }
+            return;
+        }
         let parse = match kind {
             Kind::Channel => return self.push_payload(channel, Bytes::copy_from_slice(payload)),
             Kind::Single => PositionMarker::parse_single,
@@ -135,6 +145,9 @@ mod tests {
             Event::Subscribed(channel) => format!("subscribed {channel}"),
             Event::Missed(channel) => format!("missed {channel}"),
             Event::Refused(channel) => format!("refused {channel}"),
+            Event::Presence(channel, news) => {
+                format!("{channel}: {} came, {} went", news.joined.len(), news.left.len())
+            }
             Event::Arrived(channel, message) => {
                 let offset = message.position.map_or("-".into(), |position| position.offset.to_string());
                 format!("{channel} {offset} {}", message.text().unwrap_or_default())
@@ -149,6 +162,18 @@ mod tests {
         assert_eq!(single, ["a 3 x", "a - plain"]);
         let run = decode(&[("livebridge:run:a", "7 3 1 2"), ("a", "x"), ("a", "y"), ("a", "plain")]);
         assert_eq!(run, ["a 3 x", "a 4 y", "a - plain"]);
+    }
+
+    #[test]
+    fn news_of_who_is_there_touch_no_message() {
+        let decoded = decode(&[
+            ("livebridge:note:a", "7 3 1 0"),
+            ("livebridge:run:a", "presence 5 0\n+u x \n-y"),
+            ("a", "x"),
+            ("livebridge:run:a", "presence rubbish"),
+            ("a", "plain"),
+        ]);
+        assert_eq!(decoded, ["a: 1 came, 1 went", "a 3 x", "a - plain"]);
     }
 
     #[test]

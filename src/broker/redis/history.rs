@@ -52,7 +52,7 @@ enum Elements {
 pub(super) struct History {
     node: Arc<Node>,
     rules: Arc<Rules>,
-    reads: Reads,
+    reads: Arc<Reads>,
 }
 
 /// A reader that uses the connection of one lane.
@@ -63,8 +63,8 @@ struct Reader<'a> {
 
 impl History {
     /// Creates the histories; `rules` decides which channels have one.
-    pub(super) fn new(node: Arc<Node>, rules: Arc<Rules>) -> Self {
-        Self { node, rules, reads: Reads::new() }
+    pub(super) fn new(node: Arc<Node>, rules: Arc<Rules>, reads: Arc<Reads>) -> Self {
+        Self { node, rules, reads }
     }
 
     /// Reads a page of history; see [`crate::broker::Broker::read`].

@@ -18,6 +18,7 @@ use super::names::Names;
 use super::shared::SharedConnection;
 use super::target::Target;
 use super::topology::tag_of;
+use crate::channel::ChannelName;
 use crate::observability::metrics::Metrics;
 use crate::observability::metrics::latency::Moment;
 use crate::rules::Rules;
@@ -150,6 +151,14 @@ impl Node {
     pub(super) fn function(&self, function: Function, channel: &str) -> Cmd {
         let mut command = Cmd::new();
         command.arg(self.library.call(function, &self.library.keys(channel)));
+        command
+    }
+
+    /// Starts the call of a function on who is on a channel.
+    pub(super) fn presence_function(&self, function: Function, channel: &ChannelName) -> Cmd {
+        let key = self.names().key(channel.as_str(), "presence");
+        let mut command = Cmd::new();
+        command.arg(self.library.call(function, &Keys::Name(key.into())));
         command
     }
 

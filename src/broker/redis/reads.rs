@@ -74,6 +74,16 @@ impl Reads {
             ReadFrom::Oldest | ReadFrom::Last(_) | ReadFrom::After(_) | ReadFrom::Keys => &self.clients,
         }
     }
+
+    /// The lane for what clients ask.
+    pub(super) fn clients(&self) -> &ReadLane {
+        &self.clients
+    }
+
+    /// The lane of the hub.
+    pub(super) fn hub(&self) -> &ReadLane {
+        &self.hub
+    }
 }
 
 impl ReadLane {

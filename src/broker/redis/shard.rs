@@ -9,14 +9,19 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
 use super::connection::Role;
+use super::error::Failure;
 use super::history::History;
 use super::names::Names;
 use super::node::Node;
 use super::pipeline::{Outcome, Pipeline};
+use super::presence;
+use super::reads::Reads;
 use super::subscriber::Subscriber;
 use super::target::Target;
 use crate::broker::{BrokerError, EventSink, Health, Publication};
+use crate::channel::ChannelName;
 use crate::observability::metrics::Metrics;
+use crate::presence::{Everybody, Update, Updated};
 use crate::rules::Rules;
 
 /// What all shards share.
@@ -38,6 +43,7 @@ pub(super) struct Shard {
     rules: Arc<Rules>,
     replicas: u32,
     pub(super) history: History,
+    reads: Arc<Reads>,
     /// One pipeline for each thread that publishes, and its task.
     pipelines: ThreadLocal<(Arc<Pipeline>, JoinSet<()>)>,
     pub(super) subscriber: Arc<Subscriber>,
@@ -54,8 +60,18 @@ impl Shard {
         let subscriber = Arc::new(Subscriber::new(canary, sink, metrics, stale));
         let mut supervisor = JoinSet::new();
         supervisor.spawn(subscriber.clone().supervise(node.clone()));
-        let history = History::new(node.clone(), rules.clone());
-        Self { node, rules, replicas, history, pipelines: ThreadLocal::new(), subscriber, _supervisor: supervisor }
+        let reads = Arc::new(Reads::new());
+        let history = History::new(node.clone(), rules.clone(), reads.clone());
+        Self {
+            node,
+            rules,
+            replicas,
+            history,
+            reads,
+            pipelines: ThreadLocal::new(),
+            subscriber,
+            _supervisor: supervisor,
+        }
     }
 
     /// Publishes messages, and returns one outcome for each, in their order.
@@ -64,6 +80,25 @@ impl Shard {
             return batch.iter().map(|_| Err(BrokerError::Unavailable(why.clone()).into())).collect();
         }
         if batch.is_empty() { Vec::new() } else { self.pipeline().publish(batch).await }
+    }
+
+    /// Tells who is on a channel of this instance.
+    pub(super) async fn write_presence(&self, instance: &str, update: &Update) -> Result<Updated, Failure> {
+        self.check_health()?;
+        presence::write(&self.node, &self.reads, instance, update).await
+    }
+
+    /// Reads who is on a channel.
+    pub(super) async fn read_presence(&self, channel: &ChannelName) -> Result<Everybody, Failure> {
+        self.check_health()?;
+        presence::read(&self.node, &self.reads, channel).await
+    }
+
+    fn check_health(&self) -> Result<(), BrokerError> {
+        match self.subscriber.health() {
+            Health::Down(why) => Err(BrokerError::Unavailable(why)),
+            _ => Ok(()),
+        }
     }
 
     /// The address for messages to people.

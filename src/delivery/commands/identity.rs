@@ -8,6 +8,7 @@ use crate::access::{AccessError, Action, Credentials, Permissions};
 use crate::app::App;
 use crate::close::{Close, Code, Refused};
 use crate::delivery::dialect::command::CommandError;
+use crate::presence::ClientId;
 use crate::transport::address::ClientAddress;
 
 /// A client asks for a new token this long before the server closes it, or earlier if the token
@@ -28,6 +29,7 @@ pub struct Visitor {
 pub(super) struct Identity {
     pub(super) permissions: Permissions,
     pub(super) address: ClientAddress,
+    pub(super) client: ClientId,
 }
 
 /// What a client is told that is not let in.
@@ -46,9 +48,14 @@ impl Identity {
 }
 
 /// Checks the new token of a client.
-pub(super) async fn refresh(app: Arc<App>, token: Secret, address: ClientAddress) -> Result<Identity, Refusal> {
+pub(super) async fn refresh(
+    app: Arc<App>,
+    token: Secret,
+    address: ClientAddress,
+    client: ClientId,
+) -> Result<Identity, Refusal> {
     let credentials = Credentials { bearer: Some(token), ..Credentials::default() };
-    match identify(&app, &credentials, address).await {
+    match identify(&app, &credentials, address, client).await {
         // The client gets another token when it comes back.
         Err(Refusal::Answer(CommandError::Access(AccessError::Token(TokenError::Expired)))) => {
             Err(Refusal::Close(Close::new(Code::TokenExpired, "the new token has expired too")))
@@ -62,6 +69,7 @@ pub(super) async fn identify(
     app: &Arc<App>,
     credentials: &Credentials,
     address: ClientAddress,
+    client: ClientId,
 ) -> Result<Identity, Refusal> {
     let subscribes = app.access.identify(credentials, Action::Subscribe).await;
     let permissions = match subscribes {
@@ -69,7 +77,7 @@ pub(super) async fn identify(
         Err(AccessError::Nobody | AccessError::Cookie) => app.access.identify(credentials, Action::Publish).await,
         other => other,
     };
-    permissions.map(|permissions| Identity { permissions, address }).map_err(|error| {
+    permissions.map(|permissions| Identity { permissions, address, client }).map_err(|error| {
         app.metrics.count_refused("unauthorized");
         match error {
             AccessError::Token(TokenError::Expired | TokenError::NoKeys) => Refusal::Answer(error.into()),

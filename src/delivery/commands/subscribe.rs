@@ -10,6 +10,7 @@ use crate::access::Action;
 use crate::app::App;
 use crate::broker::{BrokerError, RequestSize};
 use crate::delivery::dialect::command::{CommandError, CommandId, Recovery, Since, SubscribeRequest};
+use crate::delivery::subscription::Attendance;
 use crate::hub::Membership;
 use crate::hub::held_page::HeldPage;
 use crate::hub::topic::{ReadAt, Start, Topic};
@@ -27,6 +28,7 @@ pub(super) struct Joined {
     pub(super) recovery: Recovery,
     /// Whether to describe the channel to the client.
     pub(super) describe: bool,
+    pub(super) attendance: Option<Attendance>,
 }
 
 /// Joins channels at the same time. Pages of history count for `address`.
@@ -66,17 +68,20 @@ async fn join(
             app.metrics.count_refused("channel");
         }
     })?;
-    let describe = request.describe;
-    let Some(since) = request.recover else {
-        return Ok(Joined { membership, start: request.start, page: None, recovery: Recovery::NotAsked, describe });
+    let (start, page, recovery) = match request.recover {
+        None => (request.start, None, Recovery::NotAsked),
+        Some(since) => match recover(app, membership.topic(), since, address).await? {
+            Some((position, page)) => (Start::After(position), page, Recovery::Recovered),
+            None if request.all_or_nothing => return Err(CommandError::PositionGone),
+            None => (request.start, None, Recovery::Failed),
+        },
     };
-    match recover(app, membership.topic(), since, address).await? {
-        Some((position, page)) => {
-            Ok(Joined { membership, start: Start::After(position), page, recovery: Recovery::Recovered, describe })
-        }
-        None if request.all_or_nothing => Err(CommandError::PositionGone),
-        None => Ok(Joined { membership, start: request.start, page: None, recovery: Recovery::Failed, describe }),
-    }
+    let rule = membership.topic().rule;
+    let attendance = rule.presence.then(|| Attendance {
+        client: identity.permissions.describe(identity.client).into(),
+        is_told: rule.join_leave && request.join_leave,
+    });
+    Ok(Joined { membership, start, page, recovery, describe: request.describe, attendance })
 }
 
 /// Where a client goes on, with the page of history that it needs; `None` if messages after its

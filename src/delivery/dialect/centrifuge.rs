@@ -18,6 +18,7 @@ use crate::close::{Close, Code, Refused};
 use crate::delivery::framing::{FrameWriter, Kind};
 use crate::json;
 use crate::message::Entry;
+use crate::presence::Change;
 
 /// The dialect.
 pub struct Centrifuge;
@@ -90,6 +91,10 @@ impl Dialect for Centrifuge {
         };
         out.text(|out| json::write(&Push::unsubscribe(channel, code, reason), out));
         true
+    }
+
+    fn write_presence_change(&self, channel: &ChannelName, change: &Change, out: &mut FrameWriter<'_>) {
+        out.text(|out| json::write(&Push::presence_change(channel, change), out));
     }
 }
 

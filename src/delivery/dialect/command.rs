@@ -14,6 +14,7 @@ use crate::channel::{ChannelError, ChannelName};
 use crate::hub::held_page::PageError;
 use crate::hub::topic::Start;
 use crate::message::{Message, Position};
+use crate::presence::Everybody;
 use crate::transport::refusal::Refusal;
 
 /// The number by which a client matches an answer to its command.
@@ -43,6 +44,10 @@ pub enum Request {
     Unsubscribe(ChannelName),
     /// To read the history of a channel.
     History(Box<HistoryRequest>),
+    /// To read who is on a channel.
+    Presence(ChannelName),
+    /// To read how many are.
+    PresenceStats(ChannelName),
     /// To stay longer, with another token.
     Refresh(Secret),
     /// Whether the server is there.
@@ -100,6 +105,8 @@ pub struct SubscribeRequest {
     pub start: Start,
     /// Whether to describe the channel in the answer.
     pub describe: bool,
+    /// Whether the client wants to be told who comes and goes.
+    pub join_leave: bool,
 }
 
 /// A position as a client gives it.
@@ -137,6 +144,10 @@ pub enum Reply<'a> {
     Published(Option<Position>),
     /// A part of a history, and the newest position of the channel.
     History(&'a [Arc<Message>], Position),
+    /// Who is on a channel.
+    Presence(&'a Everybody),
+    /// How many are.
+    PresenceStats(&'a Everybody),
     /// The client may stay for so many seconds, or without a limit.
     Refreshed(Option<u64>),
     /// The server is there.

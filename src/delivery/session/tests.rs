@@ -42,7 +42,7 @@ impl World {
     async fn subscribe(&mut self, channel: &str, start: Start) -> SubscriptionKey {
         let membership = self.hub.join(&name(channel), RequestSize::Small).await.expect("a broker");
         let rights = Rights { publish: channel == "a" };
-        self.session.subscribe(NewSubscription { membership, start, rights, page: None }).0
+        self.session.subscribe(NewSubscription { membership, start, rights, page: None, attendance: None }).0
     }
 
     /// Publishes, and returns the position as text.

@@ -29,6 +29,8 @@ pub struct Sample {
 pub struct Now {
     /// Channels with subscribers.
     pub channels: usize,
+    /// Channels with presence that have clients on this instance.
+    pub presence_channels: usize,
     /// Bytes in the logs of all channels.
     pub log_bytes: usize,
     /// Bytes of incomplete bodies and messages from clients.
@@ -53,6 +55,7 @@ pub(super) struct Samples {
     behind: Gauge,
     backlog: Gauge,
     channels: Gauge,
+    presence_channels: Gauge,
     log_bytes: Gauge,
     incoming_bytes: Gauge,
     outgoing_bytes: Gauge,
@@ -83,6 +86,7 @@ impl Samples {
             behind: gauge("subscribers_behind", "Subscribers whose sockets are full"),
             backlog: gauge("backlog_messages", "Messages that the slowest subscriber has yet to take"),
             channels: gauge("channels", "Channels with subscribers"),
+            presence_channels: gauge("presence_channels", "Channels with presence that have clients on this instance"),
             log_bytes: gauge("log_bytes", "Bytes in the channels' logs"),
             incoming_bytes: gauge("incoming_bytes", "Bytes of bodies and unfinished messages on their way in"),
             outgoing_bytes: gauge(
@@ -103,6 +107,7 @@ impl Samples {
     /// Updates the gauges.
     pub(super) fn refresh(&self, now: Now) {
         self.channels.set(now.channels as i64);
+        self.presence_channels.set(now.presence_channels as i64);
         self.log_bytes.set(now.log_bytes as i64);
         self.incoming_bytes.set(now.incoming_bytes as i64);
         self.outgoing_bytes.set(now.outgoing_bytes as i64);

@@ -93,7 +93,7 @@ impl Side {
                 }
                 Event::Subscribed(name) if name == *channel => *self.subscribed.borrow_mut() = true,
                 // Stragglers of the program before.
-                Event::Arrived(..) | Event::Subscribed(_) => {}
+                Event::Arrived(..) | Event::Subscribed(_) | Event::Presence(..) => {}
                 Event::Refused(name) => panic!("{name} is refused"),
                 Event::Missed(name) => assert_ne!(name, *channel, "nothing gets lost here"),
             }

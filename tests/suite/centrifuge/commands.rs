@@ -8,9 +8,19 @@ use proptest::test_runner::{Config, TestCaseResult, TestRunner};
 use serde_json::{Value, json};
 use tungstenite::Message;
 
-use crate::support::instance::Instance;
+use crate::support::instance::{Instance, Options};
 use crate::support::ws::Socket;
 
+const RULES: &str = "
+[[channel]]
+match = 'fuzz:*'
+presence = true
+join_leave = true
+
+[[channel]]
+match = 'sheet:*'
+keyed = true
+";
 const CHANNELS: [&str; 4] = ["fuzz:a", "fuzz:b", "sheet:fuzz", "fuzz:never"];
 
 fn channel() -> impl Strategy<Value = Value> {
@@ -45,9 +55,10 @@ fn position() -> impl Strategy<Value = Value> {
 
 /// A method and its request, mostly as the protocol has them.
 fn request() -> impl Strategy<Value = (&'static str, Value)> {
-    let subscribe = (channel(), any::<bool>(), position(), 0..4_u8, prop::option::of(0..5_i8)).prop_map(
-        |(channel, recover, position, flag, kind)| {
-            let mut request = json!({ "channel": channel, "recover": recover, "flag": flag });
+    let flags = (any::<bool>(), any::<bool>(), 0..4_u8);
+    let subscribe = (channel(), flags, position(), prop::option::of(0..5_i8)).prop_map(
+        |(channel, (recover, join_leave, flag), position, kind)| {
+            let mut request = json!({ "channel": channel, "recover": recover, "join_leave": join_leave, "flag": flag });
             request["epoch"] = position["epoch"].clone();
             request["offset"] = position["offset"].clone();
             kind.filter(|kind| *kind > 2).iter().for_each(|kind| request["type"] = json!(kind));
@@ -59,6 +70,9 @@ fn request() -> impl Strategy<Value = (&'static str, Value)> {
             ("history", json!({ "channel": channel, "limit": limit, "since": since, "reverse": reverse }))
         },
     );
+    let presence = (channel(), any::<bool>()).prop_map(|(channel, is_list)| {
+        (if is_list { "presence" } else { "presence_stats" }, json!({ "channel": channel }))
+    });
     let other = prop::sample::select(vec![
         "presence",
         "presence_stats",
@@ -76,6 +90,7 @@ fn request() -> impl Strategy<Value = (&'static str, Value)> {
         2 => channel().prop_map(|channel| ("unsubscribe", json!({ "channel": channel }))),
         3 => (channel(), value()).prop_map(|(channel, data)| ("publish", json!({ "channel": channel, "data": data }))),
         2 => history,
+        2 => presence,
         1 => value().prop_map(|data| ("send", json!({ "data": data }))),
         1 => (other, value()),
     ]
@@ -145,7 +160,7 @@ async fn run(instance: &Instance, frames: Vec<String>) -> TestCaseResult {
 #[test]
 fn every_command_has_its_answer_or_a_documented_close() {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
-    let instance = runtime.block_on(Instance::embedded());
+    let instance = runtime.block_on(Options::default().rules(RULES).start());
     let mut runner = TestRunner::new(Config { cases: 300, failure_persistence: None, ..Config::default() });
     let outcome = runner.run(&frames(), |frames| runtime.block_on(run(&instance, frames)));
     assert_eq!(outcome, Ok(()));

@@ -215,7 +215,13 @@ impl World {
         }
         let starts = self.clients[index].starts.iter().map(|(_, _, start)| *start);
         let mut session = Session::new(&WEBSOCKET_JSON, Vec::new(), memberships.len());
-        let new = |(membership, start)| NewSubscription { membership, start, rights: Rights::default(), page: None };
+        let new = |(membership, start)| NewSubscription {
+            membership,
+            start,
+            rights: Rights::default(),
+            page: None,
+            attendance: None,
+        };
         let made: Vec<_> = memberships.into_iter().zip(starts).map(|pair| session.subscribe(new(pair))).collect();
         session.write_connected("model", &made);
         self.clients[index].session = Some(session);

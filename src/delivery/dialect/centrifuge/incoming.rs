@@ -38,11 +38,11 @@ struct Line<'a> {
     connect: Option<Object<Connect>>,
     ping: Option<IgnoredAny>,
     subscribe: Option<Object<Subscribe>>,
-    unsubscribe: Option<Object<Unsubscribe>>,
+    unsubscribe: Option<Object<OfChannel>>,
     #[serde(borrow)]
     publish: Option<Object<Publish<'a>>>,
-    presence: Option<IgnoredAny>,
-    presence_stats: Option<IgnoredAny>,
+    presence: Option<Object<OfChannel>>,
+    presence_stats: Option<Object<OfChannel>>,
     history: Option<Object<History>>,
     rpc: Option<IgnoredAny>,
     send: Option<IgnoredAny>,
@@ -67,6 +67,7 @@ struct Subscribe {
     epoch: String,
     offset: u64,
     tf: Option<IgnoredAny>,
+    join_leave: bool,
     flag: u64,
     #[serde(rename = "type")]
     kind: i64,
@@ -90,8 +91,9 @@ struct SubscribeOptions {
     describe: bool,
 }
 
+/// A request that only names a channel.
 #[derive(Deserialize)]
-struct Unsubscribe {
+struct OfChannel {
     #[serde(default)]
     channel: String,
 }
@@ -177,12 +179,14 @@ impl Line<'_> {
             Request::Ping
         } else if let Some(Object(subscribe)) = self.subscribe {
             subscribe.request().map_or_else(refused, |request| Request::Subscribe(request.into()))
-        } else if let Some(Object(Unsubscribe { channel })) = self.unsubscribe {
+        } else if let Some(Object(OfChannel { channel })) = self.unsubscribe {
             name(&channel).map_or_else(refused, Request::Unsubscribe)
         } else if let Some(Object(publish)) = self.publish {
             publish.request().unwrap_or_else(refused)
-        } else if self.presence.or(self.presence_stats).is_some() {
-            unavailable("presence is not available")
+        } else if let Some(Object(OfChannel { channel })) = self.presence {
+            name(&channel).map_or_else(refused, Request::Presence)
+        } else if let Some(Object(OfChannel { channel })) = self.presence_stats {
+            name(&channel).map_or_else(refused, Request::PresenceStats)
         } else if let Some(Object(history)) = self.history {
             history.request().unwrap_or_else(refused)
         } else if self.rpc.is_some() {
@@ -231,7 +235,8 @@ impl Subscribe {
             Some(SubscribeData::Other(_)) | None => SubscribeOptions::default(),
         };
         let start = start.map_or(Ok(Start::Live), |start| start_of(&start))?;
-        Ok(SubscribeRequest { channel, recover, all_or_nothing: self.flag & REJECT_UNRECOVERED != 0, start, describe })
+        let all_or_nothing = self.flag & REJECT_UNRECOVERED != 0;
+        Ok(SubscribeRequest { channel, recover, all_or_nothing, start, describe, join_leave: self.join_leave })
     }
 }
 
@@ -379,8 +384,6 @@ mod tests {
             "\"subscribe\":{\"channel\":\"a\",\"type\":1}",
             "\"subscribe\":{\"channel\":\"a\",\"token\":\"x\"}",
             "\"publish\":{\"channel\":\"a\",\"type\":1,\"data\":1}",
-            "\"presence\":{}",
-            "\"presence_stats\":{}",
             "\"sub_refresh\":{}",
         ] {
             let refused = only(&format!("{{\"id\":1,{method}}}"));

@@ -11,6 +11,7 @@ use super::super::command::{ChannelDescription, Connected, Recovery, Reply, Subs
 use crate::channel::ChannelName;
 use crate::json::Data;
 use crate::message::{Message, Position};
+use crate::presence::{Change, Client};
 
 /// The program, as clients see it.
 const VERSION: &str = concat!("livebridge ", env!("CARGO_PKG_VERSION"));
@@ -40,6 +41,8 @@ struct ChannelPush<'a> {
 #[serde(rename_all = "snake_case")]
 enum Event<'a> {
     Pub(Publication<'a>),
+    Join(Whoever<'a>),
+    Leave(Whoever<'a>),
     Unsubscribe { code: u16, reason: &'a str },
 }
 
@@ -47,6 +50,15 @@ impl<'a> Push<'a> {
     /// A message.
     pub(super) fn publication(channel: &'a ChannelName, message: &'a Message) -> Self {
         Self { push: ChannelPush { channel: channel.as_str(), event: Event::Pub(message.into()) } }
+    }
+
+    /// A client that has come or gone.
+    pub(super) fn presence_change(channel: &'a ChannelName, change: &'a Change) -> Self {
+        let event = match change {
+            Change::Joined(client) => Event::Join(Whoever { info: (&**client).into() }),
+            Change::Left(client) => Event::Leave(Whoever { info: (&**client).into() }),
+        };
+        Self { push: ChannelPush { channel: channel.as_str(), event } }
     }
 
     /// The end of a subscription.
@@ -64,6 +76,8 @@ pub(super) enum Body<'a> {
     Subscribe(SubscribeResult<'a>),
     Unsubscribe(Empty),
     Publish(WirePosition),
+    Presence(PresenceResult<'a>),
+    PresenceStats(PresenceStatsResult),
     History(HistoryResult<'a>),
     Refresh(RefreshResult),
     Ping(Empty),
@@ -144,6 +158,41 @@ pub(super) struct HistoryResult<'a> {
 }
 
 #[derive(Serialize)]
+pub(super) struct PresenceResult<'a> {
+    presence: BTreeMap<&'a str, ClientInfo<'a>>,
+}
+
+#[derive(Serialize)]
+pub(super) struct PresenceStatsResult {
+    #[serde(skip_serializing_if = "is_zero")]
+    num_clients: usize,
+    #[serde(skip_serializing_if = "is_zero")]
+    num_users: usize,
+}
+
+/// Who comes or goes.
+#[derive(Serialize)]
+struct Whoever<'a> {
+    info: ClientInfo<'a>,
+}
+
+#[derive(Serialize)]
+struct ClientInfo<'a> {
+    #[serde(skip_serializing_if = "str::is_empty")]
+    user: &'a str,
+    client: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    conn_info: Option<&'a RawValue>,
+}
+
+impl<'a> From<&'a Client> for ClientInfo<'a> {
+    fn from(client: &'a Client) -> Self {
+        let conn_info = client.info.as_deref().and_then(|info| serde_json::from_str(info).ok());
+        Self { user: &client.user, client: &client.id, conn_info }
+    }
+}
+
+#[derive(Serialize)]
 pub(super) struct WirePosition {
     #[serde(skip_serializing_if = "String::is_empty")]
     epoch: String,
@@ -215,6 +264,14 @@ impl<'a> From<&'a Reply<'a>> for Body<'a> {
                 publications: publications(messages),
                 position: WirePosition::from(Some(*newest)),
             }),
+            Reply::Presence(all) => {
+                let clients = all.listed.iter();
+                let presence = clients.map(|client| (&*client.id, ClientInfo::from(&**client))).collect();
+                Self::Presence(PresenceResult { presence })
+            }
+            Reply::PresenceStats(all) => {
+                Self::PresenceStats(PresenceStatsResult { num_clients: all.clients, num_users: all.users })
+            }
             Reply::Refreshed(after) => Self::Refresh(RefreshResult { version: VERSION, expiry: Expiry::from(*after) }),
             Reply::Pong => Self::Ping(Empty {}),
         }
@@ -274,6 +331,6 @@ fn is_false(value: &bool) -> bool {
 }
 
 /// The same for a number.
-fn is_zero(value: &u64) -> bool {
-    *value == 0
+fn is_zero<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }

@@ -1,0 +1,29 @@
+//! Reads who is on a channel for a client.
+
+use std::sync::Arc;
+
+use crate::access::{Action, Permissions};
+use crate::app::App;
+use crate::channel::ChannelName;
+use crate::delivery::dialect::command::CommandError;
+use crate::presence::Everybody;
+
+/// What is read.
+#[derive(Clone, Copy)]
+pub(super) enum Kind {
+    /// The clients.
+    List,
+    /// Their number.
+    Stats,
+}
+
+/// Reads who is on a channel. Whoever may subscribe to it may ask.
+pub(super) async fn read(
+    app: Arc<App>,
+    permissions: Permissions,
+    channel: ChannelName,
+) -> Result<Everybody, CommandError> {
+    permissions.check(&channel, Action::Subscribe).inspect_err(|_| app.metrics.count_refused("forbidden"))?;
+    let all = app.hub.read_presence(&channel).await?;
+    all.ok_or(CommandError::NotAvailable("the channel has no presence; add `presence = true` to its rule"))
+}
