@@ -11,6 +11,7 @@
 //! * Read: `history`, `reads`, `functions/plan.lua`; `shared` and `reply` carry its commands.
 //! * Connect: `node`, `target`, `endpoint`, `url`, `tls`, `sentinel`, `sentinel_url`,
 //!   `cluster_url`, `error`.
+//! * Positions for plain messages: `numbering`, not used yet.
 //! * `livebridge check`: `probe`, `diagnosis`.
 
 mod calls;
@@ -27,6 +28,7 @@ mod history;
 mod library;
 mod names;
 mod node;
+pub mod numbering;
 mod pipeline;
 mod position_marker;
 pub mod probe;
