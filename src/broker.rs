@@ -248,6 +248,9 @@ pub trait Broker: Send + Sync + 'static {
         limit: usize,
     ) -> BoxFuture<'a, Result<Option<Page>, BrokerError>>;
 
+    /// The instance is about to stop: other instances should take over what it does for all of them.
+    fn leave(&self) {}
+
     /// Whether the broker works now.
     fn health(&self) -> Health;
 

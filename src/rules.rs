@@ -38,6 +38,8 @@ pub struct Rule {
     pub keyed: Option<Keyed>,
     /// The rights of clients without credentials, if access control is configured.
     pub anonymous: Anonymous,
+    /// Whether plain messages of Redis clients get positions. Needs a history, and no keys.
+    pub numbered: bool,
 }
 
 impl Default for Rule {
@@ -47,6 +49,7 @@ impl Default for Rule {
             history: Some(History { messages: 100, age: Duration::from_secs(300) }),
             keyed: None,
             anonymous: Anonymous::default(),
+            numbered: false,
         }
     }
 }
@@ -93,7 +96,7 @@ impl Default for Rules {
         let sheet = Rule {
             history: Some(History { messages: 1000, age: Duration::from_secs(3600) }),
             keyed: Some(Keyed::default()),
-            anonymous: Anonymous::default(),
+            ..Rule::default()
         };
         Self { channels: vec![(ChannelPattern::new("sheet:*"), sheet)], publish_keys: Vec::new() }
     }
@@ -127,6 +130,11 @@ impl Rules {
     /// The settings of the channel.
     pub fn of(&self, channel: &ChannelName) -> Rule {
         self.channels.iter().find(|(pattern, _)| pattern.matches(channel)).map_or_else(Rule::default, |(_, rule)| *rule)
+    }
+
+    /// The place of the channel's rule in the order of precedence; `None` if the defaults apply.
+    pub fn index_of(&self, channel: &ChannelName) -> Option<usize> {
+        self.channels.iter().position(|(pattern, _)| pattern.matches(channel))
     }
 
     /// The patterns and their rules, in order of precedence.
@@ -175,6 +183,7 @@ struct WrittenRule {
     pattern: String,
     history: Option<WrittenHistory>,
     keyed: Option<WrittenKeyed>,
+    plain: Option<WrittenPlain>,
     #[serde(default)]
     anonymous: Vec<WrittenAction>,
 }
@@ -184,6 +193,13 @@ struct WrittenRule {
 enum WrittenAction {
     Subscribe,
     Publish,
+}
+
+#[derive(Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+enum WrittenPlain {
+    Relayed,
+    Numbered,
 }
 
 #[derive(Deserialize)]
@@ -239,6 +255,13 @@ impl WrittenRule {
         }
         if rule.keyed.is_some() && rule.history.is_none() {
             return Err("a keyed channel needs a history; remove `history = false`".into());
+        }
+        rule.numbered = self.plain == Some(WrittenPlain::Numbered);
+        if rule.numbered && rule.history.is_none() {
+            return Err("`plain = \"numbered\"` needs a history; remove `history = false`".into());
+        }
+        if rule.numbered && rule.keyed.is_some() {
+            return Err("a keyed channel cannot have `plain = \"numbered\"`, because plain messages have no key".into());
         }
         rule.anonymous = Anonymous {
             subscribe: self.anonymous.contains(&WrittenAction::Subscribe),
@@ -309,6 +332,9 @@ mod tests {
             ("[[channel]]\nmatch = 'a'\nhistory = { age = 'soon' }\n", "history.age"),
             ("[[channel]]\nmatch = 'a'\nhistory = { messages = 0 }\n", "history.messages"),
             ("[[channel]]\nmatch = 'a'\nhistory = false\nkeyed = true\n", "needs a history"),
+            ("[[channel]]\nmatch = 'a'\nplain = 'numbered'\nhistory = false\n", "needs a history"),
+            ("[[channel]]\nmatch = 'a'\nplain = 'numbered'\nkeyed = true\n", "no key"),
+            ("[[channel]]\nmatch = 'a'\nplain = 'counted'\n", "line 3"),
             ("[[channel]\n", "line 1"),
             ("[[channel]]\nmatch = 'a'\nanonymous = ['read']\n", "line 3"),
             ("[[publish_key]]\nkey = 'a'\nchannel = 'b'\n", "`channel`"),

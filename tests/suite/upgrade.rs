@@ -18,7 +18,7 @@ async fn before() -> (Redis, Client) {
 /// Starts an instance of today.
 async fn upgrade(redis: &Redis) -> Instance {
     let instance = Options::redis(redis).rules(RULES).start().await;
-    assert!(redis.cli(&["FUNCTION", "LIST", "WITHCODE"]).contains("-- format 2"), "the functions are replaced");
+    assert!(redis.cli(&["FUNCTION", "LIST", "WITHCODE"]).contains("-- format 3"), "the functions are replaced");
     instance
 }
 

@@ -16,10 +16,11 @@ use crate::channel::ChannelPattern;
 use crate::rules::{Rule, Rules};
 
 /// In order of dependency.
-const SOURCES: [&str; 4] = [
+const SOURCES: [&str; 5] = [
     include_str!("functions/channel.lua"),
     include_str!("functions/publish.lua"),
     include_str!("functions/plan.lua"),
+    include_str!("functions/number.lua"),
     include_str!("functions/format1.lua"),
 ];
 /// The name of the library, without the prefix of an application.
@@ -27,7 +28,7 @@ const NAME: &str = "livebridge";
 /// The format of arguments, replies, position markers and keys. Increase it with any change to one
 /// of them. The new functions must still answer calls of the previous format, because instances of
 /// both share one Redis during a rolling upgrade.
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
 const FORMAT_LINE: &str = "-- format ";
 
 /// A function in Redis.
@@ -52,9 +53,11 @@ pub(super) const ADOPT: Function = function("adopt_channel", 4, "'allow-oom'");
 pub(super) const LIFE: Function = function("life", 5, "");
 /// Only instances of format 1 call it.
 const READ: Function = function("read", 6, "'allow-oom'");
-const FUNCTIONS: [Function; 7] = [PUBLISH, PUBLISH_MANY, PLAN, RENEW, ADOPT, LIFE, READ];
+pub(super) const NUMBER: Function = function("number", 7, "");
+pub(super) const MEMBER: Function = function("member", 8, "'allow-oom'");
+const FUNCTIONS: [Function; 9] = [PUBLISH, PUBLISH_MANY, PLAN, RENEW, ADOPT, LIFE, READ, NUMBER, MEMBER];
 /// The names of the functions for other clients, in the same order.
-const FULL_NAMES: [&str; 7] = [
+const FULL_NAMES: [&str; 9] = [
     "livebridge_publish",
     "livebridge_publish_many",
     "livebridge_plan",
@@ -62,6 +65,8 @@ const FULL_NAMES: [&str; 7] = [
     "livebridge_adopt",
     "livebridge_life",
     "livebridge_read",
+    "livebridge_number",
+    "livebridge_member",
 ];
 
 /// The key that [`LIFE`] writes.
@@ -101,7 +106,7 @@ pub(super) struct Library {
     use_script: AtomicBool,
     names: Names,
     name: String,
-    full_names: [String; 7],
+    full_names: [String; 9],
 }
 
 impl Library {

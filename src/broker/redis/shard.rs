@@ -12,6 +12,7 @@ use super::connection::Role;
 use super::history::History;
 use super::names::Names;
 use super::node::Node;
+use super::numberer::Numberer;
 use super::pipeline::{Outcome, Pipeline};
 use super::subscriber::Subscriber;
 use super::target::Target;
@@ -41,6 +42,7 @@ pub(super) struct Shard {
     /// One pipeline for each thread that publishes, and its task.
     pipelines: ThreadLocal<(Arc<Pipeline>, JoinSet<()>)>,
     pub(super) subscriber: Arc<Subscriber>,
+    numberer: Option<Arc<Numberer>>,
     /// Dropping a set ends its tasks.
     _supervisor: JoinSet<()>,
 }
@@ -50,12 +52,17 @@ impl Shard {
     /// the instances.
     pub(super) fn start(target: Target, role: Role, canary: String, context: &Context) -> Self {
         let Context { names, replicas, sink, rules, metrics, stale } = context.clone();
+        let numberer = Numberer::new(rules.clone(), &names, metrics.clone()).map(Arc::new);
         let node = Arc::new(Node::new(target, role, names, &rules, metrics.clone()));
-        let subscriber = Arc::new(Subscriber::new(canary, sink, metrics, stale));
+        let subscriber = Arc::new(Subscriber::new(canary, sink, metrics, stale, numberer.clone()));
         let mut supervisor = JoinSet::new();
+        if let Some(numberer) = &numberer {
+            supervisor.spawn(numberer.clone().run(node.clone()));
+        }
         supervisor.spawn(subscriber.clone().supervise(node.clone()));
         let history = History::new(node.clone(), rules.clone());
-        Self { node, rules, replicas, history, pipelines: ThreadLocal::new(), subscriber, _supervisor: supervisor }
+        let pipelines = ThreadLocal::new();
+        Self { node, rules, replicas, history, pipelines, subscriber, numberer, _supervisor: supervisor }
     }
 
     /// Publishes messages, and returns one outcome for each, in their order.
@@ -64,6 +71,13 @@ impl Shard {
             return batch.iter().map(|_| Err(BrokerError::Unavailable(why.clone()).into())).collect();
         }
         if batch.is_empty() { Vec::new() } else { self.pipeline().publish(batch).await }
+    }
+
+    /// See [`crate::broker::Broker::leave`].
+    pub(super) fn leave(&self) {
+        if let Some(numberer) = &self.numberer {
+            numberer.leave();
+        }
     }
 
     /// The address for messages to people.

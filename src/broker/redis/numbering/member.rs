@@ -58,6 +58,7 @@ pub(super) struct Member {
     /// How many channels were left after the last barrier.
     left_at_barrier: usize,
     weight: usize,
+    count: usize,
 }
 
 /// The messages of a channel.
@@ -109,8 +110,8 @@ impl Member {
     /// Begins with a barrier.
     pub(super) fn new(since: u64) -> Self {
         let (channels, due, failed) = Default::default();
-        let (next, earlier, left_at_barrier, weight) = Default::default();
-        Self { since, next, earlier, barrier: since, channels, due, failed, left_at_barrier, weight }
+        let (next, earlier, left_at_barrier, weight, count) = Default::default();
+        Self { since, next, earlier, barrier: since, channels, due, failed, left_at_barrier, weight, count }
     }
 
     pub(super) fn since(&self) -> u64 {
@@ -134,7 +135,7 @@ impl Member {
 
     /// How many messages there are.
     pub(super) fn len(&self) -> usize {
-        self.channels.values().map(|waiting| waiting.messages.len()).sum()
+        self.count
     }
 
     /// Whether it remembers so many channels that another barrier, which lets it forget them, is worth it.
@@ -160,6 +161,7 @@ impl Member {
     /// Holds a message until its marker arrives.
     pub(super) fn on_plain(&mut self, channel: &ChannelName, payload: Bytes) {
         self.weight += weight_of(&payload);
+        self.count += 1;
         let barrier = self.barrier;
         let waiting = match self.channels.get_mut(channel) {
             Some(waiting) => waiting,
@@ -210,6 +212,7 @@ impl Member {
             out(Event::Missed(marker.channel.clone()));
         }
         self.weight -= freed;
+        self.count -= count + passed as usize;
         if !waiting.is_due() {
             self.due.remove(&marker.channel);
             self.failed.remove(&marker.channel);
@@ -248,8 +251,9 @@ impl Member {
     /// After the end of the subscription, when no markers arrive any more: drops what has been appended.
     pub(super) fn drop_appended(&mut self) {
         for waiting in self.channels.values_mut() {
-            let (weight, _) = waiting.drop_before(waiting.appended);
+            let (weight, count) = waiting.drop_before(waiting.appended);
             self.weight -= weight;
+            self.count -= count as usize;
         }
         self.channels.retain(|_, waiting| !waiting.messages.is_empty() || waiting.in_flight);
     }
