@@ -13,7 +13,7 @@ use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use livebridge::close::Close;
-use livebridge::delivery::framing::deflate::DeflatedWebSocket;
+use livebridge::delivery::framing::deflated_websocket::DeflatedWebSocket;
 use livebridge::delivery::framing::websocket::{self as frame, Decoder, Incoming, Opcode, WebSocket};
 use livebridge::delivery::framing::{Framing, Kind};
 use livebridge::http::handshake;

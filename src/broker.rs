@@ -270,6 +270,9 @@ pub trait Broker: Send + Sync + 'static {
         ready(Err(no_presence())).boxed()
     }
 
+    /// The instance is about to stop: other instances should take over what it does for all of them.
+    fn leave(&self) {}
+
     /// Whether the broker works now.
     fn health(&self) -> Health;
 

@@ -42,6 +42,8 @@ pub struct Rule {
     pub presence: bool,
     /// Whether clients can be told who comes and goes. Needs presence.
     pub join_leave: bool,
+    /// Whether plain messages of Redis clients get positions. Needs a history, and no keys.
+    pub numbered: bool,
 }
 
 impl Default for Rule {
@@ -53,6 +55,7 @@ impl Default for Rule {
             anonymous: Anonymous::default(),
             presence: false,
             join_leave: false,
+            numbered: false,
         }
     }
 }
@@ -135,6 +138,11 @@ impl Rules {
         self.channels.iter().find(|(pattern, _)| pattern.matches(channel)).map_or_else(Rule::default, |(_, rule)| *rule)
     }
 
+    /// The place of the channel's rule in the order of precedence; `None` if the defaults apply.
+    pub fn index_of(&self, channel: &ChannelName) -> Option<usize> {
+        self.channels.iter().position(|(pattern, _)| pattern.matches(channel))
+    }
+
     /// The patterns and their rules, in order of precedence.
     pub fn iter(&self) -> impl Iterator<Item = &(ChannelPattern, Rule)> {
         self.channels.iter()
@@ -181,6 +189,7 @@ struct WrittenRule {
     pattern: String,
     history: Option<WrittenHistory>,
     keyed: Option<WrittenKeyed>,
+    plain: Option<WrittenPlain>,
     #[serde(default)]
     anonymous: Vec<WrittenAction>,
     #[serde(default)]
@@ -194,6 +203,13 @@ struct WrittenRule {
 enum WrittenAction {
     Subscribe,
     Publish,
+}
+
+#[derive(Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+enum WrittenPlain {
+    Relayed,
+    Numbered,
 }
 
 #[derive(Deserialize)]
@@ -254,6 +270,13 @@ impl WrittenRule {
             return Err("`join_leave` needs presence; add `presence = true`".into());
         }
         (rule.presence, rule.join_leave) = (self.presence, self.join_leave);
+        rule.numbered = self.plain == Some(WrittenPlain::Numbered);
+        if rule.numbered && rule.history.is_none() {
+            return Err("`plain = \"numbered\"` needs a history; remove `history = false`".into());
+        }
+        if rule.numbered && rule.keyed.is_some() {
+            return Err("a keyed channel cannot have `plain = \"numbered\"`, because plain messages have no key".into());
+        }
         rule.anonymous = Anonymous {
             subscribe: self.anonymous.contains(&WrittenAction::Subscribe),
             publish: self.anonymous.contains(&WrittenAction::Publish),
@@ -325,6 +348,9 @@ mod tests {
             ("[[channel]]\nmatch = 'a'\nhistory = false\nkeyed = true\n", "needs a history"),
             ("[[channel]]\nmatch = 'a'\njoin_leave = true\n", "needs presence"),
             ("[[channel]]\nmatch = 'a'\npresence = 'yes'\n", "line 3"),
+            ("[[channel]]\nmatch = 'a'\nplain = 'numbered'\nhistory = false\n", "needs a history"),
+            ("[[channel]]\nmatch = 'a'\nplain = 'numbered'\nkeyed = true\n", "no key"),
+            ("[[channel]]\nmatch = 'a'\nplain = 'counted'\n", "line 3"),
             ("[[channel]\n", "line 1"),
             ("[[channel]]\nmatch = 'a'\nanonymous = ['read']\n", "line 3"),
             ("[[publish_key]]\nkey = 'a'\nchannel = 'b'\n", "`channel`"),

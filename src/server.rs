@@ -158,6 +158,7 @@ impl Server {
             tokio::time::sleep(self.drain.notice).await;
         }
         self.app.drain.start_draining();
+        self.app.broker.leave();
         tracing::info!("draining: new work is refused");
         let Self { threads, drain, app, .. } = self;
         let joined = tokio::task::spawn_blocking(move || threads.into_iter().for_each(|thread| drop(thread.join())));

@@ -12,6 +12,7 @@
 //! * Who is on a channel: `presence`, `functions/presence.lua`.
 //! * Connect: `node`, `target`, `endpoint`, `url`, `tls`, `sentinel`, `sentinel_url`,
 //!   `cluster_url`, `error`.
+//! * Positions for plain messages: `numbering`, `numberer`, `functions/number.lua`.
 //! * `livebridge check`: `probe`, `diagnosis`.
 
 mod calls;
@@ -28,6 +29,8 @@ mod history;
 mod library;
 mod names;
 mod node;
+mod numberer;
+pub mod numbering;
 mod pipeline;
 mod position_marker;
 mod presence;
@@ -98,6 +101,10 @@ impl RedisBroker {
     ) -> Result<Self, RedisOptionsError> {
         let url = ClusterUrl::parse(&options.url);
         let names = options.names(url.is_some())?;
+        let numbered = rules.iter().find(|(_, rule)| rule.numbered).map(|(pattern, _)| pattern.as_str().to_owned());
+        if let Some(pattern) = numbered.filter(|_| url.is_some()) {
+            return Err(RedisOptionsError::NumberedOnCluster(pattern));
+        }
         let context =
             Context { names, replicas: options.replicas, sink, rules, metrics, stale: Arc::new(Notify::new()) };
         let servers = match url {
@@ -170,6 +177,12 @@ impl Broker for RedisBroker {
         match &self.servers {
             Servers::One(shard) => async move { Ok(shard.read_presence(channel).await?) }.boxed(),
             Servers::Cluster(cluster, _) => cluster.read_presence(channel).boxed(),
+        }
+    }
+
+    fn leave(&self) {
+        if let Servers::One(shard) = &self.servers {
+            shard.leave();
         }
     }
 

@@ -6,7 +6,7 @@ use super::dialect::centrifuge::Centrifuge;
 use super::dialect::events::{JsonEvents, MultiChannelEvents, SingleChannelEvents};
 use super::dialect::json::Json;
 use super::dialect::raw::Raw;
-use super::framing::deflate::DeflatedWebSocket;
+use super::framing::deflated_websocket::DeflatedWebSocket;
 use super::framing::event_stream::{Bare, Chunked};
 use super::framing::websocket::WebSocket;
 use super::framing::{FrameWriter, Framing, Transport};

@@ -5,7 +5,8 @@
 //! the event-stream framing, as compression without a context is part of one
 //! for WebSockets.
 
-pub mod deflate;
+mod deflate;
+pub mod deflated_websocket;
 pub mod event_stream;
 pub mod websocket;
 

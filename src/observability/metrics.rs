@@ -3,6 +3,7 @@
 //! values that are sampled, `text` the output formats.
 
 pub mod latency;
+pub mod numbering;
 mod process;
 pub mod sample;
 pub mod text;
@@ -17,6 +18,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
 
 use self::latency::Latencies;
+use self::numbering::NumberingMetrics;
 use self::process::Process;
 use self::sample::{Now, Sample, Samples};
 use self::text::Format;
@@ -49,6 +51,8 @@ pub struct Metrics {
     pub intake_dropped: Counter,
     /// Messages without a position that were dropped during the repair of a gap.
     pub plain_dropped: Counter,
+    /// The numbering of plain messages.
+    pub numbering: NumberingMetrics,
     /// How often a message showed that messages before it are missing.
     pub gaps_found: Counter,
     /// Gaps repaired from the history.
@@ -139,10 +143,8 @@ impl Metrics {
         let failovers = counter("redis_failovers", "Switches to another master that Sentinels or a Cluster named");
         let throttled = counter("throttled", "Clients that were read more slowly because they sent too fast");
         let log_trims = counter("log_trims", "Times that logs were shortened for the bound on all of them");
-        let (closes, refused) = (Family::default(), Family::default());
-        registry.register("refused", "What was refused at a limit, by reason", refused.clone());
-        registry.register("closes", "Closed subscribers by reason", closes.clone());
-        let sockets = register_sockets(&mut registry);
+        let (numbering, sockets) = (NumberingMetrics::new(&mut registry), register_sockets(&mut registry));
+        let (closes, refused) = register_reasons(&mut registry);
         Self {
             registry: Mutex::new(registry),
             process: process_registry(),
@@ -157,6 +159,7 @@ impl Metrics {
             publish_failed,
             intake_dropped,
             plain_dropped,
+            numbering,
             gaps_found,
             gaps_repaired,
             gaps_told,
@@ -236,6 +239,13 @@ fn register_sockets(registry: &mut Registry) -> Gauge {
     let sockets = Gauge::default();
     registry.register("sockets", "Accepted connections", sockets.clone());
     sockets
+}
+
+fn register_reasons(registry: &mut Registry) -> (Family<ReasonLabels, Counter>, Family<ReasonLabels, Counter>) {
+    let (closes, refused) = (Family::default(), Family::default());
+    registry.register("refused", "What was refused at a limit, by reason", refused.clone());
+    registry.register("closes", "Closed subscribers by reason", closes.clone());
+    (closes, refused)
 }
 
 fn register_bytes(registry: &mut Registry) -> (Counter, Counter) {

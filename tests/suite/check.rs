@@ -201,7 +201,8 @@ fn the_user_that_the_docs_tell_to_create_may_call_what_the_functions_call_and_li
     let called = ["redis.call('", "redis.pcall('"].into_iter().flat_map(|call| code.split(call).skip(1));
     let mut needed: BTreeSet<_> = called.map(|rest| rest.split('\'').next().unwrap().to_lowercase()).collect();
     assert!(needed.remove("pubsub") && needed.len() > 20, "the functions are written differently now: {needed:?}");
-    let own = "pubsub|numsub fcall function|list function|load publish subscribe unsubscribe config|get info type";
+    let own =
+        "pubsub|numsub fcall function|list function|load psubscribe publish subscribe unsubscribe config|get info type";
     needed.extend(own.split(' ').map(str::to_owned));
     let allowed = acl::of_an_instance().into_iter().filter_map(|rule| rule.strip_prefix('+').map(str::to_owned));
     assert_eq!(allowed.collect::<BTreeSet<_>>(), needed);

@@ -27,6 +27,7 @@
 //! * `faults`: all of it at once, under load, counted
 //! * `siege`: all attacks at once, beside clients that lose nothing
 //! * `model`: random interleavings against a simple model
+//! * `numbered`: plain messages that get positions
 //! * `documents`: what openapi.json and the pages of docs/ name, against what there is
 //! * `readme`: what the README and docs/configuration.md say
 //! * `check`: what is wrong with a Redis is found
@@ -75,6 +76,7 @@ mod keyed;
 mod limits;
 mod logs;
 mod model;
+mod numbered;
 mod origins;
 mod outages;
 mod pages;

@@ -3,10 +3,12 @@
 //! that the subscription receives messages.
 
 use std::mem;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
 use super::names::{Kind, Names};
+use super::numberer::{Numberer, NumberingError};
 use super::position_marker::PositionMarker;
 use super::presence;
 use super::resp::Frame;
@@ -23,6 +25,9 @@ pub(super) struct SubscriptionDecoder {
     announced: Option<(ChannelName, Announced)>,
     /// The channel of the last message, because the next message often has the same.
     last: Option<ChannelName>,
+    /// The numbering of plain messages, and why it needs another connection.
+    numberer: Option<Arc<Numberer>>,
+    numbering_failed: Option<NumberingError>,
     events: Vec<Event>,
     canary: bool,
 }
@@ -37,8 +42,18 @@ enum Announced {
 
 impl SubscriptionDecoder {
     /// Creates a decoder.
-    pub(super) fn new(names: Names) -> Self {
-        Self { names, ..Self::default() }
+    pub(super) fn new(names: Names, numberer: Option<Arc<Numberer>>) -> Self {
+        Self { names, numberer, ..Self::default() }
+    }
+
+    /// Why the numbering of plain messages needs another connection.
+    pub(super) fn numbering_failed(&self) -> Option<NumberingError> {
+        self.numbering_failed
+    }
+
+    /// Reports that the channel is subscribed from here on.
+    pub(super) fn subscribed(&mut self, channel: ChannelName) {
+        self.events.push(Event::Subscribed(channel));
     }
 
     /// Processes a frame. Ignores frames of channels that are no longer wanted. Returns the channel
@@ -46,6 +61,14 @@ impl SubscriptionDecoder {
     pub(super) fn push(&mut self, frame: &Frame<'_>, wanted: &Wanted, canary: &str) -> Option<ChannelName> {
         match *frame {
             Frame::Message { channel, .. } if channel == canary.as_bytes() => self.canary = true,
+            Frame::Message { channel, payload }
+                if self.numberer.as_ref().is_some_and(|it| it.own().as_bytes() == channel) =>
+            {
+                self.push_own(payload, wanted);
+            }
+            Frame::PatternMessage { pattern, channel, payload } => {
+                self.push_numbered(pattern, channel, payload, wanted)
+            }
             Frame::Message { channel, payload } => self.push_message(channel, payload, wanted),
             // On a Cluster, the sharded subscription to a channel counts, because livebridge publishes
             // there.
@@ -68,24 +91,68 @@ impl SubscriptionDecoder {
         (&mut self.events, mem::take(&mut self.canary))
     }
 
+    /// Handles what Redis tells the members of the numbering.
+    fn push_own(&mut self, payload: &[u8], wanted: &Wanted) {
+        let Some(numberer) = &self.numberer else { return };
+        let is_wanted = |channel: &ChannelName| wanted.contains(channel);
+        if let Err(error) = numberer.on_own(payload, is_wanted, &mut self.events) {
+            self.numbering_failed = Some(error);
+        }
+    }
+
+    /// Handles a message of a channel whose plain messages get positions, whether it is wanted or not.
+    fn push_numbered(&mut self, pattern: &[u8], name: &[u8], payload: &[u8], wanted: &Wanted) {
+        let Some(numberer) = self.numberer.clone() else { return };
+        let Some((kind, name)) = self.names.parse(name) else { return };
+        let known = self.last.as_ref().filter(|last| last.as_str().as_bytes() == name).cloned();
+        let parse = || wanted.get(name).cloned().or_else(|| std::str::from_utf8(name).ok()?.parse().ok());
+        let Some(channel) = known.or_else(parse) else { return };
+        // Another rule may come first, or several patterns match.
+        if !numberer.is_rule_of(pattern, &channel) {
+            return;
+        }
+        self.last = Some(channel.clone());
+        let is_announced = self.announced.as_ref().is_some_and(|(announced, _)| *announced == channel);
+        match kind {
+            Kind::Channel if is_announced => self.push_payload(channel, Bytes::copy_from_slice(payload)),
+            Kind::Channel => {
+                let unmatched = self.announced.take();
+                self.report_missed(unmatched);
+                if let Err(error) = numberer.on_plain(&channel, Bytes::copy_from_slice(payload)) {
+                    self.numbering_failed = Some(error);
+                }
+            }
+            Kind::Single => self.push_marker(channel, PositionMarker::parse_single(payload)),
+            Kind::Run => self.push_run(channel, payload),
+        }
+    }
+
+    /// The events since they were taken last, which the caller must remove.
+    pub(super) fn events(&mut self) -> &mut Vec<Event> {
+        &mut self.events
+    }
+
     fn push_message(&mut self, name: &[u8], payload: &[u8], wanted: &Wanted) {
         let Some((kind, name)) = self.names.parse(name) else { return };
         let Some(channel) = self.channel(name, wanted) else { return };
-        if kind == Kind::Run
-            && let Some(news) = presence::parse_news(payload)
-        {
-            match news {
-                Some(news) => self.events.push(Event::Presence(channel, news)),
-                None => tracing::debug!(%channel, "unreadable news of who is on the channel"),
-            }
-            return;
+        match kind {
+            Kind::Channel => self.push_payload(channel, Bytes::copy_from_slice(payload)),
+            Kind::Single => self.push_marker(channel, PositionMarker::parse_single(payload)),
+            Kind::Run => self.push_run(channel, payload),
         }
-        let parse = match kind {
-            Kind::Channel => return self.push_payload(channel, Bytes::copy_from_slice(payload)),
-            Kind::Single => PositionMarker::parse_single,
-            Kind::Run => PositionMarker::parse_run,
-        };
-        let marker = parse(payload).map_or(Announced::Unreadable, Announced::Positions);
+    }
+
+    /// Handles a marker of several messages, or news of who is on the channel, which share a channel.
+    fn push_run(&mut self, channel: ChannelName, payload: &[u8]) {
+        match presence::parse_news(payload) {
+            None => self.push_marker(channel, PositionMarker::parse_run(payload)),
+            Some(Some(news)) => self.events.push(Event::Presence(channel, news)),
+            Some(None) => tracing::debug!(%channel, "unreadable news of who is on the channel"),
+        }
+    }
+
+    fn push_marker(&mut self, channel: ChannelName, marker: Option<PositionMarker>) {
+        let marker = marker.map_or(Announced::Unreadable, Announced::Positions);
         let unmatched = self.announced.replace((channel, marker));
         self.report_missed(unmatched);
     }

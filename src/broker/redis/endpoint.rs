@@ -56,6 +56,12 @@ pub enum RedisOptionsError {
     /// A TLS setting is used with a URL without TLS.
     #[error("{0} is set, but the Redis URL does not ask for TLS; use rediss://, or remove the setting")]
     WithoutTls(&'static str),
+    /// A rule numbers plain messages, on a Redis Cluster.
+    #[error(
+        "the rule for {0:?} has `plain = \"numbered\"`, which a Redis Cluster cannot do, because its nodes send plain \
+         messages in different orders; remove it, and publish with livebridge_publish"
+    )]
+    NumberedOnCluster(String),
 }
 
 /// The address of a server, with its login and TLS settings.

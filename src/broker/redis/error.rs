@@ -56,6 +56,9 @@ pub(super) enum ClientError {
     /// The server closed the connection.
     #[error("the connection was closed")]
     Closed,
+    /// The numbering of plain messages needs another connection.
+    #[error("{0}")]
+    Numbering(String),
     /// The reply has another shape than documented.
     #[error("unexpected reply from {0}")]
     Unexpected(&'static str),

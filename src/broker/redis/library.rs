@@ -16,11 +16,12 @@ use crate::channel::ChannelPattern;
 use crate::rules::{Rule, Rules};
 
 /// In order of dependency.
-const SOURCES: [&str; 5] = [
+const SOURCES: [&str; 6] = [
     include_str!("functions/channel.lua"),
     include_str!("functions/publish.lua"),
     include_str!("functions/plan.lua"),
     include_str!("functions/presence.lua"),
+    include_str!("functions/number.lua"),
     include_str!("functions/format1.lua"),
 ];
 /// The name of the library, without the prefix of an application.
@@ -55,9 +56,12 @@ pub(super) const LIFE: Function = function("life", 5, "");
 const READ: Function = function("read", 6, "'allow-oom'");
 pub(super) const PRESENCE_WRITE: Function = function("presence_write", 7, "");
 pub(super) const PRESENCE_READ: Function = function("presence_read", 8, "'no-writes'");
-const FUNCTIONS: [Function; 9] = [PUBLISH, PUBLISH_MANY, PLAN, RENEW, ADOPT, LIFE, READ, PRESENCE_WRITE, PRESENCE_READ];
+pub(super) const NUMBER: Function = function("number", 9, "");
+pub(super) const MEMBER: Function = function("member", 10, "'allow-oom'");
+const FUNCTIONS: [Function; 11] =
+    [PUBLISH, PUBLISH_MANY, PLAN, RENEW, ADOPT, LIFE, READ, PRESENCE_WRITE, PRESENCE_READ, NUMBER, MEMBER];
 /// The names of the functions for other clients, in the same order.
-const FULL_NAMES: [&str; 9] = [
+const FULL_NAMES: [&str; 11] = [
     "livebridge_publish",
     "livebridge_publish_many",
     "livebridge_plan",
@@ -67,6 +71,8 @@ const FULL_NAMES: [&str; 9] = [
     "livebridge_read",
     "livebridge_presence_write",
     "livebridge_presence_read",
+    "livebridge_number",
+    "livebridge_member",
 ];
 
 /// The key that [`LIFE`] writes.
@@ -106,7 +112,7 @@ pub(super) struct Library {
     use_script: AtomicBool,
     names: Names,
     name: String,
-    full_names: [String; 9],
+    full_names: [String; FUNCTIONS.len()],
 }
 
 impl Library {

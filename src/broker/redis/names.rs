@@ -5,6 +5,10 @@ use std::borrow::Cow;
 
 use super::position_marker::{RUN_PREFIX, SINGLE_PREFIX};
 use super::topology::slot_of;
+use crate::channel::ChannelPattern;
+
+/// The prefix of the channel on which the numbering of plain messages tells all instances what happens.
+const NUMBERED_PREFIX: &str = "livebridge:numbered:";
 
 /// The naming scheme.
 #[derive(Clone, Debug, Default)]
@@ -69,6 +73,29 @@ impl Names {
             true => format!("{companion}{{{channel}}}"),
             false => format!("{companion}{channel}"),
         })
+    }
+
+    /// The channel on which the numbering of plain messages tells all instances what happens.
+    pub(super) fn numbered(&self) -> String {
+        format!("{NUMBERED_PREFIX}{}", self.prefix)
+    }
+
+    /// The key with the members of the numbering.
+    pub(super) fn members(&self) -> String {
+        format!("livebridge:{{{}}}:members", self.prefix)
+    }
+
+    /// The Redis patterns for the channels that match a pattern, and for their companions.
+    pub(super) fn patterns(&self, pattern: &ChannelPattern) -> [String; 3] {
+        let mut glob = self.prefix.clone();
+        for character in pattern.as_str().chars() {
+            // All but the asterisk stand for themselves.
+            if "?[]\\".contains(character) {
+                glob.push('\\');
+            }
+            glob.push(character);
+        }
+        [SINGLE_PREFIX, RUN_PREFIX, ""].map(|companion| format!("{companion}{glob}"))
     }
 
     /// A key of a channel, such as `history`. All of them are in one hash slot.

@@ -14,9 +14,18 @@ pub enum Frame<'a> {
         /// The payload.
         payload: &'a [u8],
     },
+    /// A published message, received because its channel matches a pattern.
+    PatternMessage {
+        /// The pattern of the subscription.
+        pattern: &'a [u8],
+        /// The channel, or a companion of one.
+        channel: &'a [u8],
+        /// The payload.
+        payload: &'a [u8],
+    },
     /// Confirms a subscription.
     Subscribed {
-        /// The channel, or a companion of one.
+        /// The channel, a companion of one, or a pattern.
         name: &'a [u8],
         /// Whether it receives the messages of `SPUBLISH`.
         is_sharded: bool,
@@ -165,7 +174,11 @@ impl<'a> Reader<'a> {
             (b"message" | b"smessage", 3) => {
                 return Ok(Frame::Message { channel: self.bulk()?, payload: self.bulk()? });
             }
-            (b"subscribe", 3) => Frame::Subscribed { name: self.bulk()?, is_sharded: false },
+            (b"pmessage", 4) => {
+                let (pattern, channel) = (self.bulk()?, self.bulk()?);
+                return Ok(Frame::PatternMessage { pattern, channel, payload: self.bulk()? });
+            }
+            (b"subscribe" | b"psubscribe", 3) => Frame::Subscribed { name: self.bulk()?, is_sharded: false },
             (b"ssubscribe", 3) => Frame::Subscribed { name: self.bulk()?, is_sharded: true },
             (b"unsubscribe" | b"sunsubscribe", 3) => Frame::Unsubscribed(self.bulk()?),
             _ => {

@@ -13,6 +13,7 @@ use super::error::Failure;
 use super::history::History;
 use super::names::Names;
 use super::node::Node;
+use super::numberer::Numberer;
 use super::pipeline::{Outcome, Pipeline};
 use super::presence;
 use super::reads::Reads;
@@ -47,6 +48,7 @@ pub(super) struct Shard {
     /// One pipeline for each thread that publishes, and its task.
     pipelines: ThreadLocal<(Arc<Pipeline>, JoinSet<()>)>,
     pub(super) subscriber: Arc<Subscriber>,
+    numberer: Option<Arc<Numberer>>,
     /// Dropping a set ends its tasks.
     _supervisor: JoinSet<()>,
 }
@@ -56,22 +58,18 @@ impl Shard {
     /// the instances.
     pub(super) fn start(target: Target, role: Role, canary: String, context: &Context) -> Self {
         let Context { names, replicas, sink, rules, metrics, stale } = context.clone();
+        let numberer = Numberer::new(rules.clone(), &names, metrics.clone()).map(Arc::new);
         let node = Arc::new(Node::new(target, role, names, &rules, metrics.clone()));
-        let subscriber = Arc::new(Subscriber::new(canary, sink, metrics, stale));
+        let subscriber = Arc::new(Subscriber::new(canary, sink, metrics, stale, numberer.clone()));
         let mut supervisor = JoinSet::new();
+        if let Some(numberer) = &numberer {
+            supervisor.spawn(numberer.clone().run(node.clone()));
+        }
         supervisor.spawn(subscriber.clone().supervise(node.clone()));
         let reads = Arc::new(Reads::new());
         let history = History::new(node.clone(), rules.clone(), reads.clone());
-        Self {
-            node,
-            rules,
-            replicas,
-            history,
-            reads,
-            pipelines: ThreadLocal::new(),
-            subscriber,
-            _supervisor: supervisor,
-        }
+        let pipelines = ThreadLocal::new();
+        Self { node, rules, replicas, history, reads, pipelines, subscriber, numberer, _supervisor: supervisor }
     }
 
     /// Publishes messages, and returns one outcome for each, in their order.
@@ -98,6 +96,13 @@ impl Shard {
         match self.subscriber.health() {
             Health::Down(why) => Err(BrokerError::Unavailable(why)),
             _ => Ok(()),
+        }
+    }
+
+    /// See [`crate::broker::Broker::leave`].
+    pub(super) fn leave(&self) {
+        if let Some(numberer) = &self.numberer {
+            numberer.leave();
         }
     }
 

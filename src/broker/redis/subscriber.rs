@@ -16,9 +16,10 @@ use super::decoder::SubscriptionDecoder;
 use super::error::{ClientError, Failure};
 use super::names::Kind;
 use super::node::Node;
+use super::numberer::Numberer;
 use super::resp::Frame;
 use super::subscriptions::{Refusal, Subscriptions};
-use super::wanted::Wanted;
+use super::wanted::{ByKind, Wanted};
 use crate::backoff::Backoff;
 use crate::broker::{BrokerError, Event, EventSink, Health, RequestSize};
 use crate::channel::ChannelName;
@@ -49,6 +50,8 @@ pub(super) struct Subscriber {
     canary: Mutex<String>,
     /// On a Cluster: notified when the slots of this server may have changed.
     stale: Arc<Notify>,
+    /// The numbering of plain messages, if a rule asks for it.
+    numberer: Option<Arc<Numberer>>,
 }
 
 /// Why a connection ended.
@@ -79,7 +82,13 @@ impl Ended {
 impl Subscriber {
     /// Creates a subscriber without channels. The channel of the canary must be unique among the
     /// instances. Notifies `stale` when another server may have become responsible.
-    pub(super) fn new(canary: String, sink: Arc<dyn EventSink>, metrics: Arc<Metrics>, stale: Arc<Notify>) -> Self {
+    pub(super) fn new(
+        canary: String,
+        sink: Arc<dyn EventSink>,
+        metrics: Arc<Metrics>,
+        stale: Arc<Notify>,
+        numberer: Option<Arc<Numberer>>,
+    ) -> Self {
         Self {
             wanted: Mutex::default(),
             changed: Notify::new(),
@@ -89,6 +98,7 @@ impl Subscriber {
             metrics,
             canary: Mutex::new(canary),
             stale,
+            numberer,
         }
     }
 
@@ -138,6 +148,9 @@ impl Subscriber {
             let began = Instant::now();
             let ended = self.listen(&node).await;
             self.wanted().on_disconnected();
+            if let Some(numberer) = &self.numberer {
+                numberer.on_disconnected();
+            }
             self.set_down(&ended, &node);
             self.stale.notify_one();
             // Stop publishing too: a server in this state may lose the messages that it accepts.
@@ -174,8 +187,14 @@ impl Subscriber {
         subscriptions.subscribe_canary(&canary, &mut connection);
         let all = self.wanted().on_connected();
         let count = all.iter().map(Vec::len).sum();
+        // Channels with numbered plain messages have subscriptions by pattern, which are confirmed together.
+        let (all, _) = self.without_numbered(all);
+        if let Some(numberer) = &self.numberer {
+            subscriptions.subscribe_numbering(numberer.own(), &numberer.patterns(), &mut connection);
+        }
         subscriptions.subscribe(all);
-        let mut decoder = SubscriptionDecoder::new(node.names().clone());
+        let mut decoder = SubscriptionDecoder::new(node.names().clone(), self.numberer.clone());
+        let mut is_numbering = false;
         loop {
             if subscriptions.has_due() {
                 let wanted = self.wanted();
@@ -187,13 +206,17 @@ impl Subscriber {
                 () = async { self.sink.room().await }, if !has_room => {}
                 () = self.changed.notified() => {
                     self.renew_canary(&mut canary, &mut subscriptions, &mut connection);
-                    self.send_pending(&mut subscriptions, &mut connection);
+                    let numbered = self.send_pending(&mut subscriptions, &mut connection);
+                    // Before the patterns are confirmed, the confirmation reports them.
+                    self.confirm_numbered(numbered.into_iter().filter(|_| is_numbering), &mut decoder);
                 }
                 progress = connection.read_or_write(), if has_room => {
                     let mut refusals = Vec::new();
                     let received = progress.and_then(|()| {
                         self.process(node, &mut connection, &mut subscriptions, &mut decoder, &canary, &mut refusals)
                     });
+                    is_numbering |= self.drive_numbering(&mut subscriptions, &mut decoder);
+                    let numbering_failed = decoder.numbering_failed();
                     let (events, has_canary) = decoder.take_events();
                     if has_canary {
                         unanswered.store(0, Ordering::Relaxed);
@@ -206,6 +229,9 @@ impl Subscriber {
                     refusals.into_iter().for_each(|refusal| self.handle(refusal, &mut subscriptions, &mut connection));
                     if let Err(error) = received {
                         return error;
+                    }
+                    if let Some(error) = numbering_failed {
+                        return ClientError::Numbering(error.to_string());
                     }
                     // The hub runs on the same thread.
                     tokio::task::yield_now().await;
@@ -297,10 +323,54 @@ impl Subscriber {
         lock(&self.canary).clone()
     }
 
-    fn send_pending(&self, subscriptions: &mut Subscriptions, connection: &mut Connection) {
-        let (wanted, unwanted) = self.wanted().take_pending();
+    /// Sends changes of the wanted channels. Returns those that have a subscription by pattern.
+    fn send_pending(&self, subscriptions: &mut Subscriptions, connection: &mut Connection) -> Vec<ChannelName> {
+        let (wanted, mut unwanted) = self.wanted().take_pending();
+        unwanted.retain(|channel| !self.is_numbered(channel));
+        let (wanted, numbered) = self.without_numbered(wanted);
         subscriptions.unsubscribe(&unwanted, connection);
         subscriptions.subscribe(wanted);
+        numbered
+    }
+
+    /// Lets the numbering send what is due. Returns whether its subscriptions have just been confirmed.
+    fn drive_numbering(&self, subscriptions: &mut Subscriptions, decoder: &mut SubscriptionDecoder) -> bool {
+        let Some(numberer) = &self.numberer else { return false };
+        let is_confirmed = subscriptions.take_numbering_confirmed();
+        if is_confirmed {
+            numberer.on_subscribed();
+            let all = self.wanted().all().into_iter().map(|(channel, _)| channel);
+            let numbered: Vec<_> = all.filter(|channel| numberer.numbers(channel)).collect();
+            self.confirm_numbered(numbered.into_iter(), decoder);
+        }
+        numberer.wake();
+        is_confirmed
+    }
+
+    fn is_numbered(&self, channel: &ChannelName) -> bool {
+        self.numberer.as_ref().is_some_and(|numberer| numberer.numbers(channel))
+    }
+
+    /// Separates the channels that have a subscription by pattern.
+    fn without_numbered(&self, mut channels: ByKind) -> (ByKind, Vec<ChannelName>) {
+        let mut numbered = Vec::new();
+        if self.numberer.is_some() {
+            channels.iter_mut().for_each(|kind| numbered.extend(kind.extract_if(.., |it| self.is_numbered(it))));
+        }
+        (channels, numbered)
+    }
+
+    /// Reports channels with a subscription by pattern as subscribed, behind what has arrived.
+    fn confirm_numbered(&self, channels: impl Iterator<Item = ChannelName>, decoder: &mut SubscriptionDecoder) {
+        for channel in channels {
+            self.wanted().confirm(&channel);
+            decoder.subscribed(channel);
+        }
+        let events = decoder.events();
+        if !events.is_empty() {
+            self.sink.add_all(events);
+            self.sink.wake();
+        }
     }
 
     /// Handles a channel that Redis refuses: removes it from the wanted channels, and refuses

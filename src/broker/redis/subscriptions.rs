@@ -29,6 +29,8 @@ pub(super) struct Subscriptions {
     unanswered: VecDeque<Sent>,
     /// How many channels their `SUBSCRIBE` commands have.
     in_flight: usize,
+    /// Whether the subscriptions for the numbering have just been confirmed.
+    numbering_confirmed: bool,
     /// Whether the subscription to the canary has ended, because its hash slot has moved.
     lacks_canary: bool,
     /// The channels to subscribe to, in one queue per kind; the first kind has priority.
@@ -43,6 +45,8 @@ struct Sent {
 
 enum What {
     Canary,
+    /// The last of the commands for the numbering.
+    Numbering,
     Subscribe(Vec<ChannelName>),
     Unsubscribe,
 }
@@ -80,6 +84,19 @@ impl Subscriptions {
             self.unanswered.push_back(Sent { what: What::Unsubscribe, names: 1 });
         }
         self.subscribe_canary(canary, connection);
+    }
+
+    /// Subscribes to what the numbering of plain messages receives: the channels, then the patterns.
+    pub(super) fn subscribe_numbering(&mut self, channel: &str, patterns: &[&str], connection: &mut Connection) {
+        connection.send(&["SUBSCRIBE", channel]);
+        self.unanswered.push_back(Sent { what: What::Numbering, names: 1 + patterns.len() });
+        let command: Vec<_> = std::iter::once("PSUBSCRIBE").chain(patterns.iter().copied()).collect();
+        connection.send(&command);
+    }
+
+    /// Whether the subscriptions for the numbering have been confirmed since the last call.
+    pub(super) fn take_numbering_confirmed(&mut self) -> bool {
+        std::mem::take(&mut self.numbering_confirmed)
     }
 
     /// Whether the subscription to the canary has ended.
@@ -201,8 +218,10 @@ impl Subscriptions {
 
     fn take_answered(&mut self) -> Option<What> {
         let what = self.unanswered.pop_front()?.what;
-        if let What::Subscribe(channels) = &what {
-            self.in_flight -= channels.len();
+        match &what {
+            What::Subscribe(channels) => self.in_flight -= channels.len(),
+            What::Numbering => self.numbering_confirmed = true,
+            What::Canary | What::Unsubscribe => {}
         }
         Some(what)
     }

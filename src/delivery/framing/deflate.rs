@@ -1,13 +1,11 @@
-//! permessage-deflate (RFC 7692) without contexts: each message is compressed alone, so that its
-//! frame can be written to many sockets, and a connection needs no memory for it. The negotiation
-//! is part of the handshake (`http/handshake.rs`).
+//! The compression of permessage-deflate (RFC 7692) without contexts: each message is compressed
+//! alone, so that its frame can be written to many sockets, and a connection needs no memory for
+//! it. Knows no frames; the negotiation is part of the handshake (`http/handshake.rs`).
 
 use std::cell::RefCell;
 
 use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, Status};
 
-use super::websocket::{MAX_HEADER, WebSocket, opcode_of, write_header};
-use super::{Framing, Kind, Transport};
 use crate::close::{Close, Code};
 
 /// Shorter messages are not compressed, in bytes.
@@ -18,8 +16,6 @@ const LEVEL: Compression = Compression::new(6);
 const MOST_KEPT: usize = 512 << 10;
 /// The end of each compressed message, which is not sent (RFC 7692, 7.2.1).
 const TAIL: [u8; 4] = [0x00, 0x00, 0xFF, 0xFF];
-/// The bit that marks the first frame of a compressed message (RFC 7692, 6).
-pub(super) const COMPRESSED: u8 = 0x40;
 
 thread_local! {
     static COMPRESSOR: RefCell<Compressor> =
@@ -27,47 +23,20 @@ thread_local! {
     static INFLATER: RefCell<Decompress> = RefCell::new(Decompress::new(false));
 }
 
-/// WebSocket frames whose messages are compressed if that makes them smaller.
-pub struct DeflatedWebSocket;
-
-impl Framing for DeflatedWebSocket {
-    fn transport(&self) -> Transport {
-        Transport::WebSocket
-    }
-
-    fn begin(&self, out: &mut Vec<u8>) -> usize {
-        WebSocket.begin(out)
-    }
-
-    fn end(&self, kind: Kind, start: usize, out: &mut Vec<u8>) {
-        COMPRESSOR.with_borrow_mut(|compressor| match compressor.compress(&out[start + MAX_HEADER..]) {
-            Some(compressed) => {
-                out.truncate(start);
-                write_header(opcode_of(kind), compressed.len(), out);
-                out[start] |= COMPRESSED;
-                out.extend_from_slice(compressed);
-            }
-            None => WebSocket.end(kind, start, out),
-        });
-    }
-
-    fn write_keepalive(&self, out: &mut Vec<u8>) {
-        WebSocket.write_keepalive(out);
-    }
-
-    fn write_close(&self, code: Option<u16>, reason: &str, out: &mut Vec<u8>) {
-        WebSocket.write_close(code, reason, out);
-    }
-}
-
-struct Compressor {
+/// Compresses one message after the other, each alone.
+pub(super) struct Compressor {
     state: Compress,
     bytes: Vec<u8>,
 }
 
 impl Compressor {
+    /// Calls `use_it` with the compressor of this thread.
+    pub(super) fn of_thread<T>(use_it: impl FnOnce(&mut Self) -> T) -> T {
+        COMPRESSOR.with_borrow_mut(use_it)
+    }
+
     /// A message in its compressed form, if that is smaller.
-    fn compress(&mut self, message: &[u8]) -> Option<&[u8]> {
+    pub(super) fn compress(&mut self, message: &[u8]) -> Option<&[u8]> {
         if message.len() < LEAST {
             return None;
         }
@@ -122,42 +91,6 @@ pub(super) fn inflate(compressed: &[u8], limit: usize) -> Result<Vec<u8>, Close>
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const JSON: &str = r#"{"cell":"B4","value":17,"by":"somebody","at":1732300000000},"#;
-
-    fn frame(message: &[u8]) -> Vec<u8> {
-        let mut out = b"before".to_vec();
-        DeflatedWebSocket.write(Kind::Text, message, &mut out);
-        assert!(out.starts_with(b"before"));
-        out.split_off(6)
-    }
-
-    #[test]
-    fn a_message_is_compressed_alone_and_comes_back_as_it_was() {
-        for repeated in [5, 20, 2_000] {
-            let message = JSON.repeat(repeated);
-            let (one, two) = (frame(message.as_bytes()), frame(message.as_bytes()));
-            assert!(one == two && one.len() * 2 < message.len() && one[0] == 0xC1, "{} bytes", one.len());
-            let header = one.len()
-                - if one[1] < 126 { usize::from(one[1]) } else { usize::from(one[2]) << 8 | usize::from(one[3]) };
-            assert_eq!(inflate(&one[header..], message.len()), Ok(message.into_bytes()));
-        }
-    }
-
-    #[test]
-    fn what_would_not_be_smaller_is_sent_as_it_is() {
-        let mut seed = 1_u32;
-        let noise = std::iter::repeat_with(|| {
-            seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            (seed >> 24) as u8
-        });
-        let noise: Vec<u8> = noise.take(2_000).collect();
-        for message in [&noise[..], &JSON.as_bytes()[..50], b""] {
-            let mut plain = Vec::new();
-            WebSocket.write(Kind::Text, message, &mut plain);
-            assert_eq!(frame(message), plain);
-        }
-    }
 
     #[test]
     fn a_message_that_unfolds_beyond_the_limit_is_refused_before_it_does() {

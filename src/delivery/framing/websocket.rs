@@ -4,7 +4,7 @@
 
 use std::ops::Range;
 
-use super::deflate::{COMPRESSED, inflate};
+use super::deflate::inflate;
 use super::{Framing, Kind, Transport};
 use crate::close::{Close, Code};
 
@@ -28,6 +28,8 @@ pub enum Opcode {
 const FIN: u8 = 0x80;
 const MASKED: u8 = 0x80;
 const RESERVED: u8 = 0x70;
+/// The bit that marks the first frame of a compressed message (RFC 7692, 6).
+pub(super) const COMPRESSED: u8 = 0x40;
 const MAX_CONTROL: usize = 125;
 
 /// The maximum length of a frame header of the server, in bytes.
