@@ -417,3 +417,30 @@ async fn a_message_that_is_too_big_is_refused_and_the_feed_goes_on() {
     assert_eq!(window.outcome("feed.publish(1, { channel: 'flow' })").await["offset"], 1);
     window.until_flowed(1).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_feed_tells_who_is_there_and_who_comes_and_goes() {
+    let rules = "[[channel]]\nmatch = 'sheet:*'\npresence = true\njoin_leave = true\n";
+    let instance = Options::default().rules(rules).env("LIVEBRIDGE_TOKEN_SECRET", SECRET).start().await;
+    let browser = Browser::start().await;
+    let window = browser.open_at(&instance.url(BLANK)).await;
+    let token = |user: &str| {
+        let claims = json!({ "sub": user, "exp": at(600), "livebridge": { "subscribe": ["sheet:*"] } });
+        json!(Signer::shared(SECRET).sign(&claims)).to_string()
+    };
+    window.feed(&format!("{{ channels: ['sheet:1'], joinLeave: true, token: {} }}", token("ada"))).await;
+    window.until("told.some(([name, { user }]) => name === 'join' && user === 'ada')").await;
+    window
+        .eval(&format!("globalThis.other = livebridge.connect({{ channels: ['sheet:1'], token: {} }})", token("bob")))
+        .await;
+    window.until("told.some(([name, { user }]) => name === 'join' && user === 'bob')").await;
+    assert_eq!(
+        window.eval("feed.presence('sheet:1').then((all) => all.map(({ user }) => user).sort())").await,
+        json!(["ada", "bob"])
+    );
+    assert_eq!(window.eval("feed.presenceStats('sheet:1')").await, json!({ "clients": 2, "users": 2 }));
+    window.eval("other.unsubscribe('sheet:1')").await;
+    window.until("told.some(([name, { user }]) => name === 'leave' && user === 'bob')").await;
+    let refused = window.outcome("feed.presence('plain')").await;
+    assert!(refused["failed"]["code"] == 103 || refused["failed"]["code"] == 108, "{refused}");
+}
