@@ -41,6 +41,7 @@ use self::machines::*;
 
 const CHANNELS: usize = 4;
 const PRODUCERS: usize = 6;
+/// Half of them listen to one channel, the others to three.
 const CLIENTS: usize = 16;
 const INSTANCES: usize = 3;
 /// How long the short form breaks things, in seconds.
@@ -144,7 +145,8 @@ async fn nothing_is_lost_on(mut machines: Machines) {
     let seconds = from_environment("LIVEBRIDGE_FAULT_SECONDS").unwrap_or(SHORT);
     let seed = from_environment("LIVEBRIDGE_FAULT_SEED").unwrap_or_else(|| rand::random::<u32>().into());
     let world = Arc::new(World::new(seed, &machines));
-    let clients: Vec<_> = (0..CLIENTS).map(|index| tokio::spawn(Client::new(&world, index).run())).collect();
+    let indexes = 0..world.clients.len();
+    let clients: Vec<_> = indexes.map(|index| tokio::spawn(Client::new(&world, index).run())).collect();
     let producers: Vec<_> = (0..PRODUCERS).map(|index| tokio::spawn(produce(world.clone(), index))).collect();
     let cutter = tokio::spawn(cut_clients(world.clone()));
     machines.break_things(&world, Duration::from_secs(seconds)).await;
@@ -234,7 +236,9 @@ impl World {
             faults: Mutex::default(),
             ending: AtomicBool::new(false),
             ends: Mutex::default(),
-            clients: (0..CLIENTS).map(|_| Control::default()).collect(),
+            clients: (0..from_environment("LIVEBRIDGE_FAULT_CLIENTS").unwrap_or(CLIENTS as u64))
+                .map(|_| Control::default())
+                .collect(),
             cuts: AtomicU64::new(0),
             retries: AtomicU64::new(0),
             fell_behind: AtomicU64::new(0),

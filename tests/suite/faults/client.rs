@@ -64,7 +64,7 @@ impl Client {
 
     pub(super) async fn run(mut self) -> Received {
         // Some come later than others.
-        let late = if self.index < CLIENTS / 2 { 0 } else { self.random.random_range(0..8000) };
+        let late = if self.index < self.world.clients.len() / 2 { 0 } else { self.random.random_range(0..8000) };
         sleep(Duration::from_millis(late)).await;
         while !self.has_all() {
             match self.connect().await {

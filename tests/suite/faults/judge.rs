@@ -82,13 +82,14 @@ impl World {
         }
         let number = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         println!(
-            "faults: seed {}, {:.0} s; {messages} messages (published again: {}), {CLIENTS} clients, \
+            "faults: seed {}, {:.0} s; {messages} messages (published again: {}), {} clients, \
              {deliveries} deliveries, {reconnects} reconnects, {repaired} gaps repaired\n\
              faults: clients cut: {}, told that they fell behind: {}, subscriptions cut for a full buffer: {}, \
              told a gap: {}, answered messages in these gaps: {}, {:?}",
             self.seed,
             self.began.elapsed().as_secs_f64(),
             number(&self.retries),
+            self.clients.len(),
             number(&self.cuts),
             number(&self.fell_behind),
             machines.overflowed,
