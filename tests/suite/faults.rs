@@ -210,6 +210,8 @@ struct World {
     /// Gaps that clients were told, and what they thus missed of what was answered.
     gaps: AtomicU64,
     told_missing: AtomicU64,
+    /// How many gaps were told for which reason.
+    reasons: Mutex<BTreeMap<String, usize>>,
 }
 
 /// What is done to a client.
@@ -244,6 +246,7 @@ impl World {
             fell_behind: AtomicU64::new(0),
             gaps: AtomicU64::new(0),
             told_missing: AtomicU64::new(0),
+            reasons: Mutex::default(),
         }
     }
 

@@ -39,8 +39,8 @@ pub(super) enum Told {
     Welcome(Vec<Position>),
     /// Which of its channels, the positions that it now holds (with a WebSocket only that channel's), and which message.
     Message(usize, Vec<Position>, String),
-    /// Which of its channels goes on after which position, and the words.
-    Gap(usize, Position, String),
+    /// Which of its channels goes on after which position, the reason, and all words.
+    Gap(usize, Position, String, String),
     Strange(String),
     End,
 }
@@ -121,11 +121,12 @@ impl Client {
         match told {
             Told::End => return false,
             Told::Strange(what) => self.world.complain(format!("{who}: {what}; held {:?}", self.held)),
-            Told::Gap(slot, position, what) => {
+            Told::Gap(slot, position, reason, what) => {
                 if !self.world.fails_over {
                     self.world.complain(format!("{who} was told a gap: {what}; held {:?}", self.held));
                 }
                 self.world.note(&format!("{who} was told a gap: {what}"));
+                *self.world.reasons.lock().unwrap().entry(reason).or_default() += 1;
                 self.held[slot] = Some(position);
                 self.received[slot].1.push(Stretch { from: position, messages: Vec::new() });
             }
@@ -210,7 +211,12 @@ impl Client {
             }
             Some("gap") => {
                 let slot = self.slot(envelope["channel"].as_str().unwrap());
-                Told::Gap(slot, position_of(envelope), envelope.to_string())
+                Told::Gap(
+                    slot,
+                    position_of(envelope),
+                    envelope["reason"].as_str().unwrap().to_owned(),
+                    envelope.to_string(),
+                )
             }
             Some(_) => Told::Strange(envelope.to_string()),
             None => {

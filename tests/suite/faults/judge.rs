@@ -85,7 +85,7 @@ impl World {
             "faults: seed {}, {:.0} s; {messages} messages (published again: {}), {} clients, \
              {deliveries} deliveries, {reconnects} reconnects, {repaired} gaps repaired\n\
              faults: clients cut: {}, told that they fell behind: {}, subscriptions cut for a full buffer: {}, \
-             told a gap: {}, answered messages in these gaps: {}, {:?}",
+             told a gap: {} {:?}, answered messages in these gaps: {}, {:?}",
             self.seed,
             self.began.elapsed().as_secs_f64(),
             number(&self.retries),
@@ -94,6 +94,7 @@ impl World {
             number(&self.fell_behind),
             machines.overflowed,
             number(&self.gaps),
+            self.reasons.lock().unwrap(),
             number(&self.told_missing),
             self.faults.lock().unwrap(),
         );
