@@ -295,8 +295,11 @@ async fn a_stored_key_that_is_no_utf_8_is_skipped_counted_and_told_as_a_gap() {
         assert_eq!(received, answers);
     }
     assert!(setup.one.metric("livebridge_unreadable_messages_total").await >= 2.0);
-    let log = setup.one.log();
-    assert!(log.contains("skipped an unreadable stored message") && log.contains(&channel), "{log}");
+    until("it is in the log", || async {
+        let log = setup.one.log();
+        log.contains("skipped an unreadable stored message") && log.contains(&channel)
+    })
+    .await;
     let page = setup.one.get_json(&format!("/channels/{channel}/messages")).await;
     assert_eq!(page["messages"][0]["data"], 1, "what precedes it is answered: {page}");
     // The oldest: who asks for all that there is has missed nothing.
