@@ -144,11 +144,20 @@ impl Cluster {
         from: ReadFrom,
         limit: usize,
     ) -> Result<Option<Page>, BrokerError> {
+        self.read_on_shard_of(channel, |shard| async move { shard.history.read(channel, from, limit).await }).await
+    }
+
+    /// Reads on the shard of a channel, wherever that moves meanwhile.
+    async fn read_on_shard_of<T, R: Future<Output = Result<T, Failure>>>(
+        &self,
+        channel: &ChannelName,
+        read: impl Fn(Arc<Shard>) -> R,
+    ) -> Result<T, BrokerError> {
         let deadline = Instant::now() + PATIENCE;
         let mut backoff = Backoff::new(PAUSE, 4 * PAUSE);
         loop {
             let shard = self.routes().shard(channel)?;
-            match shard.history.read(channel, from, limit).await {
+            match read(shard).await {
                 Err(Failure::Moved) if Instant::now() < deadline => self.next_round(&mut backoff).await,
                 result => return result.map_err(BrokerError::from),
             }
@@ -167,15 +176,7 @@ impl Cluster {
 
     /// See [`crate::broker::Broker::read_presence`].
     pub(super) async fn read_presence(&self, channel: &ChannelName) -> Result<Everybody, BrokerError> {
-        let deadline = Instant::now() + PATIENCE;
-        let mut backoff = Backoff::new(PAUSE, 4 * PAUSE);
-        loop {
-            let shard = self.routes().shard(channel)?;
-            match shard.read_presence(channel).await {
-                Err(Failure::Moved) if Instant::now() < deadline => self.next_round(&mut backoff).await,
-                result => return result.map_err(BrokerError::from),
-            }
-        }
+        self.read_on_shard_of(channel, |shard| async move { shard.read_presence(channel).await }).await
     }
 
     /// See [`crate::broker::Broker::subscribe`].
