@@ -7,7 +7,7 @@ use crate::Outcome;
 use crate::dialect::Dialect;
 use crate::publishers::Path;
 use crate::pusher;
-use crate::servers::{Running, Server, await_accept, free_port};
+use crate::servers::{Kind, Running, Server, await_accept, free_port};
 
 impl Server {
     pub(crate) fn start_alternative(&mut self, name: &str, redis: Option<&str>) -> Outcome<()> {
@@ -27,6 +27,7 @@ impl Server {
         match name {
             "socketio" => self.speak(Dialect::SocketIo, "/socket.io/?EIO=4&transport=websocket&channel={channel}"),
             "sockudo" => self.speak(Dialect::Pusher, pusher::SUBSCRIBE_PATH),
+            "centrifugo" => self.speak(Dialect::Centrifuge, "/connection/websocket"),
             _ => {}
         }
         await_accept(port)
@@ -49,7 +50,12 @@ impl Server {
 
     /// The path to post a message to.
     pub(crate) fn post_path(&self) -> Path {
-        if self.dialect == Dialect::Pusher { Path::Pusher } else { Path::Post(self.publish_path.clone()) }
+        match &self.kind {
+            Kind::Alternative(name) if name == "sockudo" => Path::Pusher,
+            Kind::Alternative(name) if name == "centrifugo" => Path::Centrifugo,
+            Kind::Running if self.dialect == Dialect::Pusher => Path::Pusher,
+            _ => Path::Post(self.publish_path.clone()),
+        }
     }
 }
 

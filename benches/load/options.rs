@@ -16,7 +16,7 @@ use crate::servers::{Running, Setting};
 pub(crate) struct Options {
     /// Scenarios; with `compare` first, for several servers in turn
     pub(crate) scenarios: Vec<Scenario>,
-    /// Servers: livebridge, naive, bare[:FRAMES[:WRITERS]], nchan, ws, socketio, sockudo, running
+    /// Servers: livebridge, naive, bare[:FRAMES[:WRITERS]], nchan, ws, socketio, sockudo, centrifugo, running
     #[arg(long, value_delimiter = ',')]
     pub(crate) server: Vec<String>,
     /// How often to run everything, servers in turn

@@ -1,6 +1,6 @@
 //! Publishes on any number of keep-alive connections from one thread, without waiting for answers
 //! unless the scenario requires it: `POST /publish`, NDJSON batches, Redis `PUBLISH`, Pusher
-//! events, and the orders of the bare server.
+//! events, the API of Centrifugo, and the orders of the bare server.
 
 use std::io::{Read, Write};
 use std::net::ToSocketAddrs;
@@ -25,9 +25,14 @@ pub(crate) enum Path {
     Redis,
     /// Signed events of the Pusher protocol.
     Pusher,
+    /// `POST /api/publish` with JSON, as Centrifugo takes it.
+    Centrifugo,
     /// Orders to the bare server.
     Orders,
 }
+
+/// The path of Centrifugo's API.
+const CENTRIFUGO_PATH: &str = "/api/publish";
 
 /// The connections that publish.
 pub(crate) struct Publishers {
@@ -118,6 +123,11 @@ impl Publishers {
             Path::Pusher => each(messages, size, |message, payload| {
                 connection.ask(|out| out.extend(pusher::request(message.channel, payload)));
             }),
+            Path::Centrifugo => each(messages, size, |message, payload| {
+                let channel = channel_name(message.channel);
+                let body = format!(r#"{{"channel":"{channel}","data":"{}"}}"#, String::from_utf8_lossy(payload));
+                connection.ask(|out| post(CENTRIFUGO_PATH, message.channel, "application/json", body.as_bytes(), out));
+            }),
             Path::Redis => each(messages, size, |message, payload| {
                 connection.ask(|out| {
                     let channel = channel_name(message.channel);
@@ -139,7 +149,7 @@ impl Publishers {
         let Self { connections, path, first_token, buffer, answer_times } = self;
         let kind = match path {
             Path::Redis => Answers::Redis,
-            Path::Post(_) | Path::Batch(_) | Path::Pusher => Answers::Http,
+            Path::Post(_) | Path::Batch(_) | Path::Pusher | Path::Centrifugo => Answers::Http,
             Path::Orders => Answers::None,
         };
         let connection = &mut connections[token - *first_token];

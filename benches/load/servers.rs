@@ -18,7 +18,7 @@ use crate::publishers::Path;
 const START_LIMIT: Duration = Duration::from_secs(20);
 
 /// The servers of scripts/alternatives.
-const ALTERNATIVES: [&str; 4] = ["nchan", "ws", "socketio", "sockudo"];
+const ALTERNATIVES: [&str; 5] = ["nchan", "ws", "socketio", "sockudo", "centrifugo"];
 
 /// A server, by its name on the command line.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -173,6 +173,37 @@ async fn an_acl_that_does_not_cover_the_channels_of_the_rules_is_a_warning() {
     assert_eq!(redis.cli(&["LRANGE", "orders", "0", "-1"]), "somebody's\nown", "nothing is changed");
 }
 
+#[tokio::test]
+async fn an_acl_without_what_numbered_plain_messages_need_is_a_warning_that_says_how_to_mend_it() {
+    let redis = Redis::start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let rules = "[[channel]]\nmatch = 'orders:*'\nplain = 'numbered'\n[[channel]]\nmatch = 'sheet:*'\n";
+    std::fs::write(folder.path().join("livebridge.toml"), rules).unwrap();
+    let user = |acl: &str| {
+        let mut words = vec!["ACL", "SETUSER", "lb", "reset", "on", ">pw", "+@all", "~*"];
+        words.extend(acl.split(' '));
+        assert_eq!(redis.cli(&words), "OK");
+        let url = format!("redis://lb:pw@127.0.0.1:{}/", redis.port);
+        let output = command(folder.path()).args(["check", "--redis-url", &url]).output().unwrap();
+        assert!(output.status.success());
+        String::from_utf8(output.stdout).unwrap()
+    };
+    // Redis compares patterns with the rules of a user by name, so `livebridge:*` is not enough.
+    let text = user("&orders:* &sheet:* &livebridge:*");
+    let told = line(&text, "`plain = \"numbered\"` needs");
+    assert!(told.starts_with("warning  "), "{text}");
+    let (_, fix) = told.split_once("ACL SETUSER … +psubscribe ").unwrap();
+    assert_eq!(fix, "&livebridge:note:orders:* &livebridge:run:orders:*");
+    let text = user(&format!("&orders:* &sheet:* &livebridge:* {fix}"));
+    assert!(line(&text, "may give plain messages their positions").starts_with("ok "), "{text}");
+    let text = user(&format!(
+        "&orders:* &sheet:* &livebridge:* {fix} resetkeys ~orders:* ~sheet:* ~livebridge:{{orders:* ~livebridge:{{sheet:* ~livebridge:check* ~livebridge:life"
+    ));
+    assert!(line(&text, "`plain = \"numbered\"` needs").ends_with(" ~livebridge:{}:members"), "{text}");
+    let text = user(&format!("&orders:* &sheet:* &livebridge:* {fix} -psubscribe"));
+    assert!(line(&text, "`plain = \"numbered\"` needs").contains("+psubscribe &"), "{text}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_user_that_the_docs_tell_to_create_may_do_all_that_is_needed() {
     let redis = Redis::start_with(&["--appendonly", "yes"]).await;

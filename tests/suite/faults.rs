@@ -320,7 +320,9 @@ async fn produce(world: Arc<World>, index: usize) {
         let numbers = batch * world.batch..(batch + 1) * world.batch;
         let ids: Vec<_> = numbers.map(|number| format!("producer{index}-{number}")).collect();
         world.publish(&mut random, index % CHANNELS, &ids, 0).await;
-        sleep(Duration::from_millis(random.random_range(0..30))).await;
+        // The clients, in this process, must keep up, or they lag behind the history.
+        let most = 30 + 3 * world.batch as u64 / 2;
+        sleep(Duration::from_millis(random.random_range(0..most))).await;
     }
 }
 

@@ -1,6 +1,8 @@
 //! Channels with `plain = "numbered"`: what any client sends with `PUBLISH` has an offset, a history and a resume, in the
 //! order of Redis, whatever breaks. `tests/numbering` explores the same code against a model of Redis.
 
+mod servers;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -258,6 +258,17 @@ pub(super) fn coverage(lacking: &[String]) -> Finding {
     )
 }
 
+/// The rules of the ACL that this user lacks for `plain = "numbered"`.
+pub(super) fn numbering(lacking: &[String]) -> Finding {
+    if lacking.is_empty() {
+        return Finding::ok("this user may give plain messages their positions");
+    }
+    Finding::warning(
+        "the ACL of this user does not allow what `plain = \"numbered\"` needs, so these channels do not work",
+        format!("ACL SETUSER … +psubscribe {}", lacking.join(" ")),
+    )
+}
+
 /// How long a round trip takes.
 pub(super) fn round_trip(took: Duration) -> Finding {
     let what = format!("Redis round trip: {:.1} ms", took.as_secs_f64() * 1000.0);

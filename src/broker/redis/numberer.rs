@@ -2,12 +2,12 @@
 //! sends the requests of the [`Participant`], which decides everything. `subscriber.rs` passes on what arrives.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::Notify;
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
 use super::connection::Connection;
 use super::endpoint::ANSWER_TIMEOUT;
@@ -20,6 +20,7 @@ use super::resp::{self, Frame, Item, Items};
 use crate::broker::Event;
 use crate::channel::ChannelName;
 use crate::message::Position;
+use crate::observability::log_throttle::LogThrottle;
 use crate::observability::metrics::Metrics;
 use crate::rules::Rules;
 
@@ -28,6 +29,11 @@ const RENEWAL: Duration = Duration::from_millis(500);
 /// How much may wait for positions on an instance. Redis serves no other client while it appends, so a request has
 /// a limit too.
 const LIMITS: Limits = Limits { waiting_bytes: 64 << 20, append_messages: 256, append_bytes: 256 << 10 };
+/// From this number of channels in a round trip on, a rest follows that is as long as the round trip, up to a limit. Redis
+/// serves producers meanwhile, so that the next round trip appends more messages with each call.
+const MANY_CHANNELS: usize = 16;
+/// See [`MANY_CHANNELS`].
+const LONGEST_REST: Duration = Duration::from_millis(5);
 
 /// The numbering on one server.
 pub(super) struct Numberer {
@@ -222,6 +228,7 @@ impl Numberer {
             if requests.is_empty() {
                 continue;
             }
+            let began = Instant::now();
             let round = timeout(2 * ANSWER_TIMEOUT, round_trip(&node, &mut connection, &requests)).await;
             let answers = round.unwrap_or_else(|_| Err(ClientError::timed_out())).unwrap_or_else(|error| {
                 tracing::debug!(%error, "the numbering of plain messages had no answer");
@@ -229,6 +236,9 @@ impl Numberer {
                 Vec::new()
             });
             self.apply(&requests, &answers);
+            if requests.len() >= MANY_CHANNELS {
+                sleep(began.elapsed().min(LONGEST_REST)).await;
+            }
         }
     }
 
@@ -303,7 +313,7 @@ async fn round_trip(
                 Frame::Refused(why) => {
                     let why = String::from_utf8_lossy(why);
                     lacks_library |= is_missing(&why);
-                    tracing::debug!(%why, "Redis refused a request of the numbering");
+                    report_refusal(&why);
                     Answer::Failed
                 }
                 _ => Answer::Failed,
@@ -317,6 +327,16 @@ async fn round_trip(
         *slot = Some(connection);
     }
     Ok(answers)
+}
+
+/// Logs that Redis refused a request, unless it only lacks the library.
+fn report_refusal(why: &str) {
+    static REPEATED: LazyLock<LogThrottle> = LazyLock::new(LogThrottle::default);
+    if !is_missing(why)
+        && let Some(times) = REPEATED.happened("refused")
+    {
+        tracing::warn!(%why, times, "Redis refuses what gives plain messages their positions; run `livebridge check`");
+    }
 }
 
 fn place(mut items: Items<'_>) -> Option<Place> {

@@ -124,6 +124,7 @@ async fn check_server(node: &Node, rules: &Rules, channel: &str) -> Vec<Finding>
     findings.push(functions(&mut connection, node).await);
     findings.push(receiving(node, &mut connection, channel).await);
     findings.extend(coverage(node, &mut connection, rules).await);
+    findings.extend(numbering(node, &mut connection, rules).await);
     findings.extend(times(&mut connection).await);
     findings
 }
@@ -286,19 +287,53 @@ async fn coverage(node: &Node, connection: &mut Connection, rules: &Rules) -> Op
     Some(diagnosis::coverage(&lacking))
 }
 
-/// For each channel, whether Redis refuses the subscription.
+/// Whether the ACL of this user allows what rules with `plain = "numbered"` need: their patterns, and the channel
+/// and the key of the members. `None` if there is no such rule, or if the connection fails.
+async fn numbering(node: &Node, connection: &mut Connection, rules: &Rules) -> Option<Finding> {
+    let names = node.names();
+    let patterns: Vec<_> =
+        rules.iter().filter(|(_, rule)| rule.numbered).flat_map(|(it, _)| names.patterns(it)).collect();
+    if patterns.is_empty() || node.is_sharded() {
+        return None;
+    }
+    let (own, members) = (names.numbered(), names.members());
+    let commands = patterns.iter().map(|pattern| ["PSUBSCRIBE", pattern]).chain([["SUBSCRIBE", &own]]);
+    let refused = tokio::time::timeout(ANSWER_TIMEOUT, refusals(node, commands)).await.ok()?.ok()?;
+    let names = patterns.iter().chain([&own]).zip(refused);
+    let mut lacking: Vec<_> = names.filter(|(_, is_refused)| *is_refused).map(|(name, _)| format!("&{name}")).collect();
+    let touched = ask::<Value>(connection, &["HGET", &members, "barrier"]).await;
+    if touched.is_err_and(|error| error.is_refused_key()) {
+        lacking.push(format!("~{members}"));
+    }
+    Some(diagnosis::numbering(&lacking))
+}
+
+/// For each channel, whether Redis refuses the subscription. If Redis refuses the command as such, all channels are
+/// affected, and `receiving` reports it.
 async fn refused_channels(node: &Node, channels: &[String]) -> Result<Vec<bool>, ClientError> {
+    refusals(node, channels.iter().map(|channel| ["SUBSCRIBE", channel])).await
+}
+
+/// For each subscription to one channel or pattern, whether Redis refuses it because of the channel, or, for patterns,
+/// the command.
+async fn refusals<'a>(node: &Node, commands: impl Iterator<Item = [&'a str; 2]>) -> Result<Vec<bool>, ClientError> {
     let mut connection = node.connect().await?;
-    channels.iter().for_each(|channel| connection.send(&["SUBSCRIBE", channel]));
-    let mut refused = Vec::with_capacity(channels.len());
-    while refused.len() < channels.len() {
+    let is_pattern: Vec<_> = commands
+        .map(|command| {
+            connection.send(&command);
+            command[0] == "PSUBSCRIBE"
+        })
+        .collect();
+    let mut refused = Vec::with_capacity(is_pattern.len());
+    while refused.len() < is_pattern.len() {
         connection.read_or_write().await?;
         connection.frames(|frame| {
             match frame {
                 Frame::Subscribed { .. } => refused.push(false),
-                // If Redis refuses the command as such, all channels are affected, and `receiving`
-                // reports it.
-                Frame::Refused(why) => refused.push(String::from_utf8_lossy(why).contains("channel")),
+                Frame::Refused(why) => {
+                    let is_channel = String::from_utf8_lossy(why).contains("channel");
+                    refused.push(is_channel || is_pattern.get(refused.len()) == Some(&true));
+                }
                 _ => {}
             }
             Ok(())

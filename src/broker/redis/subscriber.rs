@@ -4,6 +4,7 @@
 //! commands in flight, and `Node` opens the `Connection`. Events go to the sink, which is the
 //! `Dispatcher` of the hub (`server.rs` connects them).
 
+use std::mem;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -18,7 +19,7 @@ use super::names::Kind;
 use super::node::Node;
 use super::numberer::Numberer;
 use super::resp::Frame;
-use super::subscriptions::{Refusal, Subscriptions};
+use super::subscriptions::{Numbering, Refusal, Subscriptions};
 use super::wanted::{ByKind, Wanted};
 use crate::backoff::Backoff;
 use crate::broker::{BrokerError, Event, EventSink, Health, RequestSize};
@@ -189,12 +190,10 @@ impl Subscriber {
         let count = all.iter().map(Vec::len).sum();
         // Channels with numbered plain messages have subscriptions by pattern, which are confirmed together.
         let (all, _) = self.without_numbered(all);
-        if let Some(numberer) = &self.numberer {
-            subscriptions.subscribe_numbering(numberer.own(), &numberer.patterns(), &mut connection);
-        }
+        self.subscribe_numbering(&mut subscriptions, &mut connection);
         subscriptions.subscribe(all);
         let mut decoder = SubscriptionDecoder::new(node.names().clone(), self.numberer.clone());
-        let mut is_numbering = false;
+        let mut numbering = Numbering::Idle;
         loop {
             if subscriptions.has_due() {
                 let wanted = self.wanted();
@@ -207,15 +206,22 @@ impl Subscriber {
                 () = self.changed.notified() => {
                     self.renew_canary(&mut canary, &mut subscriptions, &mut connection);
                     let numbered = self.send_pending(&mut subscriptions, &mut connection);
-                    // Before the patterns are confirmed, the confirmation reports them.
-                    self.confirm_numbered(numbered.into_iter().filter(|_| is_numbering), &mut decoder);
+                    match subscriptions.numbering() {
+                        Numbering::Confirmed => self.confirm_numbered(numbered, &mut decoder),
+                        Numbering::Denied if !numbered.is_empty() => {
+                            self.subscribe_numbering(&mut subscriptions, &mut connection);
+                        }
+                        // The answer decides about all channels that are wanted then.
+                        _ => {}
+                    }
                 }
                 progress = connection.read_or_write(), if has_room => {
                     let mut refusals = Vec::new();
                     let received = progress.and_then(|()| {
                         self.process(node, &mut connection, &mut subscriptions, &mut decoder, &canary, &mut refusals)
                     });
-                    is_numbering |= self.drive_numbering(&mut subscriptions, &mut decoder);
+                    let before = mem::replace(&mut numbering, subscriptions.numbering());
+                    self.drive_numbering(numbering, numbering != before, &mut decoder);
                     let numbering_failed = decoder.numbering_failed();
                     let (events, has_canary) = decoder.take_events();
                     if has_canary {
@@ -333,18 +339,40 @@ impl Subscriber {
         numbered
     }
 
-    /// Lets the numbering send what is due. Returns whether its subscriptions have just been confirmed.
-    fn drive_numbering(&self, subscriptions: &mut Subscriptions, decoder: &mut SubscriptionDecoder) -> bool {
-        let Some(numberer) = &self.numberer else { return false };
-        let is_confirmed = subscriptions.take_numbering_confirmed();
-        if is_confirmed {
-            numberer.on_subscribed();
+    /// Subscribes to what the numbering needs, if a rule asks for it.
+    fn subscribe_numbering(&self, subscriptions: &mut Subscriptions, connection: &mut Connection) {
+        if let Some(numberer) = &self.numberer {
+            subscriptions.subscribe_numbering(numberer.own(), &numberer.patterns(), connection);
+        }
+    }
+
+    /// Lets the numbering send what is due. If its subscriptions have just been answered, all of its channels are
+    /// subscribed, or refused.
+    fn drive_numbering(&self, numbering: Numbering, has_changed: bool, decoder: &mut SubscriptionDecoder) {
+        let Some(numberer) = &self.numberer else { return };
+        let numbered = || {
             let all = self.wanted().all().into_iter().map(|(channel, _)| channel);
-            let numbered: Vec<_> = all.filter(|channel| numberer.numbers(channel)).collect();
-            self.confirm_numbered(numbered.into_iter(), decoder);
+            all.filter(|channel| numberer.numbers(channel)).collect::<Vec<_>>()
+        };
+        match numbering {
+            Numbering::Confirmed if has_changed => {
+                numberer.on_subscribed();
+                self.confirm_numbered(numbered(), decoder);
+            }
+            Numbering::Denied if has_changed => {
+                static REPEATED: LazyLock<LogThrottle> = LazyLock::new(LogThrottle::default);
+                if let Some(times) = REPEATED.happened("patterns") {
+                    tracing::error!(
+                        times,
+                        "Redis does not allow this user the patterns or the channel that `plain = \"numbered\"` needs, so the \
+                         channels of these rules are refused; run `livebridge check`"
+                    );
+                }
+                numbered().into_iter().for_each(|channel| self.refuse(channel));
+            }
+            _ => {}
         }
         numberer.wake();
-        is_confirmed
     }
 
     fn is_numbered(&self, channel: &ChannelName) -> bool {
@@ -361,7 +389,7 @@ impl Subscriber {
     }
 
     /// Reports channels with a subscription by pattern as subscribed, behind what has arrived.
-    fn confirm_numbered(&self, channels: impl Iterator<Item = ChannelName>, decoder: &mut SubscriptionDecoder) {
+    fn confirm_numbered(&self, channels: Vec<ChannelName>, decoder: &mut SubscriptionDecoder) {
         for channel in channels {
             self.wanted().confirm(&channel);
             decoder.subscribed(channel);

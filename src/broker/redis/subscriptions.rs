@@ -29,8 +29,7 @@ pub(super) struct Subscriptions {
     unanswered: VecDeque<Sent>,
     /// How many channels their `SUBSCRIBE` commands have.
     in_flight: usize,
-    /// Whether the subscriptions for the numbering have just been confirmed.
-    numbering_confirmed: bool,
+    numbering: Numbering,
     /// Whether the subscription to the canary has ended, because its hash slot has moved.
     lacks_canary: bool,
     /// The channels to subscribe to, in one queue per kind; the first kind has priority.
@@ -43,10 +42,27 @@ struct Sent {
     names: usize,
 }
 
+/// The subscriptions for the numbering of plain messages.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Numbering {
+    /// Redis has not been asked.
+    #[default]
+    Idle,
+    /// The commands are unanswered; one of them may have been refused.
+    Asked {
+        is_denied: bool,
+    },
+    Confirmed,
+    /// Redis does not allow them.
+    Denied,
+}
+
 enum What {
     Canary,
-    /// The last of the commands for the numbering.
-    Numbering,
+    /// The channel of the numbering.
+    Members,
+    /// The patterns of the numbering, whose command follows that of [`What::Members`].
+    Patterns,
     Subscribe(Vec<ChannelName>),
     Unsubscribe,
 }
@@ -58,7 +74,7 @@ pub(super) enum Refusal {
     Denied(Vec<ChannelName>),
     /// Their hash slot belongs to another shard, or is moving.
     Moved(Vec<ChannelName>),
-    /// The refusal has no consequence.
+    /// The refusal has no consequence for channels.
     Nothing,
 }
 
@@ -89,14 +105,16 @@ impl Subscriptions {
     /// Subscribes to what the numbering of plain messages receives: the channels, then the patterns.
     pub(super) fn subscribe_numbering(&mut self, channel: &str, patterns: &[&str], connection: &mut Connection) {
         connection.send(&["SUBSCRIBE", channel]);
-        self.unanswered.push_back(Sent { what: What::Numbering, names: 1 + patterns.len() });
+        self.unanswered.push_back(Sent { what: What::Members, names: 1 });
         let command: Vec<_> = std::iter::once("PSUBSCRIBE").chain(patterns.iter().copied()).collect();
         connection.send(&command);
+        self.unanswered.push_back(Sent { what: What::Patterns, names: patterns.len() });
+        self.numbering = Numbering::Asked { is_denied: false };
     }
 
-    /// Whether the subscriptions for the numbering have been confirmed since the last call.
-    pub(super) fn take_numbering_confirmed(&mut self) -> bool {
-        std::mem::take(&mut self.numbering_confirmed)
+    /// What became of the subscriptions for the numbering.
+    pub(super) fn numbering(&self) -> Numbering {
+        self.numbering
     }
 
     /// Whether the subscription to the canary has ended.
@@ -220,8 +238,11 @@ impl Subscriptions {
         let what = self.unanswered.pop_front()?.what;
         match &what {
             What::Subscribe(channels) => self.in_flight -= channels.len(),
-            What::Numbering => self.numbering_confirmed = true,
-            What::Canary | What::Unsubscribe => {}
+            What::Patterns => {
+                let is_denied = matches!(self.numbering, Numbering::Asked { is_denied: true });
+                self.numbering = if is_denied { Numbering::Denied } else { Numbering::Confirmed };
+            }
+            What::Canary | What::Members | What::Unsubscribe => {}
         }
         Some(what)
     }
@@ -233,6 +254,10 @@ impl Subscriptions {
     pub(super) fn on_refusal(&mut self, why: &[u8]) -> Result<Refusal, ClientError> {
         let said = String::from_utf8_lossy(why);
         let (is_moved, is_denied) = (is_moved(&said), said.starts_with("NOPERM"));
+        if let Numbering::Asked { is_denied: was_denied } = &mut self.numbering {
+            let first = self.unanswered.front().map(|sent| &sent.what);
+            *was_denied |= is_denied && matches!(first, Some(What::Members | What::Patterns));
+        }
         match self.take_answered() {
             Some(What::Subscribe(channels)) if is_denied => Ok(Refusal::Denied(channels)),
             Some(What::Subscribe(channels)) if is_moved => Ok(Refusal::Moved(channels)),
@@ -240,6 +265,7 @@ impl Subscriptions {
                 self.lacks_canary = true;
                 Ok(Refusal::Moved(Vec::new()))
             }
+            Some(What::Members | What::Patterns) if is_denied => Ok(Refusal::Nothing),
             // Messages of unwanted channels are ignored.
             Some(What::Unsubscribe) if is_denied || is_moved => Ok(Refusal::Nothing),
             // The subscriptions ended by themselves while the command to end them was on its way.
