@@ -67,6 +67,9 @@ pub enum AccessError {
     /// The key or token does not allow the action with this channel.
     #[error("{0} the channel {1} is not allowed with this key or token")]
     Forbidden(&'static str, ChannelName),
+    /// The token of a subscription is for another channel or another user.
+    #[error("this token is not for the channel {0} and this user")]
+    Subscription(ChannelName),
     /// The key or token allows the action with no channel.
     #[error("{0} any channel is not allowed with this key or token")]
     Useless(&'static str),
@@ -232,6 +235,26 @@ impl Permissions {
             Holder::Anonymous => Err(AccessError::Anonymous(action.doing(), channel.clone())),
             Holder::UntrustedCookie => Err(AccessError::Cookie),
             _ => Err(AccessError::Forbidden(action.doing(), channel.clone())),
+        }
+    }
+
+    /// Checks a token for a single subscription of the client with these permissions. Returns how long it holds, in
+    /// seconds; `None` if no access control is configured.
+    ///
+    /// # Errors
+    /// [`AccessError`] if the token is not valid, or not for this channel, or for another user than that of the
+    /// connection.
+    pub async fn check_subscription(&self, token: &Secret, channel: &ChannelName) -> Result<Option<u64>, AccessError> {
+        if self.access.is_open() {
+            return Ok(None);
+        }
+        let tokens = self.access.tokens.as_ref().ok_or(AccessError::Key)?;
+        let claims = tokens.verify(token).await.map_err(AccessError::Token)?;
+        let user = if let Holder::Token(claims) = &self.holder { claims.sub.as_deref() } else { None };
+        if claims.covers_subscription(channel) && claims.sub.as_deref() == user {
+            Ok(Some(tokens.holds_for(&claims)))
+        } else {
+            Err(AccessError::Subscription(channel.clone()))
         }
     }
 

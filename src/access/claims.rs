@@ -40,9 +40,19 @@ pub struct Claims {
     /// The audience.
     #[serde(default, deserialize_with = "present")]
     pub aud: Option<Audience>,
+    /// The channel that a token for a single subscription allows.
+    #[serde(default, deserialize_with = "present")]
+    pub channel: Option<Box<str>>,
     /// The channels that it allows.
     #[serde(default, deserialize_with = "object")]
     pub livebridge: Allowed,
+}
+
+impl Claims {
+    /// Whether a subscription to the channel may be made with this token, as one for that subscription.
+    pub fn covers_subscription(&self, channel: &ChannelName) -> bool {
+        self.channel.as_deref() == Some(channel.as_str()) || self.livebridge.covers(Action::Subscribe, channel)
+    }
 }
 
 /// A name or a list of names.

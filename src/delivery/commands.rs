@@ -7,6 +7,7 @@
 //! One operation runs at a time. Successive publications are one operation, and so are successive
 //! subscriptions: a page subscribes to all its channels at once.
 
+mod channel_tokens;
 mod connect;
 mod history;
 pub mod identity;
@@ -22,8 +23,9 @@ use std::task::{Context, Poll};
 use futures::FutureExt;
 use futures::future::LocalBoxFuture;
 
+use self::channel_tokens::ChannelTokens;
 use self::history::Answer;
-use self::identity::{Identity, Refusal, Visitor};
+use self::identity::{Identity, Refusal, Visitor, refresh_after};
 use self::presence::Kind;
 use self::publish::Published;
 use self::subscribe::{Checked, Joined};
@@ -34,8 +36,9 @@ use super::dialect::command::{
 };
 use super::session::Session;
 use super::shard::Shard;
-use super::subscription::{NewSubscription, Rights};
+use super::subscription::{Missed, NewSubscription, Rights};
 use crate::access::Action;
+use crate::app::App;
 use crate::channel::ChannelName;
 use crate::close::{Close, Code};
 use crate::hub::held_page::HeldPage;
@@ -51,6 +54,8 @@ pub(super) struct Commands {
     /// The memory of the queue, in bytes.
     held: usize,
     running: Option<LocalBoxFuture<'static, Done>>,
+    /// The tokens for single subscriptions. `None` until there is one.
+    tokens: Option<Box<ChannelTokens>>,
     /// The page of history in the outbox, which counts as held until it is written.
     answered: Option<Arc<HeldPage>>,
 }
@@ -75,6 +80,8 @@ enum Done {
     Subscribed(Vec<(Option<CommandId>, Result<Joined, CommandError>)>),
     Connected(Option<CommandId>, Result<(Identity, Vec<Joined>), Refusal>),
     Refreshed(Option<CommandId>, Result<Identity, Refusal>),
+    SubscriptionRefreshed(Option<CommandId>, ChannelName, Result<Option<u64>, CommandError>),
+    SubscriptionExpired(ChannelName),
     Answered(Option<CommandId>, Result<Answer, CommandError>),
     Counted(Option<CommandId>, Kind, Result<Everybody, CommandError>),
 }
@@ -82,7 +89,14 @@ enum Done {
 impl Commands {
     /// The state of a client that only publishes, to its only channel.
     pub(super) fn of_subscriber() -> Self {
-        Self { client: Client::Subscriber, queue: VecDeque::new(), held: 0, running: None, answered: None }
+        Self {
+            client: Client::Subscriber,
+            queue: VecDeque::new(),
+            held: 0,
+            running: None,
+            tokens: None,
+            answered: None,
+        }
     }
 
     /// The state of a client before its first command.
@@ -116,6 +130,12 @@ impl Commands {
     /// Whether an operation runs. The client is not read meanwhile.
     pub(super) fn is_running(&self) -> bool {
         self.running.is_some()
+    }
+
+    /// Waits until the token of a subscription has expired.
+    pub(super) fn poll_expired(&mut self, context: &mut Context<'_>) -> Poll<Outcome> {
+        let Some(tokens) = &mut self.tokens else { return Poll::Pending };
+        tokens.poll_expired(context).map(|channel| Outcome(Done::SubscriptionExpired(channel)))
     }
 
     /// Polls the operation that runs.
@@ -179,19 +199,33 @@ impl Commands {
             (Client::Connected(_), Request::Subscribe(request)) => self.subscribe(id, *request, shard, connection),
             (_, Request::Unsubscribe(channel)) => {
                 unsubscribe(&channel, shard, connection);
+                self.set_token(&channel, None);
                 reply(connection, id, &Reply::Unsubscribed);
             }
             (Client::Connected(identity), Request::History(request)) => {
-                let reading = history::read(app, identity.permissions.clone(), *request, connection.address());
-                self.running = Some(reading.map(move |result| Done::Answered(id, result)).boxed_local());
+                match self.may_see(identity, &request.channel, Action::Read, &app) {
+                    Ok(()) => {
+                        let reading = history::read(app, *request, connection.address());
+                        self.running = Some(reading.map(move |result| Done::Answered(id, result)).boxed_local());
+                    }
+                    Err(error) => fail(connection, id, &error),
+                }
             }
             (Client::Connected(identity), Request::Presence(channel)) => {
-                let reading = presence::read(app, identity.permissions.clone(), channel);
-                self.running = Some(reading.map(move |result| Done::Counted(id, Kind::List, result)).boxed_local());
+                let may = self.may_see(identity, &channel, Action::Subscribe, &app);
+                self.count(id, Kind::List, channel, may, app, connection);
             }
             (Client::Connected(identity), Request::PresenceStats(channel)) => {
-                let reading = presence::read(app, identity.permissions.clone(), channel);
-                self.running = Some(reading.map(move |result| Done::Counted(id, Kind::Stats, result)).boxed_local());
+                let may = self.may_see(identity, &channel, Action::Subscribe, &app);
+                self.count(id, Kind::Stats, channel, may, app, connection);
+            }
+            (Client::Connected(identity), Request::RefreshSubscription(request)) => {
+                let ((channel, token), identity) = (*request, (**identity).clone());
+                let checking = async move {
+                    let result = channel_tokens::refresh(identity, &channel, token).await;
+                    Done::SubscriptionRefreshed(id, channel, result)
+                };
+                self.running = Some(checking.boxed_local());
             }
             (Client::Connected(identity), Request::Refresh(token)) => {
                 let checking = identity::refresh(app, token, identity.address, identity.client);
@@ -207,7 +241,7 @@ impl Commands {
             Done::Subscribed(results) => {
                 let mut room = MISSED_BYTES;
                 for (id, result) in results {
-                    match result.map(|joined| join(joined, &mut room, shard, connection)) {
+                    match result.map(|joined| self.join(joined, &mut room, shard, connection)) {
                         Ok((_, subscribed)) => reply(connection, id, &Reply::Subscribed(&subscribed)),
                         Err(error) => fail(connection, id, &error),
                     }
@@ -216,7 +250,7 @@ impl Commands {
             Done::Connected(id, Ok((identity, joined))) => {
                 let ping_seconds = shard.context.app.limits.heartbeat_seconds;
                 let mut room = MISSED_BYTES;
-                let joined = joined.into_iter().map(|joined| join(joined, &mut room, shard, connection));
+                let joined = joined.into_iter().map(|joined| self.join(joined, &mut room, shard, connection));
                 let subscriptions: Vec<_> = joined.collect();
                 let (client, refresh_after) = (identity.client.to_string(), identity.refresh_after());
                 let instance = &shard.context.app.instance;
@@ -231,10 +265,18 @@ impl Commands {
             }
             Done::Refreshed(id, Ok(identity)) => {
                 reply(connection, id, &Reply::Refreshed(identity.refresh_after()));
-                end_forbidden(&identity, shard, connection);
+                self.end_forbidden(&identity, shard, connection);
                 self.identify(identity, connection);
             }
             Done::Refreshed(id, Err(refusal)) => refuse(connection, id, refusal),
+            Done::SubscriptionRefreshed(id, channel, Ok(holds_for)) => {
+                if connection.session().find(&channel).is_some() {
+                    self.set_token(&channel, holds_for);
+                }
+                reply(connection, id, &Reply::SubscriptionRefreshed(holds_for.map(refresh_after)));
+            }
+            Done::SubscriptionRefreshed(id, _, Err(error)) => fail(connection, id, &error),
+            Done::SubscriptionExpired(channel) => end(&channel, SubscriptionEnd::Expired, shard, connection),
             Done::Answered(id, Ok(answer)) => {
                 reply(connection, id, &Reply::History(&answer.messages, answer.page.tail.position));
                 self.answered = Some(answer.page);
@@ -248,6 +290,79 @@ impl Commands {
     fn identify(&mut self, identity: Identity, connection: &Connection) {
         connection.connected(identity.permissions.holds_for());
         self.client = Client::Connected(identity.into());
+    }
+
+    /// Makes a subscription, and remembers how long its token holds.
+    fn join(
+        &mut self,
+        joined: Joined,
+        room: &mut usize,
+        shard: &Shard,
+        connection: &Rc<Connection>,
+    ) -> (ChannelName, Subscribed) {
+        let holds_for = joined.holds_for;
+        let (channel, subscribed) = join(joined, room, shard, connection);
+        self.set_token(&channel, holds_for);
+        (channel, subscribed)
+    }
+
+    /// Records how long the token of a subscription holds, in seconds; `None` if it has none.
+    fn set_token(&mut self, channel: &ChannelName, holds_for: Option<u64>) {
+        if holds_for.is_some() || self.tokens.is_some() {
+            self.tokens.get_or_insert_default().set(channel, holds_for);
+        }
+    }
+
+    /// Whether the subscription to the channel has a token of its own.
+    fn has_token(&self, channel: &ChannelName) -> bool {
+        self.tokens.as_ref().is_some_and(|tokens| tokens.has(channel))
+    }
+
+    /// Checks whether the client may see the history of a channel, or who is there. Whoever is subscribed by a token for
+    /// the channel may.
+    fn may_see(
+        &self,
+        identity: &Identity,
+        channel: &ChannelName,
+        action: Action,
+        app: &App,
+    ) -> Result<(), CommandError> {
+        if self.has_token(channel) {
+            return Ok(());
+        }
+        Ok(identity.permissions.check(channel, action).inspect_err(|_| app.metrics.count_refused("forbidden"))?)
+    }
+
+    /// Reads who is on a channel.
+    fn count(
+        &mut self,
+        id: Option<CommandId>,
+        kind: Kind,
+        channel: ChannelName,
+        may: Result<(), CommandError>,
+        app: Arc<App>,
+        connection: &Connection,
+    ) {
+        match may {
+            Ok(()) => {
+                let reading = presence::read(app, channel);
+                self.running = Some(reading.map(move |result| Done::Counted(id, kind, result)).boxed_local());
+            }
+            Err(error) => fail(connection, id, &error),
+        }
+    }
+
+    /// Ends the subscriptions that a new token of the client does not allow, but for those with tokens of their own.
+    fn end_forbidden(&self, identity: &Identity, shard: &Shard, connection: &Connection) {
+        let is_forbidden = |channel: &ChannelName| {
+            !self.has_token(channel) && identity.permissions.check(channel, Action::Subscribe).is_err()
+        };
+        let channels =
+            |session: &Session| session.subscriptions().map(|(_, held)| held.topic().channel.clone()).collect();
+        let channels: Vec<ChannelName> = channels(&connection.session());
+        for channel in channels.into_iter().filter(is_forbidden) {
+            end(&channel, SubscriptionEnd::NotAllowed, shard, connection);
+        }
     }
 
     /// Publishes this message and those that follow it.
@@ -314,7 +429,7 @@ fn may_subscribe(
 /// Makes a subscription. The answer must be written before anything else is. `room` is how many bytes
 /// of missed messages may go into the answers.
 fn join(joined: Joined, room: &mut usize, shard: &Shard, connection: &Rc<Connection>) -> (ChannelName, Subscribed) {
-    let Joined { membership, start, page, recovery, describe, attendance } = joined;
+    let Joined { membership, start, page, recovery, describe, attendance, holds_for } = joined;
     let channel = membership.topic().channel.clone();
     let keyed = membership.topic().rule.keyed.is_some();
     tracing::debug!(%channel, "subscribed");
@@ -324,7 +439,9 @@ fn join(joined: Joined, room: &mut usize, shard: &Shard, connection: &Rc<Connect
     let missed = connection.change(|session| session.take_missed(key, most));
     *room = room.saturating_sub(missed.messages.iter().map(|message| message.weight()).sum());
     let description = describe.then_some(ChannelDescription { head, keyed });
-    (channel, Subscribed { position: missed.position, recovery, missed: missed.messages, channel: description })
+    let refresh_after = holds_for.map(refresh_after);
+    let Missed { position, messages: missed } = missed;
+    (channel, Subscribed { position, refresh_after, recovery, missed, channel: description })
 }
 
 fn unsubscribe(channel: &ChannelName, shard: &Shard, connection: &Connection) {
@@ -334,17 +451,12 @@ fn unsubscribe(channel: &ChannelName, shard: &Shard, connection: &Connection) {
     }
 }
 
-/// Ends the subscriptions that a new token does not allow.
-fn end_forbidden(identity: &Identity, shard: &Shard, connection: &Connection) {
-    let is_forbidden = |channel: &ChannelName| identity.permissions.check(channel, Action::Subscribe).is_err();
-    let channels = |session: &Session| session.subscriptions().map(|(_, held)| held.topic().channel.clone()).collect();
-    let channels: Vec<ChannelName> = channels(&connection.session());
-    for channel in channels.into_iter().filter(is_forbidden) {
-        unsubscribe(&channel, shard, connection);
-        connection.queue_notice(|encoding, out| {
-            encoding.dialect.write_unsubscribed(&channel, SubscriptionEnd::NotAllowed, out);
-        });
-    }
+/// Ends a subscription, and tells the client why.
+fn end(channel: &ChannelName, why: SubscriptionEnd, shard: &Shard, connection: &Connection) {
+    unsubscribe(channel, shard, connection);
+    connection.queue_notice(|encoding, out| {
+        encoding.dialect.write_unsubscribed(channel, why, out);
+    });
 }
 
 fn reply(connection: &Connection, id: Option<CommandId>, reply: &Reply<'_>) {

@@ -297,6 +297,9 @@ impl ConnectionTask {
             self.awaited = None;
             return Poll::Ready(event);
         }
+        if let Poll::Ready(outcome) = self.commands.poll_expired(context) {
+            return Poll::Ready(TaskEvent::CarriedOut(outcome));
+        }
         if self.commands.is_running() {
             return self.commands.poll(context).map(TaskEvent::CarriedOut);
         }

@@ -1,6 +1,7 @@
 //! The Centrifuge client protocol on the wire. The SDKs themselves run in scripts/clients.
 
 mod access;
+mod channel_tokens;
 mod closes;
 mod commands;
 
@@ -192,7 +193,10 @@ async fn a_client_on_an_empty_channel_misses_nothing(setup: Setup) {
         publish(3).await;
         let mut client = Client::connect(setup.two()).await;
         let recovered = client.ask("subscribe", from(&channel, &held)).await;
-        assert_eq!((&recovered["recovered"], data_of(&recovered)), (&true.into(), vec![3.into()]), "{kind}");
+        assert_eq!(recovered["recovered"], true, "{kind}");
+        // This instance may not have received the message yet.
+        let missed = if data_of(&recovered).is_empty() { client.data(1).await } else { data_of(&recovered) };
+        assert_eq!(missed, [3], "{kind}");
         let mut client = Client::connect(&setup.one).await;
         let recovered = client.ask("subscribe", from(&channel, &early)).await;
         assert_eq!(data_of(&recovered), [1, 2, 3], "{kind}: {recovered}");

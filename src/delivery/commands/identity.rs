@@ -43,8 +43,13 @@ pub(super) enum Refusal {
 impl Identity {
     /// After how many seconds the client needs a new token; `None` for never.
     pub(super) fn refresh_after(&self) -> Option<u64> {
-        self.permissions.holds_for().map(|seconds| (seconds - MOST_MARGIN.min(seconds / 4)).max(1))
+        self.permissions.holds_for().map(refresh_after)
     }
+}
+
+/// After how many seconds a client asks for a new token in place of one that holds for so many.
+pub(super) fn refresh_after(holds_for: u64) -> u64 {
+    (holds_for - MOST_MARGIN.min(holds_for / 4)).max(1)
 }
 
 /// Checks the new token of a client.

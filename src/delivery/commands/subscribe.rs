@@ -29,6 +29,8 @@ pub(super) struct Joined {
     /// Whether to describe the channel to the client.
     pub(super) describe: bool,
     pub(super) attendance: Option<Attendance>,
+    /// How long the token of the subscription holds, in seconds; `None` if that of the connection counts.
+    pub(super) holds_for: Option<u64>,
 }
 
 /// Joins channels at the same time. Pages of history count for `address`.
@@ -58,7 +60,11 @@ async fn join(
     address: Option<IpAddr>,
 ) -> Result<Joined, CommandError> {
     let channel = &request.channel;
-    identity.permissions.check(channel, Action::Subscribe).inspect_err(|_| app.metrics.count_refused("forbidden"))?;
+    let holds_for = match &request.token {
+        Some(token) => identity.permissions.check_subscription(token, channel).await,
+        None => identity.permissions.check(channel, Action::Subscribe).map(|()| None),
+    };
+    let holds_for = holds_for.inspect_err(|_| app.metrics.count_refused("forbidden"))?;
     app.charge_new_channels(identity.address, std::slice::from_ref(channel))?;
     if app.drain.is_draining() {
         return Err(CommandError::Draining);
@@ -81,7 +87,7 @@ async fn join(
         client: identity.permissions.describe(identity.client).into(),
         is_told: rule.join_leave && request.join_leave,
     });
-    Ok(Joined { membership, start, page, recovery, describe: request.describe, attendance })
+    Ok(Joined { membership, start, page, recovery, describe: request.describe, attendance, holds_for })
 }
 
 /// Where a client goes on, with the page of history that it needs; `None` if messages after its

@@ -88,6 +88,7 @@ impl Dialect for Centrifuge {
         let (code, reason) = match end {
             SubscriptionEnd::NotAllowed => (2000, "the new token does not allow the channel"),
             SubscriptionEnd::Interrupted => (2500, "insufficient state"),
+            SubscriptionEnd::Expired => (2501, "the token of the subscription has expired"),
         };
         out.text(|out| json::write(&Push::unsubscribe(channel, code, reason), out));
         true
@@ -126,7 +127,10 @@ fn access_number(error: &AccessError) -> (u16, bool) {
         AccessError::Token(TokenError::NoKeys) => (100, true),
         // The client gets a new token, and tries again.
         AccessError::Token(TokenError::Expired) => (109, false),
-        AccessError::Anonymous(..) | AccessError::Forbidden(..) | AccessError::Useless(_) => (103, false),
+        AccessError::Anonymous(..)
+        | AccessError::Forbidden(..)
+        | AccessError::Useless(_)
+        | AccessError::Subscription(_) => (103, false),
         _ => (101, false),
     }
 }

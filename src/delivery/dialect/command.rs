@@ -50,6 +50,8 @@ pub enum Request {
     PresenceStats(ChannelName),
     /// To stay longer, with another token.
     Refresh(Secret),
+    /// To stay subscribed to a channel for longer, with another token for it.
+    RefreshSubscription(Box<(ChannelName, Secret)>),
     /// Whether the server is there.
     Ping,
     /// Nothing: the command has no answer.
@@ -97,6 +99,8 @@ pub struct ConnectRequest {
 pub struct SubscribeRequest {
     /// The name of the channel.
     pub channel: ChannelName,
+    /// A token for this subscription. Without one, that of the connection counts.
+    pub token: Option<Secret>,
     /// The position that the client holds, if it wants to go on from there.
     pub recover: Option<Since>,
     /// Whether to refuse the subscription if the messages after that position are not all there.
@@ -150,6 +154,8 @@ pub enum Reply<'a> {
     PresenceStats(&'a Everybody),
     /// The client may stay for so many seconds, or without a limit.
     Refreshed(Option<u64>),
+    /// It may stay subscribed for so many seconds, or without a limit.
+    SubscriptionRefreshed(Option<u64>),
     /// The server is there.
     Pong,
 }
@@ -175,6 +181,8 @@ pub struct Subscribed {
     /// The position of the client before the missed messages and all later ones; `None` if the
     /// channel keeps no history.
     pub position: Option<Position>,
+    /// After how many seconds the subscription needs another token; `None` for never.
+    pub refresh_after: Option<u64>,
     /// What became of the position that the client gave.
     pub recovery: Recovery,
     /// The first of the messages that the client missed. The others follow as new ones.
@@ -209,6 +217,8 @@ pub enum SubscriptionEnd {
     /// The stream of messages does not go on from the position of the client. The client subscribes
     /// again, and learns then whether it missed any.
     Interrupted,
+    /// The token of the subscription has expired. The client subscribes again with a new one.
+    Expired,
     /// The new token of the client does not allow the channel.
     NotAllowed,
 }

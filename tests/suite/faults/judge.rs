@@ -48,14 +48,15 @@ impl World {
     }
 
     /// The last stretch must have all that was answered since it began, once. What is missing before was told as a gap;
-    /// only before it may a message come twice, if what came first was lost with a master, so that nobody was answered.
+    /// only before it may a message come twice, if one of the two was lost with a master, so that nobody was answered.
     fn judge_client(&self, who: &str, answered: &BTreeMap<Position, String>, stretches: &[Stretch]) {
         for (index, stretch) in stretches.iter().enumerate() {
             let is_last = index + 1 == stretches.len();
             let mut firsts = HashMap::new();
             for (position, id) in &stretch.messages {
                 let Some(first) = firsts.insert(id, position) else { continue };
-                if is_last || first == position || answered.get(first) == Some(id) {
+                let is_answered = |position| answered.get(position) == Some(id);
+                if is_last || first == position || (is_answered(first) && is_answered(position)) {
                     self.complain(format!("{who}: received {id} at {first:?} and again at {position:?}"));
                 }
             }

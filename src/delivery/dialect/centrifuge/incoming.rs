@@ -47,7 +47,7 @@ struct Line<'a> {
     rpc: Option<IgnoredAny>,
     send: Option<IgnoredAny>,
     refresh: Option<Object<Refresh>>,
-    sub_refresh: Option<IgnoredAny>,
+    sub_refresh: Option<Object<SubRefresh>>,
 }
 
 #[derive(Deserialize, Default)]
@@ -62,7 +62,7 @@ struct Connect {
 #[serde(default)]
 struct Subscribe {
     channel: String,
-    token: String,
+    token: Option<Secret>,
     recover: bool,
     epoch: String,
     offset: u64,
@@ -133,6 +133,15 @@ struct Refresh {
     token: Option<Secret>,
 }
 
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct SubRefresh {
+    channel: String,
+    token: Option<Secret>,
+    #[serde(rename = "type")]
+    kind: i64,
+}
+
 /// Any JSON value as it is written, `null` too.
 fn raw<'de: 'a, 'a, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'a RawValue>, D::Error> {
     <&RawValue>::deserialize(deserializer).map(Some)
@@ -172,7 +181,6 @@ fn command(line: Line<'_>, size: usize) -> Result<Command, Close> {
 impl Line<'_> {
     /// The first method of the command, in the order of the protocol's definition.
     fn request(self) -> Option<Request> {
-        let unavailable = |message| refused(CommandError::NotAvailable(message));
         Some(if let Some(Object(connect)) = self.connect {
             connect.request()
         } else if self.ping.is_some() {
@@ -196,15 +204,13 @@ impl Line<'_> {
         } else if let Some(Object(Refresh { token })) = self.refresh {
             let missing = || refused(CommandError::Invalid("a refresh needs a token"));
             token.map_or_else(missing, Request::Refresh)
-        } else if self.sub_refresh.is_some() {
-            unavailable(CHANNEL_TOKENS)
+        } else if let Some(Object(refresh)) = self.sub_refresh {
+            refresh.request().unwrap_or_else(refused)
         } else {
             return None;
         })
     }
 }
-
-const CHANNEL_TOKENS: &str = "there are no tokens for single channels: name the channel in the connection's token";
 
 impl Connect {
     /// Channels with invalid requests are left out, and so not subscribed to.
@@ -220,9 +226,6 @@ impl Connect {
 impl Subscribe {
     fn request(self) -> Result<SubscribeRequest, CommandError> {
         let channel = name(&self.channel)?;
-        if !self.token.is_empty() {
-            return Err(CommandError::NotAvailable(CHANNEL_TOKENS));
-        }
         if self.kind != 0 {
             return Err(CommandError::NotAvailable("subscriptions have no `type` here; leave it out"));
         }
@@ -236,7 +239,8 @@ impl Subscribe {
         };
         let start = start.map_or(Ok(Start::Live), |start| start_of(&start))?;
         let all_or_nothing = self.flag & REJECT_UNRECOVERED != 0;
-        Ok(SubscribeRequest { channel, recover, all_or_nothing, start, describe, join_leave: self.join_leave })
+        let token = self.token.filter(|token| !token.reveal().is_empty());
+        Ok(SubscribeRequest { channel, token, recover, all_or_nothing, start, describe, join_leave: self.join_leave })
     }
 }
 
@@ -257,6 +261,16 @@ impl Publish<'_> {
         }
         let options = PublishOptions { key: key(self.key)?, remove: self.removed, id: key(self.idempotency_key)? };
         Ok(Request::Publish(PublishRequest { channel, payload, options }))
+    }
+}
+
+impl SubRefresh {
+    fn request(self) -> Result<Request, CommandError> {
+        if self.kind != 0 {
+            return Err(CommandError::NotAvailable("subscriptions of this `type` have no tokens here"));
+        }
+        let token = self.token.ok_or(CommandError::Invalid("a refresh needs a token"))?;
+        Ok(Request::RefreshSubscription((name(&self.channel)?, token).into()))
     }
 }
 
@@ -382,9 +396,8 @@ mod tests {
     fn what_is_not_spoken_is_refused_and_not_ignored() {
         for method in [
             "\"subscribe\":{\"channel\":\"a\",\"type\":1}",
-            "\"subscribe\":{\"channel\":\"a\",\"token\":\"x\"}",
             "\"publish\":{\"channel\":\"a\",\"type\":1,\"data\":1}",
-            "\"sub_refresh\":{}",
+            "\"sub_refresh\":{\"channel\":\"a\",\"token\":\"x\",\"type\":1}",
         ] {
             let refused = only(&format!("{{\"id\":1,{method}}}"));
             assert!(

@@ -80,6 +80,7 @@ pub(super) enum Body<'a> {
     PresenceStats(PresenceStatsResult),
     History(HistoryResult<'a>),
     Refresh(RefreshResult),
+    SubRefresh(Expiry),
     Ping(Empty),
 }
 
@@ -116,7 +117,7 @@ pub(super) struct RefreshResult {
 }
 
 #[derive(Serialize)]
-struct Expiry {
+pub(super) struct Expiry {
     #[serde(skip_serializing_if = "is_false")]
     expires: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -125,6 +126,8 @@ struct Expiry {
 
 #[derive(Serialize)]
 pub(super) struct SubscribeResult<'a> {
+    #[serde(flatten)]
+    expiry: Expiry,
     #[serde(skip_serializing_if = "is_false")]
     recoverable: bool,
     #[serde(skip_serializing_if = "is_false")]
@@ -273,6 +276,7 @@ impl<'a> From<&'a Reply<'a>> for Body<'a> {
                 Self::PresenceStats(PresenceStatsResult { num_clients: all.clients, num_users: all.users })
             }
             Reply::Refreshed(after) => Self::Refresh(RefreshResult { version: VERSION, expiry: Expiry::from(*after) }),
+            Reply::SubscriptionRefreshed(after) => Self::SubRefresh(Expiry::from(*after)),
             Reply::Pong => Self::Ping(Empty {}),
         }
     }
@@ -297,6 +301,7 @@ impl<'a> From<&'a Subscribed> for SubscribeResult<'a> {
     fn from(subscribed: &'a Subscribed) -> Self {
         let has_history = subscribed.position.is_some();
         Self {
+            expiry: Expiry::from(subscribed.refresh_after),
             recoverable: has_history,
             positioned: has_history,
             position: WirePosition::from(subscribed.position),

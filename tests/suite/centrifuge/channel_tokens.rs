@@ -1,0 +1,93 @@
+//! Tokens for single subscriptions, as SDKs send them where an application gives them `getToken` for a subscription.
+
+use serde_json::json;
+
+use crate::support::centrifuge_client::Client;
+use crate::support::channel;
+use crate::support::instance::{Instance, Options};
+use crate::support::tokens::{SECRET, Signer, at, token};
+
+async fn instance() -> Instance {
+    let rules = "[[channel]]\nmatch = '*'\npresence = true\n";
+    let options = Options::default().rules(rules).flag("--token-leeway-seconds 0");
+    options.env("LIVEBRIDGE_TOKEN_SECRET", SECRET).start().await
+}
+
+/// A token of a user for one channel, which holds for some seconds.
+fn ticket(user: &str, channel: &str, seconds: i64) -> String {
+    Signer::shared(SECRET).sign(&json!({ "sub": user, "channel": channel, "exp": at(seconds) }))
+}
+
+/// A client of a user whose own token allows one other channel.
+async fn user(instance: &Instance, name: &str) -> Client {
+    let token = json!({ "sub": name, "exp": at(3600), "livebridge": { "subscribe": ["other"], "publish": [] } });
+    Client::connect_with(instance, json!({ "token": Signer::shared(SECRET).sign(&token) })).await.0
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_for_a_channel_allows_this_subscription_and_what_a_subscriber_sees() {
+    let instance = instance().await;
+    let (mut client, a) = (user(&instance, "ann").await, channel("ticket"));
+    assert_eq!(client.fail("subscribe", json!({ "channel": a })).await, (103, false));
+    assert_eq!(client.fail("history", json!({ "channel": a, "limit": 1 })).await, (103, false));
+    let subscribed = client.ask("subscribe", json!({ "channel": a, "token": ticket("ann", &a, 3600) })).await;
+    let ttl = subscribed["ttl"].as_u64().unwrap();
+    assert!(subscribed["expires"] == true && (3560..=3600).contains(&ttl), "{subscribed}");
+    client.ask("history", json!({ "channel": a, "limit": 1 })).await;
+    client.ask("presence", json!({ "channel": a })).await;
+    client.ask("presence_stats", json!({ "channel": a })).await;
+    assert_eq!(client.fail("publish", json!({ "channel": a, "data": 1 })).await, (103, false));
+    client.ask("unsubscribe", json!({ "channel": a })).await;
+    assert_eq!(client.fail("history", json!({ "channel": a, "limit": 1 })).await, (103, false));
+    assert_eq!(client.fail("presence", json!({ "channel": a })).await, (103, false));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_for_a_channel_is_of_no_use_to_others_or_elsewhere() {
+    let instance = instance().await;
+    let (mut client, a) = (user(&instance, "ann").await, channel("ticket"));
+    let wrong_key = Signer::shared("another secret of the tests, long enough for HS256");
+    let forged = wrong_key.sign(&json!({ "sub": "ann", "channel": a, "exp": at(3600) }));
+    for (token, code) in [
+        (ticket("bob", &a, 3600), 103),
+        (ticket("ann", "elsewhere", 3600), 103),
+        (ticket("ann", &a, -1), 109),
+        (forged, 101),
+        ("no token".into(), 101),
+    ] {
+        let failed = client.fail("subscribe", json!({ "channel": a, "token": token })).await;
+        assert_eq!(failed, (code, false), "{token}");
+    }
+    // As the token of a connection it allows nothing.
+    let (mut client, _) = Client::connect_with(&instance, json!({ "token": ticket("ann", &a, 3600) })).await;
+    assert_eq!(client.fail("subscribe", json!({ "channel": a })).await, (103, false));
+    // A token of several channels is one for each of them.
+    let wide = token(&["ticket*"], &[]);
+    let (mut client, _) = Client::connect_with(&instance, json!({ "token": token(&["other"], &[]) })).await;
+    client.ask("subscribe", json!({ "channel": a, "token": wide })).await;
+    assert_eq!(client.fail("subscribe", json!({ "channel": "b", "token": wide })).await, (103, false));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_subscription_ends_with_its_token_and_goes_on_with_a_new_one() {
+    let instance = instance().await;
+    let (mut client, [a, b]) = (user(&instance, "ann").await, ["a", "b"].map(channel));
+    client.ask("subscribe", json!({ "channel": a, "token": ticket("ann", &a, 2) })).await;
+    client.ask("subscribe", json!({ "channel": b, "token": ticket("ann", &b, 2) })).await;
+    client.ask("subscribe", json!({ "channel": "other" })).await;
+    let refreshed = client.ask("sub_refresh", json!({ "channel": b, "token": ticket("ann", &b, 3600) })).await;
+    assert!(refreshed["expires"] == true && refreshed["ttl"].as_u64().unwrap() > 3000, "{refreshed}");
+    assert_eq!(client.fail("sub_refresh", json!({ "channel": b, "token": ticket("bob", &b, 60) })).await, (103, false));
+    let push = client.push().await;
+    assert_eq!((push["channel"].as_str().unwrap(), &push["unsubscribe"]["code"]), (&*a, &2501.into()), "it comes back");
+    client.ask("subscribe", json!({ "channel": a, "token": ticket("ann", &a, 3600) })).await;
+    // A new token of the connection that allows none of them leaves those with tokens of their own.
+    let connection = json!({ "sub": "ann", "exp": at(3600), "livebridge": { "subscribe": [], "publish": [&a, &b] } });
+    client.ask("refresh", json!({ "token": Signer::shared(SECRET).sign(&connection) })).await;
+    let push = client.push().await;
+    assert_eq!((push["channel"].as_str().unwrap(), &push["unsubscribe"]["code"]), ("other", &2000.into()));
+    for channel in [&a, &b] {
+        client.ask("publish", json!({ "channel": channel, "data": channel })).await;
+        assert_eq!(client.data(1).await, [json!(channel)]);
+    }
+}
