@@ -6,12 +6,13 @@ use libfuzzer_sys::fuzz_target;
 use livebridge::close::Code;
 use livebridge::delivery::dialect::command::Request;
 use livebridge::delivery::encoding::CENTRIFUGE;
+use livebridge::delivery::framing::Kind;
 use serde_json::Value;
 
 fuzz_target!(|frame: &[u8]| {
     let lines: Vec<_> = frame.split(|&byte| byte == b'\n').map(<[u8]>::trim_ascii).filter(|line| !line.is_empty()).collect();
     let mut commands = Vec::new();
-    let read = CENTRIFUGE.dialect.commands(frame.to_vec().into(), &mut |command| commands.push(command));
+    let read = CENTRIFUGE.dialect.commands(Kind::Text, frame.to_vec().into(), &mut |command| commands.push(command));
     match read {
         Ok(()) => assert!(!lines.is_empty() && commands.len() == lines.len()),
         Err(close) => assert!(close.code == Code::CommandInvalid && commands.len() <= lines.len()),

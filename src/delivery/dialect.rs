@@ -16,7 +16,7 @@ use bytes::Bytes;
 use self::command::{
     Command, CommandError, CommandId, PublishOptions, PublishRequest, Reply, Request, SubscriptionEnd,
 };
-use super::framing::FrameWriter;
+use super::framing::{FrameWriter, Kind};
 use crate::channel::ChannelName;
 use crate::close::{Close, Code};
 use crate::message::{Entry, Position};
@@ -93,12 +93,12 @@ pub trait Dialect: Sync {
         code.number()
     }
 
-    /// Parses the commands in a message of a client. By default, the message itself is to be
-    /// published.
+    /// Parses the commands in a message of a client, which was sent as this kind. By default, the
+    /// message itself is to be published: its bytes say of which kind it is.
     ///
     /// # Errors
     /// Returns the close for the client if the message is not valid.
-    fn commands(&self, message: Bytes, take: &mut dyn FnMut(Command)) -> Result<(), Close> {
+    fn commands(&self, _: Kind, message: Bytes, take: &mut dyn FnMut(Command)) -> Result<(), Close> {
         let size = message.len();
         let request = PublishRequest { channel: None, payload: message, options: PublishOptions::default() };
         take(Command { id: None, request: Request::Publish(request), size });

@@ -75,9 +75,18 @@ impl<'a> FrameWriter<'a> {
 
     /// Appends the text that `write` appends, as one message.
     pub fn text(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
+        self.framed(Kind::Text, write);
+    }
+
+    /// Appends the bytes that `write` appends, as one message.
+    pub fn binary(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
+        self.framed(Kind::Binary, write);
+    }
+
+    fn framed(&mut self, kind: Kind, write: impl FnOnce(&mut Vec<u8>)) {
         let start = self.framing.begin(self.out);
         write(self.out);
-        self.framing.end(Kind::Text, start, self.out);
+        self.framing.end(kind, start, self.out);
     }
 
     /// Appends the keepalive of the framing.

@@ -20,8 +20,8 @@ use super::commands::identity::Visitor;
 use super::commands::{Commands, Outcome};
 use super::connection::Connection;
 use super::encoding::Encoding;
-use super::framing::Transport;
 use super::framing::websocket::{self, Decoder, Incoming, Opcode};
+use super::framing::{Kind, Transport};
 use super::rate_limiter::{Excess, RateLimiter, Received};
 use super::session::{Session, SubscriptionKey, Waits, outgoing_full};
 use super::shard::Shard;
@@ -341,9 +341,9 @@ impl ConnectionTask {
         let (connection, commands) = (&self.connection, &mut self.commands);
         let mut closed = None;
         let decoded = decoder.decode(chunk, |incoming| match incoming {
-            // Subscribers get the kind that follows from the bytes.
-            Incoming::Message { bytes, .. } => {
-                let read = dialect.commands(bytes.into(), &mut |command| commands.push(command));
+            Incoming::Message { text, bytes } => {
+                let kind = if text { Kind::Text } else { Kind::Binary };
+                let read = dialect.commands(kind, bytes.into(), &mut |command| commands.push(command));
                 closed = closed.take().or(read.err());
             }
             Incoming::Ping(payload) => connection.queue_control(|out| websocket::write(Opcode::Pong, &payload, out)),

@@ -1,4 +1,5 @@
-//! Reads the commands of a frame: JSON objects, one a line, each with an id and one method.
+//! Commands of clients: how they are read from a frame of JSON objects, one a line, and what they ask for.
+//! The Protobuf form (`protobuf/incoming.rs`) reads the same commands from other bytes.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
@@ -29,63 +30,66 @@ const READS_EPOCHS: [&str; 1] = ["js"];
 /// The bit of `flag` with which a client wants an error instead of a subscription that could not be
 /// recovered.
 const REJECT_UNRECOVERED: u64 = 2;
+/// The maximum number of commands in a frame. Each takes more memory until it is carried out than
+/// in the frame.
+const MOST_COMMANDS: usize = 10_000;
 
-/// A command. Unknown members are ignored, as the protocol grows by them.
+/// A command with its methods, of which it should have one. Unknown members are ignored, as the
+/// protocol grows by them.
 #[derive(Deserialize)]
-struct Line<'a> {
+pub(super) struct Methods {
     #[serde(default)]
-    id: u32,
-    connect: Option<Object<Connect>>,
-    ping: Option<IgnoredAny>,
-    subscribe: Option<Object<Subscribe>>,
-    unsubscribe: Option<Object<OfChannel>>,
-    #[serde(borrow)]
-    publish: Option<Object<Publish<'a>>>,
-    presence: Option<Object<OfChannel>>,
-    presence_stats: Option<Object<OfChannel>>,
-    history: Option<Object<History>>,
-    rpc: Option<IgnoredAny>,
-    send: Option<IgnoredAny>,
-    refresh: Option<Object<Refresh>>,
-    sub_refresh: Option<Object<SubRefresh>>,
+    pub(super) id: u32,
+    pub(super) connect: Option<Object<Connect>>,
+    pub(super) ping: Option<IgnoredAny>,
+    pub(super) subscribe: Option<Object<Subscribe>>,
+    pub(super) unsubscribe: Option<Object<OfChannel>>,
+    pub(super) publish: Option<Object<Publish>>,
+    pub(super) presence: Option<Object<OfChannel>>,
+    pub(super) presence_stats: Option<Object<OfChannel>>,
+    pub(super) history: Option<Object<History>>,
+    pub(super) rpc: Option<IgnoredAny>,
+    pub(super) send: Option<IgnoredAny>,
+    pub(super) refresh: Option<Object<Refresh>>,
+    pub(super) sub_refresh: Option<Object<SubRefresh>>,
 }
 
 #[derive(Deserialize, Default)]
 #[serde(default)]
-struct Connect {
-    token: Option<Secret>,
-    name: String,
-    subs: BTreeMap<String, Object<Subscribe>>,
+pub(super) struct Connect {
+    pub(super) token: Option<Secret>,
+    pub(super) name: String,
+    pub(super) subs: BTreeMap<String, Object<Subscribe>>,
 }
 
 #[derive(Deserialize, Default)]
 #[serde(default)]
-struct Subscribe {
-    channel: String,
-    token: Option<Secret>,
-    recover: bool,
-    epoch: String,
-    offset: u64,
-    tf: Option<IgnoredAny>,
-    join_leave: bool,
-    flag: u64,
+pub(super) struct Subscribe {
+    pub(super) channel: String,
+    pub(super) token: Option<Secret>,
+    pub(super) recover: bool,
+    pub(super) epoch: String,
+    pub(super) offset: u64,
+    pub(super) tf: Option<IgnoredAny>,
+    pub(super) join_leave: bool,
+    pub(super) flag: u64,
     #[serde(rename = "type")]
-    kind: i64,
-    data: Option<SubscribeData>,
+    pub(super) kind: i64,
+    pub(super) data: Option<SubscribeData>,
 }
 
 /// What an application sends along. The protocol leaves it to the server; here it is for livebridge
 /// only if it says so.
 #[derive(Deserialize)]
 #[serde(untagged)]
-enum SubscribeData {
+pub(super) enum SubscribeData {
     Livebridge { livebridge: SubscribeOptions },
     Other(IgnoredAny),
 }
 
 #[derive(Deserialize, Default)]
 #[serde(default)]
-struct SubscribeOptions {
+pub(super) struct SubscribeOptions {
     /// A number of messages, or `"oldest"`.
     start: Option<Value>,
     describe: bool,
@@ -93,58 +97,59 @@ struct SubscribeOptions {
 
 /// A request that only names a channel.
 #[derive(Deserialize)]
-struct OfChannel {
+pub(super) struct OfChannel {
     #[serde(default)]
-    channel: String,
+    pub(super) channel: String,
 }
 
 #[derive(Deserialize)]
-struct Publish<'a> {
+pub(super) struct Publish {
     #[serde(default)]
-    channel: String,
-    #[serde(borrow, default, deserialize_with = "raw")]
-    data: Option<&'a RawValue>,
+    pub(super) channel: String,
+    #[serde(default, deserialize_with = "raw")]
+    pub(super) data: Option<Bytes>,
     #[serde(default, rename = "type")]
-    kind: i64,
-    key: Option<String>,
+    pub(super) kind: i64,
+    pub(super) key: Option<String>,
     #[serde(default)]
-    removed: bool,
-    idempotency_key: Option<String>,
+    pub(super) removed: bool,
+    pub(super) idempotency_key: Option<String>,
 }
 
 #[derive(Deserialize, Default)]
 #[serde(default)]
-struct History {
-    channel: String,
-    limit: i64,
-    since: Option<Object<Position>>,
-    reverse: bool,
+pub(super) struct History {
+    pub(super) channel: String,
+    pub(super) limit: i64,
+    pub(super) since: Option<Object<Position>>,
+    pub(super) reverse: bool,
 }
 
 #[derive(Deserialize, Default)]
 #[serde(default)]
-struct Position {
-    epoch: String,
-    offset: u64,
+pub(super) struct Position {
+    pub(super) epoch: String,
+    pub(super) offset: u64,
 }
 
 #[derive(Deserialize)]
-struct Refresh {
-    token: Option<Secret>,
+pub(super) struct Refresh {
+    pub(super) token: Option<Secret>,
 }
 
 #[derive(Deserialize, Default)]
 #[serde(default)]
-struct SubRefresh {
-    channel: String,
-    token: Option<Secret>,
+pub(super) struct SubRefresh {
+    pub(super) channel: String,
+    pub(super) token: Option<Secret>,
     #[serde(rename = "type")]
-    kind: i64,
+    pub(super) kind: i64,
 }
 
-/// Any JSON value as it is written, `null` too.
-fn raw<'de: 'a, 'a, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'a RawValue>, D::Error> {
-    <&RawValue>::deserialize(deserializer).map(Some)
+/// Any JSON value as it is written, `null` too. A copy: a message may be kept for long, and must not
+/// keep the whole frame in memory.
+fn raw<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Bytes>, D::Error> {
+    <&RawValue>::deserialize(deserializer).map(|data| Some(Bytes::copy_from_slice(data.get().as_bytes())))
 }
 
 /// Calls `take` with each command of a frame.
@@ -153,21 +158,43 @@ fn raw<'de: 'a, 'a, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'a 
 /// The close for a client that sends anything else. Nothing says then which command an error
 /// answers.
 pub(super) fn read(message: &[u8], take: &mut dyn FnMut(Command)) -> Result<(), Close> {
-    let mut is_empty = true;
-    for line in message.split(|&byte| byte == b'\n').map(<[u8]>::trim_ascii).filter(|line| !line.is_empty()) {
-        is_empty = false;
-        let Ok(Object(parsed)) = serde_json::from_slice::<Object<Line<'_>>>(line) else {
+    let lines = message.split(|&byte| byte == b'\n').map(<[u8]>::trim_ascii).filter(|line| !line.is_empty());
+    let parse = |line: &[u8]| {
+        let Ok(Object(methods)) = serde_json::from_slice::<Object<Methods>>(line) else {
             return Err(invalid("a line of the frame is no command: send JSON objects, one a line"));
         };
-        take(command(parsed, line.len())?);
-    }
-    if is_empty { Err(invalid("the frame has no command")) } else { Ok(()) }
+        command(methods, line.len())
+    };
+    take_all(lines.map(parse), take)
 }
 
-fn command(line: Line<'_>, size: usize) -> Result<Command, Close> {
-    let id = NonZeroU32::new(line.id);
-    let is_sent = line.send.is_some();
-    let Some(request) = line.request() else {
+/// Calls `take` with each command of a frame.
+///
+/// # Errors
+/// The close for a client whose frame has an invalid command, none, or too many.
+pub(super) fn take_all(
+    commands: impl Iterator<Item = Result<Command, Close>>,
+    take: &mut dyn FnMut(Command),
+) -> Result<(), Close> {
+    let mut count = 0;
+    for command in commands {
+        count += 1;
+        if count > MOST_COMMANDS {
+            return Err(invalid("the frame has more than 10000 commands"));
+        }
+        take(command?);
+    }
+    if count == 0 { Err(invalid("the frame has no command")) } else { Ok(()) }
+}
+
+/// What a command asks for. `size`: as the client sent it, in bytes.
+///
+/// # Errors
+/// The close for a client whose command cannot be answered.
+pub(super) fn command(methods: Methods, size: usize) -> Result<Command, Close> {
+    let id = NonZeroU32::new(methods.id);
+    let is_sent = methods.send.is_some();
+    let Some(request) = methods.request() else {
         // The empty command is a pong.
         let pong = Command { id, request: Request::Nothing, size };
         return if id.is_none() { Ok(pong) } else { Err(invalid("the command has no method that is known here")) };
@@ -178,7 +205,7 @@ fn command(line: Line<'_>, size: usize) -> Result<Command, Close> {
     }
 }
 
-impl Line<'_> {
+impl Methods {
     /// The first method of the command, in the order of the protocol's definition.
     fn request(self) -> Option<Request> {
         Some(if let Some(Object(connect)) = self.connect {
@@ -244,15 +271,14 @@ impl Subscribe {
     }
 }
 
-impl Publish<'_> {
+impl Publish {
     fn request(self) -> Result<Request, CommandError> {
         let channel = Some(name(&self.channel)?);
         if self.kind != 0 {
             return Err(CommandError::NotAvailable("publications have no `type` here; leave it out"));
         }
         let payload = match self.data {
-            // A copy: a message may be kept for long, and must not keep the whole frame in memory.
-            Some(data) => Bytes::copy_from_slice(data.get().as_bytes()),
+            Some(data) => data,
             None if self.removed => Bytes::new(),
             None => return Err(CommandError::Invalid("a publication needs `data`")),
         };
@@ -317,7 +343,8 @@ fn refused(error: CommandError) -> Request {
     Request::Refused(error.into())
 }
 
-fn invalid(detail: &'static str) -> Close {
+/// The close for a client that sent no command.
+pub(super) fn invalid(detail: &'static str) -> Close {
     Close::new(Code::CommandInvalid, detail)
 }
 

@@ -14,7 +14,7 @@ use crate::message::{Message, Position};
 use crate::presence::{Change, Client};
 
 /// The program, as clients see it.
-const VERSION: &str = concat!("livebridge ", env!("CARGO_PKG_VERSION"));
+pub(super) const VERSION: &str = concat!("livebridge ", env!("CARGO_PKG_VERSION"));
 
 /// A reply to a command.
 #[derive(Serialize)]
@@ -146,7 +146,7 @@ pub(super) struct SubscribeResult<'a> {
 
 /// A channel, for a client that asked for it.
 #[derive(Serialize)]
-struct Described {
+pub(super) struct Described {
     #[serde(skip_serializing_if = "Option::is_none")]
     head: Option<u64>,
     keyed: bool,
@@ -308,8 +308,14 @@ impl<'a> From<&'a Subscribed> for SubscribeResult<'a> {
             was_recovering: subscribed.recovery != Recovery::NotAsked,
             recovered: subscribed.recovery == Recovery::Recovered,
             publications: publications(&subscribed.missed),
-            data: subscribed.channel.map(|ChannelDescription { head, keyed }| Described { head, keyed }),
+            data: subscribed.channel.map(Described::from),
         }
+    }
+}
+
+impl From<ChannelDescription> for Described {
+    fn from(ChannelDescription { head, keyed }: ChannelDescription) -> Self {
+        Self { head, keyed }
     }
 }
 
