@@ -3,6 +3,7 @@
 
 use super::dialect::Dialect;
 use super::dialect::centrifuge::Centrifuge;
+use super::dialect::centrifuge::protobuf::CentrifugeProtobuf;
 use super::dialect::events::{JsonEvents, MultiChannelEvents, SingleChannelEvents};
 use super::dialect::json::Json;
 use super::dialect::raw::Raw;
@@ -38,12 +39,16 @@ pub static WEBSOCKET_RAW: Encoding = encoding(&Raw, &WebSocket);
 pub static WEBSOCKET_JSON: Encoding = encoding(&Json, &WebSocket);
 /// `GET /connection/websocket`.
 pub static CENTRIFUGE: Encoding = encoding(&Centrifuge, &WebSocket);
+/// `GET /connection/websocket`, for clients that speak Protobuf.
+pub static CENTRIFUGE_PROTOBUF: Encoding = encoding(&CentrifugeProtobuf, &WebSocket);
 /// `GET /ws`, with compressed messages.
 pub static WEBSOCKET_RAW_COMPRESSED: Encoding = compressed(&Raw);
 /// `GET /ws?format=json`, with compressed messages.
 pub static WEBSOCKET_JSON_COMPRESSED: Encoding = compressed(&Json);
 /// `GET /connection/websocket`, with compressed messages.
 pub static CENTRIFUGE_COMPRESSED: Encoding = compressed(&Centrifuge);
+/// `GET /connection/websocket`, for clients that speak Protobuf, with compressed messages.
+pub static CENTRIFUGE_PROTOBUF_COMPRESSED: Encoding = compressed(&CentrifugeProtobuf);
 /// `GET /events` for one channel.
 pub static EVENTS: Encoding = encoding(&SingleChannelEvents, &Chunked);
 /// `GET /events` for several channels.

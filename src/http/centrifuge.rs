@@ -16,7 +16,9 @@ use crate::access::Credentials;
 use crate::access::secret::Secret;
 use crate::app::App;
 use crate::delivery::commands::identity::Visitor;
-use crate::delivery::encoding::{CENTRIFUGE, CENTRIFUGE_COMPRESSED};
+use crate::delivery::encoding::{
+    CENTRIFUGE, CENTRIFUGE_COMPRESSED, CENTRIFUGE_PROTOBUF, CENTRIFUGE_PROTOBUF_COMPRESSED,
+};
 use crate::delivery::task::{Channels, Handshake};
 
 /// Answers `GET /connection/websocket`.
@@ -41,10 +43,6 @@ fn try_websocket(
 ) -> Result<Response, ApiError> {
     let claim = sender.claim(app)?;
     app.access.check_origin(&credentials).map_err(|error| denied(app, error))?;
-    let is_protobuf = |name| query.get(name) == Some("protobuf");
-    if handshake::wants_protobuf(headers) || is_protobuf("format") || is_protobuf("cf_protocol") {
-        return Err(ApiError::parameter("only the JSON form of the protocol is spoken here; set the SDK to JSON"));
-    }
     let accept = match handshake::accept(headers) {
         Ok(accept) => accept,
         Err(error) => return Ok(no_handshake(&error)),
@@ -57,7 +55,19 @@ fn try_websocket(
     let visitor = Visitor { credentials, address: sender.client() };
     let channels = Channels::Commanded(visitor.into());
     let compression = app.limits.compression.then(|| handshake::compression(headers)).flatten();
-    let encoding = if compression.is_some() { &CENTRIFUGE_COMPRESSED } else { &CENTRIFUGE };
+    let encoding = match (is_protobuf(query, headers), compression.is_some()) {
+        (false, false) => &CENTRIFUGE,
+        (false, true) => &CENTRIFUGE_COMPRESSED,
+        (true, false) => &CENTRIFUGE_PROTOBUF,
+        (true, true) => &CENTRIFUGE_PROTOBUF_COMPRESSED,
+    };
     sender.send(Handshake { head: Vec::new(), encoding, channels, holds_for: None, claim });
     Ok(websocket_head(&accept, compression, headers))
+}
+
+/// Whether the client speaks the Protobuf form of the protocol. What the subprotocol says counts
+/// before the query.
+fn is_protobuf(query: &Query, headers: &HeaderMap) -> bool {
+    let in_query = |name| query.get(name) == Some("protobuf");
+    handshake::is_protobuf(headers).unwrap_or_else(|| in_query("format") || in_query("cf_protocol"))
 }

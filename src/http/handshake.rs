@@ -7,10 +7,11 @@ use hyper::header::{
     SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, TRANSFER_ENCODING, UPGRADE,
 };
 
-/// The subprotocols of livebridge: the protocol of `/ws`, and that of `/connection/websocket`.
-const SUBPROTOCOLS: [&str; 2] = ["livebridge", "centrifuge-json"];
-/// The other form of the latter, which is not supported.
-const PROTOBUF: &str = "centrifuge-protobuf";
+/// The subprotocols of `/connection/websocket`, one for each form of its protocol.
+const CENTRIFUGE_JSON: &str = "centrifuge-json";
+const CENTRIFUGE_PROTOBUF: &str = "centrifuge-protobuf";
+/// All subprotocols; the first is that of `/ws`.
+const SUBPROTOCOLS: [&str; 3] = ["livebridge", CENTRIFUGE_JSON, CENTRIFUGE_PROTOBUF];
 /// The prefix of a subprotocol that carries a token. A page cannot set headers for a WebSocket, and
 /// URLs appear in logs.
 const TOKEN_PREFIX: &str = "livebridge.token.";
@@ -39,17 +40,25 @@ pub enum HandshakeError {
 }
 
 /// The subprotocol to answer with, if the client offers any: livebridge's own, otherwise the first
-/// one. The frames are the same for all of them, and browsers fail a handshake without an answer. A
-/// token is never sent back.
+/// one, as browsers fail a handshake without an answer. Only those of the Centrifuge protocol change
+/// what follows. A token is never sent back.
 pub fn subprotocol(headers: &HeaderMap) -> Option<HeaderValue> {
-    let named = |offer: &&str| !offer.is_empty() && !offer.starts_with(TOKEN_PREFIX);
-    let chosen = offers(headers).find(|offer| SUBPROTOCOLS.contains(offer)).or_else(|| offers(headers).find(named))?;
-    HeaderValue::from_str(chosen).ok()
+    HeaderValue::from_str(chosen(headers)?).ok()
 }
 
-/// Whether the client can only speak the binary form of the Centrifuge protocol.
-pub fn wants_protobuf(headers: &HeaderMap) -> bool {
-    offers(headers).any(|offer| offer == PROTOBUF) && !offers(headers).any(|offer| SUBPROTOCOLS.contains(&offer))
+/// Whether the subprotocol of the answer is the Protobuf form of the Centrifuge protocol; `None` if
+/// it names neither form.
+pub fn is_protobuf(headers: &HeaderMap) -> Option<bool> {
+    match chosen(headers)? {
+        CENTRIFUGE_PROTOBUF => Some(true),
+        CENTRIFUGE_JSON => Some(false),
+        _ => None,
+    }
+}
+
+fn chosen(headers: &HeaderMap) -> Option<&str> {
+    let named = |offer: &&str| !offer.is_empty() && !offer.starts_with(TOKEN_PREFIX);
+    offers(headers).find(|offer| SUBPROTOCOLS.contains(offer)).or_else(|| offers(headers).find(named))
 }
 
 /// The token among the offered subprotocols.

@@ -1,10 +1,11 @@
 //! The Centrifuge client protocol, version 2, as JSON: what its SDKs speak. `incoming` reads
-//! commands, `outgoing` writes replies and pushes. docs/centrifuge.md says which parts of the
-//! protocol there are.
+//! commands, `outgoing` writes replies and pushes, `protobuf` is the protocol's other form.
+//! docs/centrifuge.md says which parts of the protocol there are.
 
 mod codes;
 mod incoming;
 mod outgoing;
+pub mod protobuf;
 
 use bytes::Bytes;
 
