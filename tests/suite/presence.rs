@@ -57,6 +57,18 @@ promises!(
     a_channel_tells_only_what_its_rule_asks_for,
 );
 
+/// The same for clients of the Protobuf form.
+mod protobuf {
+    use super::*;
+    use crate::support::centrifuge_client::Form;
+
+    promises!(
+        options().form(Form::Protobuf);
+        everybody_is_seen_on_every_instance,
+        who_comes_and_goes_is_told_once,
+    );
+}
+
 /// A token of a user that may subscribe anywhere, with what others may know about it.
 fn token_of(user: &str) -> String {
     let mut claims = claims(&["*"], &["*"]);

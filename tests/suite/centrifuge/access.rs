@@ -110,14 +110,10 @@ async fn only_pages_of_allowed_origins_connect() {
     let url = format!("ws://{}{path}", instance.address);
     let mut request = tungstenite::client::IntoClientRequest::into_client_request(url).unwrap();
     request.headers_mut().insert("origin", "https://app.example".parse().unwrap());
-    request.headers_mut().insert("sec-websocket-protocol", "centrifuge-protobuf, centrifuge-json".parse().unwrap());
+    request.headers_mut().insert("sec-websocket-protocol", "centrifuge-json".parse().unwrap());
     let (socket, response) = tokio_tungstenite::connect_async(request).await.unwrap();
     assert_eq!(response.headers()["sec-websocket-protocol"], "centrifuge-json");
     Client::over(Socket(socket)).ask("connect", json!({})).await;
-    for query in ["?format=protobuf", "?cf_protocol=protobuf"] {
-        let answer = raw::get("127.0.0.1", &instance, &format!("{path}{query}"), "").await;
-        assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,15 +2,15 @@
 
 use serde_json::json;
 
-use crate::support::centrifuge_client::Client;
+use crate::support::centrifuge_client::{Client, Form};
 use crate::support::channel;
 use crate::support::instance::{Instance, Options};
 use crate::support::tokens::{SECRET, Signer, at, token};
 
-async fn instance() -> Instance {
+async fn instance(form: Form) -> Instance {
     let rules = "[[channel]]\nmatch = '*'\npresence = true\n";
     let options = Options::default().rules(rules).flag("--token-leeway-seconds 0");
-    options.env("LIVEBRIDGE_TOKEN_SECRET", SECRET).start().await
+    options.env("LIVEBRIDGE_TOKEN_SECRET", SECRET).form(form).start().await
 }
 
 /// A token of a user for one channel, which holds for some seconds.
@@ -26,7 +26,7 @@ async fn user(instance: &Instance, name: &str) -> Client {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_for_a_channel_allows_this_subscription_and_what_a_subscriber_sees() {
-    let instance = instance().await;
+    let instance = instance(Form::Json).await;
     let (mut client, a) = (user(&instance, "ann").await, channel("ticket"));
     assert_eq!(client.fail("subscribe", json!({ "channel": a })).await, (103, false));
     assert_eq!(client.fail("history", json!({ "channel": a, "limit": 1 })).await, (103, false));
@@ -44,7 +44,7 @@ async fn a_token_for_a_channel_allows_this_subscription_and_what_a_subscriber_se
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_for_a_channel_is_of_no_use_to_others_or_elsewhere() {
-    let instance = instance().await;
+    let instance = instance(Form::Json).await;
     let (mut client, a) = (user(&instance, "ann").await, channel("ticket"));
     let wrong_key = Signer::shared("another secret of the tests, long enough for HS256");
     let forged = wrong_key.sign(&json!({ "sub": "ann", "channel": a, "exp": at(3600) }));
@@ -70,8 +70,13 @@ async fn a_token_for_a_channel_is_of_no_use_to_others_or_elsewhere() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_subscription_ends_with_its_token_and_goes_on_with_a_new_one() {
-    let instance = instance().await;
-    let (mut client, [a, b]) = (user(&instance, "ann").await, ["a", "b"].map(channel));
+    for form in [Form::Json, Form::Protobuf] {
+        ends_with_its_token(&instance(form).await).await;
+    }
+}
+
+async fn ends_with_its_token(instance: &Instance) {
+    let (mut client, [a, b]) = (user(instance, "ann").await, ["a", "b"].map(channel));
     client.ask("subscribe", json!({ "channel": a, "token": ticket("ann", &a, 2) })).await;
     client.ask("subscribe", json!({ "channel": b, "token": ticket("ann", &b, 2) })).await;
     client.ask("subscribe", json!({ "channel": "other" })).await;

@@ -1,27 +1,58 @@
-//! A client of the Centrifuge protocol, by hand: JSON over a WebSocket.
+//! A client of the Centrifuge protocol, by hand, in either of its forms.
 
 use std::collections::VecDeque;
 
 use serde_json::{Value, json};
 
+use super::centrifuge_protobuf as protobuf;
 use super::instance::Instance;
 use super::ws::Socket;
 
+/// The forms of the protocol.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub enum Form {
+    #[default]
+    Json,
+    Protobuf,
+}
+
 pub struct Client {
     pub socket: Socket,
+    form: Form,
     /// What was pushed while a reply was awaited.
     pushed: VecDeque<Value>,
     next_id: u64,
 }
 
+impl Form {
+    /// Where clients of this form connect that offer no subprotocol.
+    fn path(self) -> &'static str {
+        match self {
+            Self::Json => "/connection/websocket",
+            Self::Protobuf => "/connection/websocket?format=protobuf",
+        }
+    }
+}
+
 impl Client {
-    /// Opens a connection, without the first command.
+    /// Opens a connection in the form of the instance's clients, without the first command.
     pub async fn open(instance: &Instance) -> Self {
-        Self::over(Socket::connect(&format!("ws://{}/connection/websocket", instance.address)).await)
+        Self::open_at(instance, instance.form.path(), instance.form).await
     }
 
+    /// Opens a connection in this form.
+    pub async fn open_at(instance: &Instance, path: &str, form: Form) -> Self {
+        Self::over(Socket::connect(&format!("ws://{}{path}", instance.address)).await).in_form(form)
+    }
+
+    /// The same connection in another form.
+    pub fn in_form(self, form: Form) -> Self {
+        Self { form, ..self }
+    }
+
+    /// A client of the JSON form.
     pub fn over(socket: Socket) -> Self {
-        Self { socket, pushed: VecDeque::new(), next_id: 1 }
+        Self { socket, form: Form::Json, pushed: VecDeque::new(), next_id: 1 }
     }
 
     /// Connects without a token.
@@ -59,7 +90,11 @@ impl Client {
     pub async fn reply_to(&mut self, method: &str, request: &str) -> Value {
         let id = self.next_id;
         self.next_id += 1;
-        self.socket.send(format!(r#"{{"id":{id},"{method}":{request}}}"#)).await;
+        let command = format!(r#"{{"id":{id},"{method}":{request}}}"#);
+        match self.form {
+            Form::Json => self.socket.send(command).await,
+            Form::Protobuf => self.send([serde_json::from_str(&command).unwrap()]).await,
+        }
         loop {
             let message = self.next().await;
             if message["id"] == id {
@@ -70,15 +105,36 @@ impl Client {
         }
     }
 
+    /// Sends commands in one frame.
+    pub async fn send(&mut self, commands: impl IntoIterator<Item = Value>) {
+        let commands = commands.into_iter();
+        match self.form {
+            Form::Json => {
+                let lines: Vec<_> = commands.map(|command| command.to_string()).collect();
+                self.socket.send(lines.join("\n")).await;
+            }
+            Form::Protobuf => {
+                let frame: Vec<u8> = commands.flat_map(|command| protobuf::command(&command)).collect();
+                self.socket.send(frame).await;
+            }
+        }
+    }
+
     /// The next reply or push. Pings are answered.
     pub async fn next(&mut self) -> Value {
         loop {
-            let text = self.socket.text().await;
-            assert!(!text.contains('\n'), "a line end in {text}");
-            if text != "{}" {
-                return serde_json::from_str(&text).unwrap();
+            let message = match self.form {
+                Form::Json => {
+                    let text = self.socket.text().await;
+                    assert!(!text.contains('\n'), "a line end in {text}");
+                    serde_json::from_str(&text).unwrap()
+                }
+                Form::Protobuf => protobuf::reply(&self.socket.bytes().await),
+            };
+            if message != json!({}) {
+                return message;
             }
-            self.socket.send("{}").await;
+            self.send([json!({})]).await;
         }
     }
 

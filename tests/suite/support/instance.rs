@@ -9,6 +9,7 @@ use reqwest::StatusCode;
 use serde_json::Value;
 use tempfile::TempDir;
 
+use super::centrifuge_client::Form;
 use super::redis::Redis;
 use super::sse::Events;
 use super::ws::Socket;
@@ -18,6 +19,8 @@ pub const BINARY: &str = env!("CARGO_BIN_EXE_livebridge");
 
 pub struct Instance {
     pub address: String,
+    /// The form in which its clients of the Centrifuge protocol speak.
+    pub form: Form,
     child: Child,
     log: Arc<Mutex<String>>,
     reader: Option<JoinHandle<()>>,
@@ -40,6 +43,8 @@ pub struct Options {
     pub binary: Option<String>,
     /// The words before the program that run it elsewhere, such as on a host of its own.
     pub within: Vec<String>,
+    /// The form in which clients of the Centrifuge protocol speak.
+    pub form: Form,
 }
 
 impl Options {
@@ -64,6 +69,11 @@ impl Options {
 
     pub fn listen(mut self, address: &str) -> Self {
         self.listen = Some(address.to_owned());
+        self
+    }
+
+    pub fn form(mut self, form: Form) -> Self {
+        self.form = form;
         self
     }
 
@@ -118,7 +128,7 @@ impl Options {
                 log.push('\n');
             }
         });
-        Instance { address, child, log, reader: Some(reader), _folder: folder }
+        Instance { address, form: self.form, child, log, reader: Some(reader), _folder: folder }
     }
 }
 

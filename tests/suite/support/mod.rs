@@ -5,6 +5,7 @@ pub mod balancer;
 pub mod brokers;
 pub mod browser;
 pub mod centrifuge_client;
+pub mod centrifuge_protobuf;
 pub mod certificates;
 pub mod cluster;
 pub mod format1;
