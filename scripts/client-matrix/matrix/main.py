@@ -8,7 +8,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from . import catalogue, http_publishers, package, processes, publishers, scenarios, sdk, servers, table
+from . import catalogue, http_publishers, native_sdks, package, processes, publishers, scenarios, sdk, servers, table
 
 REPOSITORY = catalogue.ROOT.parent.parent
 
@@ -19,7 +19,7 @@ def arguments() -> argparse.Namespace:
         description="Runs client libraries, unmodified, against real livebridge instances, and says what each does.",
         epilog="Needs redis-server, and node, python3, chromium and chromedriver, cargo or curl for those of their kind.",
     )
-    parser.add_argument("names", nargs="*", help="only these clients (the ids of client-matrix/clients.toml); 'redis' or 'http': those that publish; 'package': the npm package of livebridge.js")
+    parser.add_argument("names", nargs="*", help="only these clients (the ids of client-matrix/clients.toml); 'redis' or 'http': those that publish; 'sdk': the Centrifuge SDKs for Go and Java; 'package': the npm package of livebridge.js")
     parser.add_argument("--binary", type=Path, default=REPOSITORY / "target/release/livebridge", help="which livebridge")
     parser.add_argument("--quick", action="store_true", help="what takes seconds: Node and Python, five scenarios")
     parser.add_argument("--only", action="append", help="only this scenario; may repeat")
@@ -83,6 +83,8 @@ def main() -> int:
         return publishers.main(options)
     if options.names[:1] == ["http"]:
         return http_publishers.main(options)
+    if options.names[:1] == ["sdk"]:
+        return native_sdks.main(options)
     if options.names[:1] == ["package"]:
         return package.main(options)
     clients = catalogue.read()

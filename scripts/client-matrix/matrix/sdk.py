@@ -5,6 +5,7 @@ import json
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from . import processes, servers
@@ -22,25 +23,36 @@ def is_sdk(client: Client) -> bool:
 
 
 def check(binary: Path, clients: list[Client], installation: Installation) -> int:
-    """Runs the checks of the SDKs among the clients; returns how many failed."""
-    failures = 0
-    for client in filter(is_sdk, clients):
-        began = time.monotonic()
-        with tempfile.TemporaryDirectory(prefix="livebridge-sdk-") as folder:
-            results = _run(binary, Path(folder), client, installation)
-        wrong = [result for result in results if not result["ok"]]
-        for result in wrong:
-            print(f"{client.id}: {result['check']}: {result['detail']}", file=sys.stderr)
-        if len(results) < FEWEST:
-            print(f"{client.id}: only {len(results)} checks were reported", file=sys.stderr)
-            wrong.append({})
-        failures += len(wrong)
-        print(f"{client.id}: {len(results) - len(wrong)} checks passed, {len(wrong)} failed, "
-              f"{time.monotonic() - began:.0f} s")
+    """Runs the checks of the SDKs among the clients, at the same time; returns how many failed."""
+    programs = [(client, form) for client in clients if is_sdk(client) for form in _forms(client)]
+    began = time.monotonic()
+    with ThreadPoolExecutor() as pool:
+        failures = sum(pool.map(lambda program: _check(binary, *program, installation), programs))
+    if programs:
+        print(f"all SDKs: {time.monotonic() - began:.0f} s")
     return failures
 
 
-def _run(binary: Path, folder: Path, client: Client, installation: Installation) -> list[dict]:
+def _forms(client: Client) -> list[str]:
+    """The forms of the protocol that an SDK speaks; that for Python has only this one."""
+    return ["json", "protobuf"] if client.runtime == "node" else ["json"]
+
+
+def _check(binary: Path, client: Client, form: str, installation: Installation) -> int:
+    with tempfile.TemporaryDirectory(prefix="livebridge-sdk-") as folder:
+        results = _run(binary, Path(folder), client, form, installation)
+    name = f"{client.id} ({form})"
+    wrong = [result for result in results if not result["ok"]]
+    for result in wrong:
+        print(f"{name}: {result['check']}: {result['detail']}", file=sys.stderr)
+    if len(results) < FEWEST:
+        print(f"{name}: only {len(results)} checks were reported", file=sys.stderr)
+        wrong.append({})
+    print(f"{name}: {len(results) - len(wrong)} checks passed, {len(wrong)} failed")
+    return len(wrong)
+
+
+def _run(binary: Path, folder: Path, client: Client, form: str, installation: Installation) -> list[dict]:
     redis = servers.Redis(folder)
     redis.start()
     instance = servers.Instance(binary, folder, "one", ["--redis-url", redis.url, *_SETTINGS])
@@ -50,6 +62,7 @@ def _run(binary: Path, folder: Path, client: Client, installation: Installation)
             "http": instance.url(""),
             "pid": instance.process.pid,
             "secret": servers.SECRET,
+            "form": form,
         }
         command, environment = installation.sdk_command(client, json.dumps(setup))
         program = processes.start(command, env=environment, stdout=processes.subprocess.PIPE)
@@ -58,4 +71,3 @@ def _run(binary: Path, folder: Path, client: Client, installation: Installation)
     finally:
         instance.kill()
         redis.stop()
-

@@ -1,10 +1,16 @@
-// What docs/centrifuge.md promises of the SDK for JavaScript, one check after the other. Prints a line for each.
+// What docs/centrifuge.md promises of the SDK for JavaScript, in either form of the protocol, one check after the other. Prints a
+// line for each.
 import { createHmac } from "node:crypto";
 
-import { Centrifuge } from "centrifuge";
 import WebSocket from "ws";
 
-const { url, http, pid, secret } = JSON.parse(process.argv[2]);
+const { url, http, pid, secret, form } = JSON.parse(process.argv[2]);
+const isProtobuf = form === "protobuf";
+const { Centrifuge } = await import(isProtobuf ? "centrifuge/build/protobuf" : "centrifuge");
+
+/** A value as the SDK publishes it, and a value that it received: with Protobuf, these are bytes. */
+const pack = (value) => (isProtobuf ? new TextEncoder().encode(JSON.stringify(value)) : value);
+const unpack = (data) => (isProtobuf ? JSON.parse(new TextDecoder().decode(data)) : data);
 
 /** A token (HS256) that holds for so many seconds, for these channels, with more claims. */
 const token = (seconds, channels = ["*"], more = {}) => {
@@ -44,7 +50,7 @@ const data = (subscription, count) =>
     `${count} publications`,
     new Promise((resolve) => {
       const found = [];
-      subscription.on("publication", (context) => found.push(context.data) === count && resolve(found));
+      subscription.on("publication", (context) => found.push(unpack(context.data)) === count && resolve(found));
     }),
   );
 
@@ -56,16 +62,34 @@ const checks = {
     const seen = data(subscription, 2);
     subscription.subscribe();
     await subscription.ready(5000);
-    await subscription.publish({ number: 1 });
-    await js.publish("js:one", "two");
+    await subscription.publish(pack({ number: 1 }));
+    await js.publish("js:one", pack("two"));
     equal(await seen, [{ number: 1 }, "two"], "the publications");
     const newest = await subscription.history({ limit: 0 });
     equal([newest.offset, newest.publications.length], [2, 0], "the position");
     const { publications, epoch } = await subscription.history({ limit: 10, reverse: true });
     equal(publications.map((held) => held.offset), [2, 1], "the history");
     const rest = await subscription.history({ limit: 10, since: { offset: 1, epoch } });
-    equal(rest.publications.map((held) => held.data), ["two"], "the rest of it");
+    equal(rest.publications.map((held) => unpack(held.data)), ["two"], "the rest of it");
     equal(await failed(subscription.history({ limit: 10, since: { offset: 1, epoch: "1" } })), 112, "another epoch");
+    js.disconnect();
+  },
+
+  async "carries bytes that are no text"() {
+    const js = client();
+    const subscription = js.newSubscription("js:bytes");
+    const seen = until("a publication", new Promise((resolve) => subscription.on("publication", resolve)));
+    subscription.subscribe();
+    js.connect();
+    await subscription.ready(5000);
+    const bytes = Buffer.from([255, 0, 1]);
+    await (isProtobuf ? subscription.publish(bytes) : publish("js:bytes", bytes));
+    const { data, tags } = await seen;
+    equal(
+      isProtobuf ? [Array.from(data), tags] : [data, tags],
+      isProtobuf ? [[255, 0, 1], {}] : ["/wAB", { encoding: "base64" }],
+      "the data and the tags",
+    );
     js.disconnect();
   },
 
@@ -94,7 +118,7 @@ const checks = {
     const js = client();
     const subscription = js.newSubscription("js:cut");
     const found = [];
-    subscription.on("publication", (context) => found.push(context.data));
+    subscription.on("publication", (context) => found.push(unpack(context.data)));
     subscription.subscribe();
     js.connect();
     await subscription.ready(5000);
@@ -120,9 +144,9 @@ const checks = {
     const ended = event(subscription, "unsubscribed");
     subscription.subscribe();
     equal((await ended).code, 103, "a subscription");
-    equal(await failed(js.publish("js:forbidden", 1)), 103, "a publication");
+    equal(await failed(js.publish("js:forbidden", pack(1))), 103, "a publication");
     equal(await failed(js.presence("js:some")), 108, "presence");
-    equal(await failed(js.rpc("method", {})), 104, "a call");
+    equal(await failed(js.rpc("method", pack({}))), 104, "a call");
     js.disconnect();
   },
 
@@ -145,7 +169,7 @@ const checks = {
     there.connect();
     await told(["join here", "join there"]);
     const { clients } = await subscription.presence();
-    const seen = Object.values(clients).map(({ user, connInfo }) => [user, connInfo]);
+    const seen = Object.values(clients).map(({ user, connInfo }) => [user, unpack(connInfo)]);
     equal(seen.sort(), [["here", { name: "here" }], ["there", { name: "there" }]], "who is there");
     const { numClients, numUsers } = await there.presenceStats("js:room");
     equal([numClients, numUsers], [2, 2], "how many");
@@ -172,7 +196,7 @@ const checks = {
     js.connect();
     await js.ready(5000);
     const ended = event(js, "disconnected");
-    js.publish("js:one", "x".repeat(200_000)).catch(() => {});
+    js.publish("js:one", pack("x".repeat(200_000))).catch(() => {});
     equal((await ended).code, 3, "the code: message size limit exceeded");
   },
 
