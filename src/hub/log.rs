@@ -91,13 +91,16 @@ impl Log {
         Some(self.entries.range((skipped as usize).min(self.entries.len())..))
     }
 
-    /// Where a client with `position` continues.
+    /// Where a client with `position` continues. Not in front of a gap: the history says what became of
+    /// the messages there.
     pub fn find(&self, position: Position) -> Found {
         // Offsets have no holes, so the first newer entry is the one. The search starts at the
         // newest entry, because most clients resume close to it.
         let mut at = self.end();
+        let mut is_before_gap = false;
         for entry in self.entries.iter().rev() {
             match entry.position() {
+                Some(held) if held == position && is_before_gap => break,
                 Some(held) if held == position => return Found::At(at),
                 Some(held) if held == position.next() && matches!(entry, Entry::Message(_)) => {
                     return Found::At(at - 1);
@@ -105,6 +108,7 @@ impl Log {
                 Some(held) if held.epoch == position.epoch && held.offset < position.offset => break,
                 _ => at -= 1,
             }
+            is_before_gap = matches!(entry, Entry::Gap(_));
         }
         Found::Older
     }
@@ -221,5 +225,6 @@ mod tests {
         assert_eq!(log.find_last(1), Some(2));
         assert_eq!(log.find_last(2), None);
         assert_eq!(log.find(Position::new(2, 3)), Found::At(2));
+        assert_eq!(log.find(Position::new(1, 1)), Found::Older, "the history knows what is missing");
     }
 }
