@@ -14,6 +14,8 @@ pub mod identity;
 mod presence;
 mod publish;
 mod subscribe;
+mod subscription;
+mod values;
 
 use std::collections::VecDeque;
 use std::rc::Rc;
@@ -31,12 +33,11 @@ use self::publish::Published;
 use self::subscribe::{Checked, Joined};
 use super::connection::Connection;
 use super::dialect::command::{
-    ChannelDescription, Command, CommandError, CommandId, Connected, Recovery, Reply, Request, SubscribeRequest,
-    Subscribed, SubscriptionEnd,
+    Command, CommandError, CommandId, Connected, Reply, Request, SubscribeRequest, Subscribed, SubscriptionEnd, Values,
+    ValuesRequest,
 };
 use super::session::Session;
 use super::shard::Shard;
-use super::subscription::{Missed, NewSubscription, Rights};
 use crate::access::Action;
 use crate::app::App;
 use crate::channel::ChannelName;
@@ -84,6 +85,7 @@ enum Done {
     SubscriptionExpired(ChannelName),
     Answered(Option<CommandId>, Result<Answer, CommandError>),
     Counted(Option<CommandId>, Kind, Result<Everybody, CommandError>),
+    Read(Option<CommandId>, Result<Values, CommandError>),
 }
 
 impl Commands {
@@ -197,6 +199,7 @@ impl Commands {
             (_, Request::Ping) => reply(connection, id, &Reply::Pong),
             (_, Request::Refused(error)) => fail(connection, id, &error),
             (Client::Connected(_), Request::Subscribe(request)) => self.subscribe(id, *request, shard, connection),
+            (Client::Connected(_), Request::Values(request)) => self.read_values(id, *request, app, connection),
             (_, Request::Unsubscribe(channel)) => {
                 unsubscribe(&channel, shard, connection);
                 self.set_token(&channel, None);
@@ -241,7 +244,7 @@ impl Commands {
             Done::Subscribed(results) => {
                 let mut room = MISSED_BYTES;
                 for (id, result) in results {
-                    match result.map(|joined| self.join(joined, &mut room, shard, connection)) {
+                    match result.and_then(|joined| self.join(joined, &mut room, shard, connection)) {
                         Ok((_, subscribed)) => reply(connection, id, &Reply::Subscribed(&subscribed)),
                         Err(error) => fail(connection, id, &error),
                     }
@@ -250,7 +253,8 @@ impl Commands {
             Done::Connected(id, Ok((identity, joined))) => {
                 let ping_seconds = shard.context.app.limits.heartbeat_seconds;
                 let mut room = MISSED_BYTES;
-                let joined = joined.into_iter().map(|joined| self.join(joined, &mut room, shard, connection));
+                let joined =
+                    joined.into_iter().filter_map(|joined| self.join(joined, &mut room, shard, connection).ok());
                 let subscriptions: Vec<_> = joined.collect();
                 let (client, refresh_after) = (identity.client.to_string(), identity.refresh_after());
                 let instance = &shard.context.app.instance;
@@ -281,9 +285,12 @@ impl Commands {
                 reply(connection, id, &Reply::History(&answer.messages, answer.page.tail.position));
                 self.answered = Some(answer.page);
             }
+            Done::Read(id, Ok(values)) => reply(connection, id, &Reply::Values(&values)),
             Done::Counted(id, Kind::List, Ok(all)) => reply(connection, id, &Reply::Presence(&all)),
             Done::Counted(id, Kind::Stats, Ok(all)) => reply(connection, id, &Reply::PresenceStats(&all)),
-            Done::Answered(id, Err(error)) | Done::Counted(id, _, Err(error)) => fail(connection, id, &error),
+            Done::Answered(id, Err(error)) | Done::Counted(id, _, Err(error)) | Done::Read(id, Err(error)) => {
+                fail(connection, id, &error);
+            }
         }
     }
 
@@ -299,11 +306,11 @@ impl Commands {
         room: &mut usize,
         shard: &Shard,
         connection: &Rc<Connection>,
-    ) -> (ChannelName, Subscribed) {
+    ) -> Result<(ChannelName, Subscribed), CommandError> {
         let holds_for = joined.holds_for;
-        let (channel, subscribed) = join(joined, room, shard, connection);
+        let (channel, subscribed) = subscription::make(joined, room, shard, connection)?;
         self.set_token(&channel, holds_for);
-        (channel, subscribed)
+        Ok((channel, subscribed))
     }
 
     /// Records how long the token of a subscription holds, in seconds; `None` if it has none.
@@ -382,6 +389,16 @@ impl Commands {
         self.running = Some(publish::publish(app, checked).map(Done::Published).boxed_local());
     }
 
+    /// Reads values for a client that is about to subscribe to a map.
+    fn read_values(&mut self, id: Option<CommandId>, request: ValuesRequest, app: Arc<App>, connection: &Connection) {
+        let Client::Connected(identity) = &self.client else { return };
+        if connection.session().find(&request.channel).is_some() {
+            return fail(connection, id, &CommandError::AlreadySubscribed);
+        }
+        let reading = values::read(app, (**identity).clone(), request, connection.address());
+        self.running = Some(reading.map(move |result| Done::Read(id, result)).boxed_local());
+    }
+
     /// Subscribes to this channel and to those of the commands that follow.
     fn subscribe(
         &mut self,
@@ -424,24 +441,6 @@ fn may_subscribe(
     } else {
         Ok(request)
     }
-}
-
-/// Makes a subscription. The answer must be written before anything else is. `room` is how many bytes
-/// of missed messages may go into the answers.
-fn join(joined: Joined, room: &mut usize, shard: &Shard, connection: &Rc<Connection>) -> (ChannelName, Subscribed) {
-    let Joined { membership, start, page, recovery, describe, attendance, holds_for } = joined;
-    let channel = membership.topic().channel.clone();
-    let keyed = membership.topic().rule.keyed.is_some();
-    tracing::debug!(%channel, "subscribed");
-    let new = NewSubscription { membership, start, rights: Rights::default(), page, attendance };
-    let (key, head) = shard.subscribe(connection, new);
-    let most = if recovery == Recovery::Recovered { *room } else { 0 };
-    let missed = connection.change(|session| session.take_missed(key, most));
-    *room = room.saturating_sub(missed.messages.iter().map(|message| message.weight()).sum());
-    let description = describe.then_some(ChannelDescription { head, keyed });
-    let refresh_after = holds_for.map(refresh_after);
-    let Missed { position, messages: missed } = missed;
-    (channel, Subscribed { position, refresh_after, recovery, missed, channel: description })
 }
 
 fn unsubscribe(channel: &ChannelName, shard: &Shard, connection: &Connection) {

@@ -47,6 +47,8 @@ pub struct Missed {
     pub position: Option<Position>,
     /// The messages, all of the epoch of the position.
     pub messages: Vec<Arc<Message>>,
+    /// The position of the client after these messages.
+    pub through: Option<Position>,
 }
 
 /// The subscription of a client to one channel.
@@ -149,7 +151,7 @@ impl Subscription {
             (Some(_), asked) => asked,
             (None, _) => self.position,
         };
-        Missed { position, messages }
+        Missed { position, messages, through: self.position }
     }
 
     /// The topic of the channel.

@@ -7,14 +7,20 @@ use futures::future::join_all as all;
 
 use super::identity::Identity;
 use crate::access::Action;
+use crate::access::secret::Secret;
 use crate::app::App;
 use crate::broker::{BrokerError, RequestSize};
-use crate::delivery::dialect::command::{CommandError, CommandId, Recovery, Since, SubscribeRequest};
+use crate::channel::ChannelName;
+use crate::delivery::dialect::command::{CommandError, CommandId, MapOrigin, Recovery, Since, SubscribeRequest};
 use crate::delivery::subscription::Attendance;
 use crate::hub::Membership;
 use crate::hub::held_page::HeldPage;
 use crate::hub::topic::{ReadAt, Start, Topic};
 use crate::message::Position;
+
+/// The answer to a client that asks for a map where there is none.
+pub(super) const NO_MAP: CommandError =
+    CommandError::NotAvailable("only a keyed channel is a map; add `keyed = true` to its rule");
 
 /// A subscription that is about to be made, with the command that asks for it.
 pub(super) type Checked = (Option<CommandId>, Result<SubscribeRequest, CommandError>);
@@ -26,6 +32,8 @@ pub(super) struct Joined {
     /// The page of history that the start needs, if it needs one.
     pub(super) page: Option<Arc<HeldPage>>,
     pub(super) recovery: Recovery,
+    /// Where the client has the values from, if it holds them as a map.
+    pub(super) map: Option<MapOrigin>,
     /// Whether to describe the channel to the client.
     pub(super) describe: bool,
     pub(super) attendance: Option<Attendance>,
@@ -59,24 +67,16 @@ async fn join(
     size: RequestSize,
     address: Option<IpAddr>,
 ) -> Result<Joined, CommandError> {
-    let channel = &request.channel;
-    let holds_for = match &request.token {
-        Some(token) => identity.permissions.check_subscription(token, channel).await,
-        None => identity.permissions.check(channel, Action::Subscribe).map(|()| None),
-    };
-    let holds_for = holds_for.inspect_err(|_| app.metrics.count_refused("forbidden"))?;
-    app.charge_new_channels(identity.address, std::slice::from_ref(channel))?;
-    if app.drain.is_draining() {
-        return Err(CommandError::Draining);
+    let (membership, holds_for) = enter(app, identity, request.token.as_ref(), &request.channel, size).await?;
+    if request.map.is_some() && membership.topic().rule.keyed.is_none() {
+        return Err(NO_MAP);
     }
-    let membership = app.hub.join(channel, size).await.inspect_err(|error| {
-        if matches!(error, BrokerError::ChannelRefused(_)) {
-            app.metrics.count_refused("channel");
-        }
-    })?;
     let (start, page, recovery) = match request.recover {
         None => (request.start, None, Recovery::NotAsked),
         Some(since) => match recover(app, membership.topic(), since, address).await? {
+            Some((position, page)) if request.map == Some(MapOrigin::Read) => {
+                (Start::After(position), page, Recovery::NotAsked)
+            }
             Some((position, page)) => (Start::After(position), page, Recovery::Recovered),
             None if request.all_or_nothing => return Err(CommandError::PositionGone),
             None => (request.start, None, Recovery::Failed),
@@ -87,7 +87,34 @@ async fn join(
         client: identity.permissions.describe(identity.client).into(),
         is_told: rule.join_leave && request.join_leave,
     });
-    Ok(Joined { membership, start, page, recovery, describe: request.describe, attendance, holds_for })
+    let (map, describe) = (request.map, request.describe);
+    Ok(Joined { membership, start, page, recovery, map, describe, attendance, holds_for })
+}
+
+/// Joins a channel for a client, if it may. Returns also how long the token of the subscription holds, in
+/// seconds, if it has one that ends.
+pub(super) async fn enter(
+    app: &App,
+    identity: &Identity,
+    token: Option<&Secret>,
+    channel: &ChannelName,
+    size: RequestSize,
+) -> Result<(Membership, Option<u64>), CommandError> {
+    let holds_for = match token {
+        Some(token) => identity.permissions.check_subscription(token, channel).await,
+        None => identity.permissions.check(channel, Action::Subscribe).map(|()| None),
+    };
+    let holds_for = holds_for.inspect_err(|_| app.metrics.count_refused("forbidden"))?;
+    app.charge_new_channels(identity.address, std::slice::from_ref(channel))?;
+    if app.drain.is_draining() {
+        return Err(CommandError::Draining);
+    }
+    let joined = app.hub.join(channel, size).await.inspect_err(|error| {
+        if matches!(error, BrokerError::ChannelRefused(_)) {
+            app.metrics.count_refused("channel");
+        }
+    });
+    Ok((joined?, holds_for))
 }
 
 /// Where a client goes on, with the page of history that it needs; `None` if messages after its

@@ -40,6 +40,8 @@ pub enum Request {
     Connect(Box<ConnectRequest>),
     /// To subscribe to a channel.
     Subscribe(Box<SubscribeRequest>),
+    /// To read some of the values of a keyed channel, before a subscription to them as a map.
+    Values(Box<ValuesRequest>),
     /// To end the subscription to a channel.
     Unsubscribe(ChannelName),
     /// To read the history of a channel.
@@ -111,6 +113,40 @@ pub struct SubscribeRequest {
     pub describe: bool,
     /// Whether the client wants to be told who comes and goes.
     pub join_leave: bool,
+    /// As what the client holds the values of a keyed channel. With a map, `recover` is the position
+    /// of its values, and `all_or_nothing` is set.
+    pub map: Option<MapOrigin>,
+}
+
+/// Where a client has the values of its map from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum MapOrigin {
+    /// It has just read them, and has not shown them yet.
+    Read,
+    /// It has them from an earlier subscription.
+    Kept,
+}
+
+/// Which values of a keyed channel to read.
+#[derive(Debug)]
+pub struct ValuesRequest {
+    /// The name of the channel.
+    pub channel: ChannelName,
+    /// The token of the subscription, if it has one of its own.
+    pub token: Option<Secret>,
+    /// The maximum number of values; `None` for as many as a page has.
+    pub limit: Option<usize>,
+    /// Where the page begins; `None` for the first one.
+    pub after: Option<ValuesAfter>,
+}
+
+/// Where a page of values begins.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ValuesAfter {
+    /// The position that came with the first page.
+    pub position: Since,
+    /// The offset that came with the page before.
+    pub offset: u64,
 }
 
 /// A position as a client gives it.
@@ -142,6 +178,8 @@ pub enum Reply<'a> {
     Connected(&'a Connected<'a>),
     /// The client is subscribed.
     Subscribed(&'a Subscribed),
+    /// Some of the values of a keyed channel.
+    Values(&'a Values),
     /// The client is not subscribed (any more).
     Unsubscribed,
     /// The message is published, and has this position if its channel keeps a history.
@@ -178,8 +216,8 @@ pub struct Connected<'a> {
 /// The answer to [`Request::Subscribe`].
 #[derive(Debug)]
 pub struct Subscribed {
-    /// The position of the client before the missed messages and all later ones; `None` if the
-    /// channel keeps no history.
+    /// The position of the client before the missed messages and all later ones, or after the missed
+    /// ones if it has a map; `None` if the channel keeps no history.
     pub position: Option<Position>,
     /// After how many seconds the subscription needs another token; `None` for never.
     pub refresh_after: Option<u64>,
@@ -189,6 +227,20 @@ pub struct Subscribed {
     pub missed: Vec<Arc<Message>>,
     /// The channel, if the client asked for it.
     pub channel: Option<ChannelDescription>,
+    /// Whether the client holds the values as a map.
+    pub is_map: bool,
+}
+
+/// The answer to [`Request::Values`].
+#[derive(Debug)]
+pub struct Values {
+    /// The position of all values of all pages. What has changed since follows with the subscription
+    /// after this position.
+    pub position: Position,
+    /// The newest messages of some keys, in the order of their offsets.
+    pub messages: Vec<Arc<Message>>,
+    /// The offset after which the next page begins; `None` after the last one.
+    pub next_after: Option<u64>,
 }
 
 /// What a client may want to know of a channel.

@@ -8,7 +8,7 @@ use crate::support::instance::{Instance, Options};
 use crate::support::tokens::{SECRET, Signer, at, token};
 
 async fn instance(form: Form) -> Instance {
-    let rules = "[[channel]]\nmatch = '*'\npresence = true\n";
+    let rules = "[[channel]]\nmatch = 'map*'\nkeyed = true\n[[channel]]\nmatch = '*'\npresence = true\n";
     let options = Options::default().rules(rules).flag("--token-leeway-seconds 0");
     options.env("LIVEBRIDGE_TOKEN_SECRET", SECRET).form(form).start().await
 }
@@ -95,4 +95,26 @@ async fn ends_with_its_token(instance: &Instance) {
         client.ask("publish", json!({ "channel": channel, "data": channel })).await;
         assert_eq!(client.data(1).await, [json!(channel)]);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_for_a_map_allows_each_page_and_the_subscription() {
+    let instance = instance(Form::Json).await;
+    let (mut client, map) = (user(&instance, "ann").await, channel("map"));
+    let page = json!({ "channel": map, "type": 1, "phase": 2 });
+    assert_eq!(client.fail("subscribe", page.clone()).await, (103, false));
+    for (token, code) in [(ticket("bob", &map, 3600), 103), (ticket("ann", &map, -1), 109)] {
+        let mut page = page.clone();
+        page["token"] = token.into();
+        assert_eq!(client.fail("subscribe", page).await, (code, false));
+    }
+    let mut request = page;
+    request["token"] = ticket("ann", &map, 3600).into();
+    let page = client.ask("subscribe", request.clone()).await;
+    (request["phase"], request["epoch"]) = (1.into(), page["epoch"].clone());
+    let subscribed = client.ask("subscribe", request.clone()).await;
+    assert!(subscribed["expires"] == true && subscribed["type"] == 1, "{subscribed}");
+    client.ask("unsubscribe", json!({ "channel": map })).await;
+    request.as_object_mut().unwrap().remove("token");
+    assert_eq!(client.fail("subscribe", request).await, (103, false));
 }

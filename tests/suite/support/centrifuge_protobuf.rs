@@ -63,6 +63,9 @@ static SUBSCRIBE: &[Field] = &[
     (13, "tf", One(&[(2, "key", Text), (3, "cmp", Text), (4, "val", Text)])),
     (14, "flag", Unsigned),
     (15, "type", Signed),
+    (16, "phase", Signed),
+    (17, "cursor", Text),
+    (18, "limit", Signed),
 ];
 
 static REPLY: &[Field] = &[
@@ -111,6 +114,10 @@ static SUBSCRIBED: &[Field] = &[
     (10, "positioned", Bool),
     (11, "data", Json),
     (12, "was_recovering", Bool),
+    (15, "type", Unsigned),
+    (16, "phase", Unsigned),
+    (17, "cursor", Text),
+    (18, "state", Many(PUBLICATION)),
 ];
 
 /// A command, with its length before it.

@@ -12,8 +12,8 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::super::command::{
-    Command, CommandError, ConnectRequest, HistoryRequest, PublishOptions, PublishRequest, Request, Since,
-    SubscribeRequest,
+    Command, CommandError, ConnectRequest, HistoryRequest, MapOrigin, PublishOptions, PublishRequest, Request, Since,
+    SubscribeRequest, ValuesAfter, ValuesRequest,
 };
 use crate::access::secret::Secret;
 use crate::broker::PAGE_MESSAGES;
@@ -33,6 +33,16 @@ const REJECT_UNRECOVERED: u64 = 2;
 /// The maximum number of commands in a frame. Each takes more memory until it is carried out than
 /// in the frame.
 const MOST_COMMANDS: usize = 10_000;
+/// The `type` of subscriptions and publications that have no keys, or whose keys are not looked at.
+const STREAM: i64 = 0;
+/// The `type` of those that are to a map of keys.
+const MAP: i64 = 1;
+/// The `phase` of a map subscription that reads values, by pages.
+const STATE_PHASE: i64 = 2;
+/// The phases in which a client subscribes: it has the values, and wants what has changed since. The
+/// server decides when it has caught up; here that is at once.
+const STREAM_PHASE: i64 = 1;
+const LIVE_PHASE: i64 = 0;
 
 /// A command with its methods, of which it should have one. Unknown members are ignored, as the
 /// protocol grows by them.
@@ -75,6 +85,9 @@ pub(super) struct Subscribe {
     pub(super) flag: u64,
     #[serde(rename = "type")]
     pub(super) kind: i64,
+    pub(super) phase: i64,
+    pub(super) cursor: String,
+    pub(super) limit: i64,
     pub(super) data: Option<SubscribeData>,
 }
 
@@ -213,7 +226,7 @@ impl Methods {
         } else if self.ping.is_some() {
             Request::Ping
         } else if let Some(Object(subscribe)) = self.subscribe {
-            subscribe.request().map_or_else(refused, |request| Request::Subscribe(request.into()))
+            subscribe.request().unwrap_or_else(refused)
         } else if let Some(Object(OfChannel { channel })) = self.unsubscribe {
             name(&channel).map_or_else(refused, Request::Unsubscribe)
         } else if let Some(Object(publish)) = self.publish {
@@ -240,42 +253,89 @@ impl Methods {
 }
 
 impl Connect {
-    /// Channels with invalid requests are left out, and so not subscribed to.
+    /// Channels with invalid requests are left out, and so not subscribed to. Maps are, too: an SDK
+    /// subscribes to them itself.
     fn request(self) -> Request {
-        let named = |(channel, Object(subscribe)): (String, _)| Subscribe { channel, ..subscribe }.request().ok();
-        let subscriptions = self.subs.into_iter().filter_map(named).collect();
-        let token = self.token.filter(|token| !token.reveal().is_empty());
+        let named = |(channel, Object(subscribe)): (String, _)| Subscribe { channel, ..subscribe }.subscription().ok();
+        let subscriptions = self.subs.into_iter().filter_map(named).filter(|request| request.map.is_none()).collect();
+        let token = self.token.filter(is_token);
         let reads_epochs = self.name.is_empty() || READS_EPOCHS.contains(&&*self.name);
         Request::Connect(ConnectRequest { token, reads_epochs, subscriptions }.into())
     }
 }
 
 impl Subscribe {
-    fn request(self) -> Result<SubscribeRequest, CommandError> {
-        let channel = name(&self.channel)?;
-        if self.kind != 0 {
-            return Err(CommandError::NotAvailable("subscriptions have no `type` here; leave it out"));
+    fn request(self) -> Result<Request, CommandError> {
+        if (self.kind, self.phase) == (MAP, STATE_PHASE) {
+            return Ok(Request::Values(self.values()?.into()));
         }
-        if self.tf.is_some() {
-            return Err(CommandError::Invalid("messages have no tags to filter by"));
-        }
-        let recover = self.recover.then(|| since(&self.epoch, self.offset));
+        Ok(Request::Subscribe(self.subscription()?.into()))
+    }
+
+    fn subscription(self) -> Result<SubscribeRequest, CommandError> {
+        let channel = self.channel()?;
+        let map = match (self.kind, self.phase) {
+            (STREAM, _) => None,
+            (MAP, STREAM_PHASE | LIVE_PHASE) if self.recover => Some(MapOrigin::Kept),
+            (MAP, STREAM_PHASE | LIVE_PHASE) => Some(MapOrigin::Read),
+            _ => return Err(CommandError::Invalid("`phase` is 2 for the values of a map, 1 or 0 for what follows")),
+        };
+        let recover = match map {
+            None => self.recover.then(|| since(&self.epoch, self.offset)),
+            Some(_) => Some(self.map_position()),
+        };
         let SubscribeOptions { start, describe } = match self.data {
             Some(SubscribeData::Livebridge { livebridge }) => livebridge,
             Some(SubscribeData::Other(_)) | None => SubscribeOptions::default(),
         };
         let start = start.map_or(Ok(Start::Live), |start| start_of(&start))?;
-        let all_or_nothing = self.flag & REJECT_UNRECOVERED != 0;
-        let token = self.token.filter(|token| !token.reveal().is_empty());
-        Ok(SubscribeRequest { channel, token, recover, all_or_nothing, start, describe, join_leave: self.join_leave })
+        let all_or_nothing = map.is_some() || self.flag & REJECT_UNRECOVERED != 0;
+        let (token, join_leave) = (self.token.filter(is_token), self.join_leave);
+        Ok(SubscribeRequest { channel, token, recover, all_or_nothing, start, describe, join_leave, map })
+    }
+
+    fn values(self) -> Result<ValuesRequest, CommandError> {
+        let channel = self.channel()?;
+        let limit = usize::try_from(self.limit).ok().filter(|&limit| limit > 0);
+        let after = if self.cursor.is_empty() {
+            None
+        } else {
+            let foreign = CommandError::Invalid("`cursor` is none of this server; read the values from the beginning");
+            let offset = self.cursor.parse().map_err(|_| foreign)?;
+            Some(ValuesAfter { position: self.map_position(), offset })
+        };
+        Ok(ValuesRequest { channel, token: self.token.filter(is_token), limit, after })
+    }
+
+    /// The name of the channel, if there may be such a subscription to it.
+    fn channel(&self) -> Result<ChannelName, CommandError> {
+        let channel = name(&self.channel)?;
+        if !matches!(self.kind, STREAM | MAP) {
+            return Err(CommandError::NotAvailable("there is no such `type` here; use `presence` for who is there"));
+        }
+        if self.tf.is_some() {
+            return Err(CommandError::Invalid("messages have no tags to filter by"));
+        }
+        Ok(channel)
+    }
+
+    /// The position of the values of a map. It must name its epoch: the values are of that alone.
+    fn map_position(&self) -> Since {
+        match since(&self.epoch, self.offset) {
+            Since { epoch: None, offset } => Since { epoch: Some(NO_EPOCH), offset: offset.max(1) },
+            named => named,
+        }
     }
 }
 
 impl Publish {
     fn request(self) -> Result<Request, CommandError> {
         let channel = Some(name(&self.channel)?);
-        if self.kind != 0 {
-            return Err(CommandError::NotAvailable("publications have no `type` here; leave it out"));
+        if !matches!(self.kind, STREAM | MAP) {
+            return Err(CommandError::NotAvailable("there is no such `type` of publications here"));
+        }
+        if self.kind == MAP && self.key.is_none() {
+            return Err(CommandError::Invalid("a publication to a map needs a `key`"));
         }
         let payload = match self.data {
             Some(data) => data,
@@ -339,6 +399,11 @@ fn since(epoch: &str, offset: u64) -> Since {
     }
 }
 
+/// An empty token is none.
+fn is_token(token: &Secret) -> bool {
+    !token.reveal().is_empty()
+}
+
 fn refused(error: CommandError) -> Request {
     Request::Refused(error.into())
 }
@@ -349,88 +414,4 @@ pub(super) fn invalid(detail: &'static str) -> Close {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn commands(frame: &str) -> Result<Vec<Command>, Close> {
-        let mut commands = Vec::new();
-        read(frame.as_bytes(), &mut |command| commands.push(command)).map(|()| commands)
-    }
-
-    fn only(line: &str) -> Request {
-        let mut commands = commands(line).unwrap_or_else(|close| panic!("{line}: {close:?}"));
-        assert_eq!(commands.len(), 1, "{line}");
-        commands.remove(0).request
-    }
-
-    #[test]
-    fn a_frame_has_a_command_in_each_line() {
-        let frame =
-            " {\"id\":1,\"connect\":{\"token\":\"\",\"name\":\"js\"}}\r\n\n{\"id\":2,\"ping\":{}}\n{}\n{\"send\":{}}";
-        let commands = commands(frame).expect("commands");
-        assert_eq!(
-            commands.iter().map(|command| command.id.map_or(0, NonZeroU32::get)).collect::<Vec<_>>(),
-            [1, 2, 0, 0]
-        );
-        assert!(matches!(&commands[0].request, Request::Connect(request) if request.token.is_none()));
-        assert!(matches!(commands[1].request, Request::Ping));
-        assert!(commands[2..].iter().all(|command| matches!(command.request, Request::Nothing)));
-    }
-
-    #[test]
-    fn whatever_is_no_command_closes_the_connection() {
-        for frame in [
-            "",
-            "\n",
-            "x",
-            "1",
-            "[]",
-            "[1]",
-            "{\"id\":1}",
-            "{\"ping\":{}}",
-            "{\"id\":1,\"connect\":[\"token\"]}",
-            "{\"id\":4294967296,\"ping\":{}}",
-            "{\"id\":1.5,\"ping\":{}}",
-            "{}\n{\"id\":1,\"other\":{}}",
-        ] {
-            assert_eq!(commands(frame).expect_err(frame).code, Code::CommandInvalid, "{frame}");
-        }
-    }
-
-    #[test]
-    fn a_payload_is_taken_as_it_is_written() {
-        for data in ["null", "{ \"a\" : 1.50 }", "\"text\"", "1e400", "[]"] {
-            let request = only(&format!("{{\"id\":1,\"publish\":{{\"channel\":\"a\",\"data\": {data} }}}}"));
-            assert!(matches!(&request, Request::Publish(request) if request.payload == data.as_bytes()), "{request:?}");
-        }
-        let refused = only("{\"id\":1,\"publish\":{\"channel\":\"a\"}}");
-        assert!(matches!(refused, Request::Refused(error) if matches!(*error, CommandError::Invalid(_))));
-    }
-
-    #[test]
-    fn an_epoch_of_another_server_matches_no_history() {
-        let of = |member: &str| match only(&format!("{{\"id\":1,\"subscribe\":{{\"channel\":\"a\",{member}}}}}")) {
-            Request::Subscribe(request) => request.recover,
-            other => panic!("{other:?}"),
-        };
-        assert_eq!(of("\"offset\":3,\"epoch\":\"9\""), None, "without `recover`");
-        assert_eq!(of("\"recover\":true,\"offset\":3,\"epoch\":\"9\""), Some(Since { epoch: Some(9), offset: 3 }));
-        assert_eq!(of("\"recover\":true,\"offset\":3"), Some(Since { epoch: None, offset: 3 }));
-        assert_eq!(of("\"recover\":true,\"epoch\":\"_\""), Some(Since { epoch: Some(NO_EPOCH), offset: 1 }));
-    }
-
-    #[test]
-    fn what_is_not_spoken_is_refused_and_not_ignored() {
-        for method in [
-            "\"subscribe\":{\"channel\":\"a\",\"type\":1}",
-            "\"publish\":{\"channel\":\"a\",\"type\":1,\"data\":1}",
-            "\"sub_refresh\":{\"channel\":\"a\",\"token\":\"x\",\"type\":1}",
-        ] {
-            let refused = only(&format!("{{\"id\":1,{method}}}"));
-            assert!(
-                matches!(&refused, Request::Refused(error) if matches!(**error, CommandError::NotAvailable(_))),
-                "{method}: {refused:?}"
-            );
-        }
-    }
-}
+mod tests;

@@ -7,12 +7,16 @@ use serde::ser::Error;
 use serde::{Serialize, Serializer};
 use serde_json::value::RawValue;
 
-use super::super::command::{ChannelDescription, Connected, Recovery, Reply, Subscribed};
+use super::super::command::{ChannelDescription, Connected, Recovery, Reply, Subscribed, Values};
 use crate::channel::ChannelName;
 use crate::json::Data;
 use crate::message::{Message, Position};
 use crate::presence::{Change, Client};
 
+/// The `type` in the results of map subscriptions.
+pub(super) const MAP: u8 = 1;
+/// The `phase` in the results with values. That of the last result, 0, is left out.
+pub(super) const STATE_PHASE: u8 = 2;
 /// The program, as clients see it.
 pub(super) const VERSION: &str = concat!("livebridge ", env!("CARGO_PKG_VERSION"));
 
@@ -116,7 +120,7 @@ pub(super) struct RefreshResult {
     expiry: Expiry,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, Default)]
 pub(super) struct Expiry {
     #[serde(skip_serializing_if = "is_false")]
     expires: bool,
@@ -124,7 +128,7 @@ pub(super) struct Expiry {
     ttl: Option<u64>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, Default)]
 pub(super) struct SubscribeResult<'a> {
     #[serde(flatten)]
     expiry: Expiry,
@@ -142,6 +146,14 @@ pub(super) struct SubscribeResult<'a> {
     publications: Vec<Publication<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     data: Option<Described>,
+    #[serde(rename = "type", skip_serializing_if = "is_zero")]
+    kind: u8,
+    #[serde(skip_serializing_if = "is_zero")]
+    phase: u8,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cursor: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    state: Vec<Publication<'a>>,
 }
 
 /// A channel, for a client that asked for it.
@@ -195,7 +207,7 @@ impl<'a> From<&'a Client> for ClientInfo<'a> {
     }
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, Default)]
 pub(super) struct WirePosition {
     #[serde(skip_serializing_if = "String::is_empty")]
     epoch: String,
@@ -261,6 +273,7 @@ impl<'a> From<&'a Reply<'a>> for Body<'a> {
         match reply {
             Reply::Connected(connected) => Self::Connect((*connected).into()),
             Reply::Subscribed(subscribed) => Self::Subscribe((*subscribed).into()),
+            Reply::Values(values) => Self::Subscribe((*values).into()),
             Reply::Unsubscribed => Self::Unsubscribe(Empty {}),
             Reply::Published(position) => Self::Publish((*position).into()),
             Reply::History(messages, newest) => Self::History(HistoryResult {
@@ -309,6 +322,21 @@ impl<'a> From<&'a Subscribed> for SubscribeResult<'a> {
             recovered: subscribed.recovery == Recovery::Recovered,
             publications: publications(&subscribed.missed),
             data: subscribed.channel.map(Described::from),
+            kind: if subscribed.is_map { MAP } else { 0 },
+            ..Self::default()
+        }
+    }
+}
+
+impl<'a> From<&'a Values> for SubscribeResult<'a> {
+    fn from(values: &'a Values) -> Self {
+        Self {
+            kind: MAP,
+            phase: STATE_PHASE,
+            position: WirePosition::from(Some(values.position)),
+            cursor: values.next_after.map(|offset| offset.to_string()),
+            state: publications(&values.messages),
+            ..Self::default()
         }
     }
 }

@@ -86,6 +86,12 @@ struct Subscribe {
     flag: i64,
     #[prost(int32, tag = "15")]
     kind: i32,
+    #[prost(int32, tag = "16")]
+    phase: i32,
+    #[prost(string, tag = "17")]
+    cursor: String,
+    #[prost(int32, tag = "18")]
+    limit: i32,
 }
 
 /// A request that only names a channel.
@@ -220,6 +226,9 @@ impl From<Subscribe> for incoming::Subscribe {
             join_leave: wire.join_leave,
             flag: wire.flag.cast_unsigned(),
             kind: wire.kind.into(),
+            phase: wire.phase.into(),
+            cursor: wire.cursor,
+            limit: wire.limit.into(),
             // What is not JSON is for an application.
             data: serde_json::from_slice(&wire.data).ok(),
         }

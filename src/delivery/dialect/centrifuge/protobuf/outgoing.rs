@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::super::super::command::{self, Recovery};
-use super::super::outgoing::{Described, VERSION};
+use super::super::outgoing::{Described, MAP, STATE_PHASE, VERSION};
 use crate::channel::ChannelName;
 use crate::json;
 use crate::message::{self, Message};
@@ -187,6 +187,14 @@ pub(super) struct SubscribeResult {
     data: Vec<u8>,
     #[prost(bool, tag = "12")]
     was_recovering: bool,
+    #[prost(int32, tag = "15")]
+    kind: i32,
+    #[prost(int32, tag = "16")]
+    phase: i32,
+    #[prost(string, tag = "17")]
+    cursor: String,
+    #[prost(message, repeated, tag = "18")]
+    state: Vec<Publication>,
 }
 
 #[derive(PartialEq, prost::Message)]
@@ -271,6 +279,7 @@ impl From<&command::Reply<'_>> for Body {
         match reply {
             Reply::Connected(connected) => Self::Connect((*connected).into()),
             Reply::Subscribed(subscribed) => Self::Subscribe((*subscribed).into()),
+            Reply::Values(values) => Self::Subscribe((*values).into()),
             Reply::Unsubscribed => Self::Unsubscribe(Empty {}),
             Reply::Published(_) => Self::Publish(Empty {}),
             Reply::History(messages, newest) => Self::History(HistoryResult {
@@ -332,6 +341,23 @@ impl From<&command::Subscribed> for SubscribeResult {
             positioned: subscribed.position.is_some(),
             data,
             was_recovering: subscribed.recovery != Recovery::NotAsked,
+            kind: if subscribed.is_map { MAP.into() } else { 0 },
+            ..Self::default()
+        }
+    }
+}
+
+impl From<&command::Values> for SubscribeResult {
+    fn from(values: &command::Values) -> Self {
+        let (epoch, offset) = wire_position(Some(values.position));
+        Self {
+            epoch,
+            offset,
+            kind: MAP.into(),
+            phase: STATE_PHASE.into(),
+            cursor: values.next_after.map(|offset| offset.to_string()).unwrap_or_default(),
+            state: publications(&values.messages),
+            ..Self::default()
         }
     }
 }
