@@ -2,6 +2,7 @@
 that are renewed, and a server that falls silent. The checks are programs of their own, in sdk/."""
 
 import json
+import re
 import sys
 import tempfile
 import time
@@ -12,7 +13,7 @@ from . import processes, servers
 from .catalogue import ROOT, Client, Installation
 
 # The fewest checks that a program must have reported: one that ends early has not passed.
-FEWEST = 8
+FEWEST = 11
 _SETTINGS = ["--token-secret", servers.SECRET, "--token-leeway-seconds", 0, "--heartbeat-seconds", 1,
              "--max-message-bytes", 1 << 16]
 
@@ -55,19 +56,38 @@ def _check(binary: Path, client: Client, form: str, installation: Installation) 
 def _run(binary: Path, folder: Path, client: Client, form: str, installation: Installation) -> list[dict]:
     redis = servers.Redis(folder)
     redis.start()
-    instance = servers.Instance(binary, folder, "one", ["--redis-url", redis.url, *_SETTINGS])
+    settings = ["--redis-url", redis.url, *_SETTINGS]
+    # The second one is there to be killed, and the third one to be stopped.
+    instances = [
+        servers.Instance(binary, folder, "one", settings),
+        servers.Instance(binary, folder, "two", settings),
+        servers.Instance(binary, folder, "three", [*settings, "--max-frames-per-second", 50, "--drain-seconds", 1]),
+    ]
     try:
+        urls = [f"ws://127.0.0.1:{instance.port}/connection/websocket" for instance in instances]
+        pids = [instance.process.pid for instance in instances]
         setup = {
-            "url": f"ws://127.0.0.1:{instance.port}/connection/websocket",
-            "http": instance.url(""),
-            "pid": instance.process.pid,
+            "url": urls[0],
+            "http": instances[0].url(""),
+            "pid": pids[0],
+            "killed": {"url": urls[1], "pid": pids[1]},
+            "stopped": {"url": urls[2], "pid": pids[2]},
+            "redis_port": redis.port,
             "secret": servers.SECRET,
             "form": form,
+            "map_example": _map_example(),
         }
         command, environment = installation.sdk_command(client, json.dumps(setup))
         program = processes.start(command, env=environment, stdout=processes.subprocess.PIPE)
         output, _ = program.communicate(timeout=240)
         return [json.loads(line) for line in output.decode().splitlines() if line.startswith("{")]
     finally:
-        instance.kill()
+        for instance in instances:
+            instance.kill()
         redis.stop()
+
+
+def _map_example() -> str:
+    """The lines of docs/centrifuge.md that keep a map."""
+    section = (ROOT.parents[1] / "docs" / "centrifuge.md").read_text().partition("## Map subscriptions")[2]
+    return re.search(r"```js\n(.*?)```", section, re.DOTALL)[1]

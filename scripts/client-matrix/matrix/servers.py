@@ -20,6 +20,14 @@ presence = true
 join_leave = true
 
 [[channel]]
+match = "*:map:*"
+keyed = true
+
+[[channel]]
+match = "sheet:*"
+keyed = true
+
+[[channel]]
 match = "*"
 history = { messages = 5000, age = "1h" }
 """

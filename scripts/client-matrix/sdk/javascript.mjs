@@ -1,10 +1,11 @@
 // What docs/centrifuge.md promises of the SDK for JavaScript, in either form of the protocol, one check after the other. Prints a
 // line for each.
 import { createHmac } from "node:crypto";
+import { createConnection } from "node:net";
 
 import WebSocket from "ws";
 
-const { url, http, pid, secret, form } = JSON.parse(process.argv[2]);
+const { url, http, pid, killed, stopped, redis_port, secret, form, map_example } = JSON.parse(process.argv[2]);
 const isProtobuf = form === "protobuf";
 const { Centrifuge } = await import(isProtobuf ? "centrifuge/build/protobuf" : "centrifuge");
 
@@ -53,6 +54,63 @@ const data = (subscription, count) =>
       subscription.on("publication", (context) => found.push(unpack(context.data)) === count && resolve(found));
     }),
   );
+
+/** Waits until a condition holds. */
+const eventually = (what, holds) =>
+  until(what, (async () => { while (!holds()) await new Promise((again) => setTimeout(again, 20)); })());
+/** Publishes the value of a key, or removes the key. */
+const set = async (channel, key, value) => {
+  const removed = value === undefined ? "&remove=true" : "";
+  const path = `${http}/publish?channel=${encodeURIComponent(channel)}&key=${key}${removed}`;
+  const response = await fetch(path, { method: "POST", body: JSON.stringify(value) ?? "", headers });
+  equal(response.status, 200, "a publish");
+};
+/** Subscribes to a map, and keeps what is known of it. */
+const keep = (js, channel, options) => {
+  const map = js.newMapSubscription(channel, options);
+  const known = { map, values: {}, syncs: 0, recovered: [], unsubscribed: [] };
+  map.on("sync", ({ entries }) => {
+    known.syncs += 1;
+    known.values = {};
+    for (const { key, data } of entries) known.values[key] = unpack(data);
+  });
+  map.on("update", ({ key, data, removed }) => {
+    if (removed) delete known.values[key];
+    else known.values[key] = unpack(data);
+  });
+  map.on("subscribed", ({ recovered }) => known.recovered.push(recovered));
+  map.on("unsubscribed", ({ code }) => known.unsubscribed.push(code));
+  map.subscribe();
+  return known;
+};
+const sorted = (values) => Object.entries(values).sort();
+const command = (text) =>
+  until(
+    text,
+    new Promise((answered, failed) => {
+      const socket = createConnection(redis_port, "127.0.0.1", () => socket.write(`${text}\r\n`));
+      socket.once("data", (answer) => {
+        socket.destroy();
+        answered(String(answer));
+      });
+      socket.once("error", failed);
+    }),
+  );
+/** The sockets of a client that connects to another instance at first. */
+const balanced = (first) => {
+  let count = 0;
+  return class extends WebSocket {
+    constructor(_, ...rest) {
+      super(count++ ? url : first.url, ...rest);
+    }
+  };
+};
+/** The codes with which a client loses its connection. */
+const codes = (js) => {
+  const seen = { connecting: [], disconnected: [] };
+  for (const name of Object.keys(seen)) js.on(name, ({ code }) => seen[name].push(code));
+  return seen;
+};
 
 const checks = {
   async "connects, publishes and reads the history"() {
@@ -234,6 +292,143 @@ const checks = {
     js.connect();
     equal((await ended).code, 2000, "the code");
     js.disconnect();
+  },
+
+  async "keeps a map of keys"() {
+    const [js, other] = [client(), client()];
+    js.connect();
+    other.connect();
+    await other.ready(5000);
+    for (const key of ["a", "b", "c", "d", "e"]) await set("js:map:1", key, key);
+    await set("js:map:1", "b");
+    const known = keep(js, "js:map:1", { pageSize: 2 });
+    await known.map.ready(5000);
+    await eventually("the values", () => known.syncs === 1);
+    equal(sorted(known.values), sorted({ a: "a", c: "c", d: "d", e: "e" }), "the values");
+    await known.map.publish("f", pack({ number: 1 }));
+    await known.map.remove("a");
+    await other.mapPublish("js:map:1", "c", pack([2]));
+    await other.mapRemove("js:map:1", "d");
+    await set("js:map:1", "end", 0);
+    await eventually("the changes", () => "end" in known.values);
+    const expected = { c: [2], e: "e", f: { number: 1 }, end: 0 };
+    equal(sorted(known.values), sorted(expected), "the values after changes");
+    // Without a map of its own it is a channel like any other.
+    const plain = other.newSubscription("js:map:1");
+    const seen = data(plain, 4);
+    plain.subscribe();
+    equal((await seen).length, 4, "the values as publications");
+    plain.unsubscribe();
+    known.map.unsubscribe();
+    await set("js:map:1", "e");
+    known.map.subscribe();
+    await eventually("the changes since", () => !("e" in known.values));
+    equal([known.syncs, known.recovered], [1, [false, true]], "read once, and then recovered");
+    equal(await failed(js.mapPublish("js:one", "key", pack(1))), 107, "a publication to another channel");
+    const none = keep(js, "js:no-map");
+    await eventually("its end", () => none.unsubscribed.length);
+    equal(none.unsubscribed, [108], "a map of another channel");
+    js.disconnect();
+    other.disconnect();
+  },
+
+  async "keeps a map as the documentation shows it"() {
+    // Values are bytes in the other form.
+    if (isProtobuf) return;
+    const js = client();
+    js.connect();
+    await set("sheet:q3", "A1", 1);
+    await set("sheet:q3", "B5", 5);
+    const AsyncFunction = (async () => {}).constructor;
+    const cells = await new AsyncFunction("client", `${map_example}\nreturn cells;`)(js);
+    await set("sheet:q3", "C1", 3);
+    await eventually("the cells", () => cells.has("C1"));
+    equal([...cells].sort(), [["A1", 1], ["B4", 17], ["C1", 3]], "the cells");
+    js.disconnect();
+  },
+
+  async "reads a map again after its values were lost"() {
+    const js = client();
+    js.connect();
+    for (const key of ["a", "b", "c"]) await set("js:map:2", key, key);
+    const known = keep(js, "js:map:2", { minResubscribeDelay: 50 });
+    const kept = keep(js, "js:map:3", { unrecoverableStrategy: "fatal" });
+    await set("js:map:3", "a", 1);
+    await eventually("the values", () => known.syncs === 1 && "a" in kept.values);
+    await set("js:map:2", "c", "changed");
+    await eventually("a change", () => known.values.c === "changed");
+    equal(await command("FLUSHALL"), "+OK\r\n", "the loss");
+    await Promise.all([set("js:map:2", "d", "d"), set("js:map:3", "b", 2)]);
+    await eventually("the values again", () => known.syncs === 2);
+    equal([known.values, known.unsubscribed], [{ d: "d" }, []], "the values that there are");
+    await eventually("the other's end", () => kept.unsubscribed.length);
+    equal(kept.unsubscribed, [112], "told, as it wants it");
+    js.disconnect();
+  },
+
+  async "goes on on another instance when its own is killed"() {
+    const js = client({ websocket: balanced(killed) });
+    const subscription = js.newSubscription("js:killed");
+    const found = [];
+    subscription.on("publication", (context) => found.push(unpack(context.data)));
+    subscription.subscribe();
+    for (let number = 0; number < 500; number += 1) await set("js:map:4", `k${number}`, number);
+    const known = keep(js, "js:map:4", { pageSize: 100 });
+    js.connect();
+    await Promise.all([subscription.ready(5000), known.map.ready(5000)]);
+    await publish("js:killed", "1");
+    await set("js:map:4", "k0", "before");
+    await eventually("what comes before", () => found.length === 1 && known.values.k0 === "before");
+    process.kill(killed.pid, "SIGKILL");
+    for (let number = 2; number <= 5; number += 1) await publish("js:killed", String(number));
+    await set("js:map:4", "k1", "after");
+    await set("js:map:4", "k2");
+    await eventually("what comes after", () => found.length === 5 && known.values.k1 === "after" && !("k2" in known.values));
+    equal(found, [1, 2, 3, 4, 5], "each once and in order");
+    equal([known.syncs, known.recovered], [1, [false, true]], "nothing is read again");
+    const expected = Object.fromEntries(Array.from({ length: 500 }, (_, number) => [`k${number}`, number]));
+    delete expected.k2;
+    equal(sorted(known.values), sorted({ ...expected, k0: "before", k1: "after" }), "the values");
+    js.disconnect();
+  },
+
+  async "comes back after the codes that say so"() {
+    // It sends too fast; then its instance stops.
+    for (const [code, lose] of [
+      [3013, (js) => { for (let number = 0; number < 5000; number += 1) js.send(pack(number)).catch(() => {}); }],
+      [3001, () => process.kill(stopped.pid, "SIGTERM")],
+    ]) {
+      const js = client({ websocket: balanced(stopped) });
+      const seen = codes(js);
+      const subscription = js.newSubscription(`js:back:${code}`);
+      const found = data(subscription, 2);
+      subscription.subscribe();
+      js.connect();
+      await subscription.ready(5000);
+      await publish(`js:back:${code}`, "1");
+      lose(js);
+      await eventually(`the end with ${code}`, () => seen.connecting.length === 2);
+      equal(seen.connecting[1], code, "the code");
+      await publish(`js:back:${code}`, "2");
+      equal(await found, [1, 2], "what was published meanwhile");
+      equal(seen.disconnected, [], "it came back");
+      js.disconnect();
+    }
+  },
+
+  async "leaves for good after the codes that say so"() {
+    const js = client();
+    js.connect();
+    await js.ready(5000);
+    const ended = event(js, "disconnected");
+    js._transport.send(pack("no command"));
+    equal((await ended).code, 3501, "no command");
+    // It wants another token in time, and has no function for it.
+    const short = client({ token: token(2) });
+    const seen = codes(short);
+    short.connect();
+    await eventually("its end", () => seen.disconnected.length);
+    equal([seen.connecting, seen.disconnected], [[0], [1]], "a token that ends: unauthorized");
   },
 
   async "notices that the server is silent"() {

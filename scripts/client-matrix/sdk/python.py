@@ -238,6 +238,46 @@ async def gets_a_new_token_when_it_comes_with_an_old_one():
     await sdk.disconnect()
 
 
+async def goes_on_on_another_instance():
+    """One that is killed, and one that stops."""
+    for first, number, code in [
+        (setup["killed"], signal.SIGKILL, 1),
+        (setup["stopped"], signal.SIGTERM, 3001),
+    ]:
+        events, messages, channel = Events(), Events(), f"py:back:{code}"
+        sdk = client(events)
+        sdk._address = first["url"]
+        subscription = sdk.new_subscription(channel, events=messages)
+        await sdk.connect()
+        await subscription.subscribe()
+        await subscription.ready()
+        sdk._address = setup["url"]
+        await publish(channel, "1")
+        await messages.until("publication")
+        os.kill(first["pid"], number)
+        for data in range(2, 6):
+            await publish(channel, str(data))
+        found = [held.data for held in await messages.until("publication", 5)]
+        equal(found, [1, 2, 3, 4, 5], "each once and in order")
+        equal([context.code for context in events.all("connecting")], [0, code], "why it connected")
+        await sdk.disconnect()
+
+
+async def leaves_for_good_after_the_codes_that_say_so():
+    events = Events()
+    sdk = client(events)
+    await sdk.connect()
+    await events.until("connected")
+    await sdk._conn.send("no command")
+    equal((await events.until("disconnected"))[0].code, 3501, "no command")
+    # Without a function for another token.
+    events = Events()
+    sdk = client(events, token=token(2))
+    await sdk.connect()
+    equal((await events.until("disconnected"))[0].code, 1, "a token that ends: unauthorized")
+    equal([context.code for context in events.all("connecting")], [0, 3005], "why it connected")
+
+
 async def notices_that_the_server_is_silent():
     events = Events()
     sdk = client(events, max_server_ping_delay=0.5)
@@ -262,6 +302,8 @@ async def main():
         leaves_for_good_with_a_token_that_is_not_valid,
         gets_a_new_token_in_time_and_stays,
         gets_a_new_token_when_it_comes_with_an_old_one,
+        goes_on_on_another_instance,
+        leaves_for_good_after_the_codes_that_say_so,
         notices_that_the_server_is_silent,
     ]
     for check in checks:
