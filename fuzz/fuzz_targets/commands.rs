@@ -19,9 +19,21 @@ fuzz_target!(|frame: &[u8]| {
     }
     for (line, command) in lines.iter().zip(&commands) {
         assert_eq!(command.size, line.len());
-        if let Request::Publish(request) = &command.request {
-            let is_there = line.windows(request.payload.len()).any(|part| part == request.payload);
-            assert!(is_there && request.channel.is_some() && serde_json::from_slice::<&serde_json::value::RawValue>(&request.payload).is_ok());
+        match &command.request {
+            Request::Publish(request) => {
+                let is_there = line.windows(request.payload.len().max(1)).any(|part| part == request.payload);
+                let is_json = serde_json::from_slice::<&serde_json::value::RawValue>(&request.payload).is_ok();
+                assert!(request.channel.is_some() && (is_there && is_json || request.payload.is_empty() && request.options.remove));
+                assert!(!request.options.remove || request.options.key.is_some());
+            }
+            Request::Subscribe(request) if request.map.is_some() => {
+                assert!(request.all_or_nothing && request.recover.is_some_and(|since| since.epoch.is_some()));
+            }
+            Request::Values(request) => {
+                assert!(request.limit != Some(0) && request.after.is_none_or(|after| after.position.epoch.is_some()));
+            }
+            Request::Connect(request) => assert!(request.subscriptions.iter().all(|request| request.map.is_none())),
+            _ => {}
         }
         // Numbers that a Value cannot hold are read by others.
         let Ok(value) = serde_json::from_slice::<Value>(line) else { continue };
