@@ -294,6 +294,31 @@ const checks = {
     js.disconnect();
   },
 
+  async "has a token for a single channel, and gets a new one in time"() {
+    const of = (seconds) => token(seconds, [], { channel: "js:ticket" });
+    let count = 0;
+    const js = client({ token: token(3600, ["js:other"]) });
+    const subscription = js.newSubscription("js:ticket", { getToken: async () => of(count++ ? 3600 : 5) });
+    const codes = [];
+    subscription.on("subscribing", ({ code }) => codes.push(code));
+    subscription.subscribe();
+    js.connect();
+    await subscription.ready(5000);
+    await new Promise((later) => setTimeout(later, 6000));
+    const seen = data(subscription, 1);
+    await publish("js:ticket", "1");
+    equal([await seen, count, codes], [[1], 2, [0]], "one token more, and the same subscription");
+    const expired = js.newSubscription("js:expired", { token: token(-10, [], { channel: "js:expired" }),
+      getToken: async () => token(3600, [], { channel: "js:expired" }) });
+    expired.subscribe();
+    await expired.ready(10000);
+    const wrong = js.newSubscription("js:wrong", { token: of(3600) });
+    const ended = event(wrong, "unsubscribed");
+    wrong.subscribe();
+    equal((await ended).code, 103, "the code for another channel");
+    js.disconnect();
+  },
+
   async "keeps a map of keys"() {
     const [js, other] = [client(), client()];
     js.connect();
