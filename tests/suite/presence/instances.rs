@@ -8,6 +8,7 @@ use tungstenite::Message;
 use super::{
     GRACE, RULES, connect, is_told_nothing, join, joined, options, sorted, stats, told, until_stats, until_there_are,
 };
+use crate::support::cluster::ClusterSet;
 use crate::support::instance::{Instance, Options};
 use crate::support::redis::Redis;
 use crate::support::{channel, until};
@@ -33,6 +34,27 @@ async fn the_clients_of_a_killed_instance_are_gone_within_30_seconds() {
     assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
     assert_eq!(stats(&mut here, &room).await, (1, 1));
     assert_eq!(until_there_are(&one, &room, 1).await["clients"][0]["client"], here_id[..]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_comes_or_goes_while_the_slot_of_a_channel_moves() {
+    let set = ClusterSet::start().await;
+    let options = Options { redis_url: Some(set.url()), ..options() };
+    let (one, two) = (options.clone().start().await, options.start().await);
+    let room = channel("room");
+    let (mut here, here_id) = join(&one, Some("here"), &room).await;
+    let (_there, there_id) = join(&two, Some("there"), &room).await;
+    assert_eq!(joined(&mut here, 2).await, sorted([&here_id, &there_id]));
+    let (slot, home) = (set.slot(&room), set.owner(&room));
+    let away = (home + 1) % 3;
+    set.begin_move(slot, home, away);
+    let (_late, late_id) = join(&two, Some("late"), &room).await;
+    set.move_keys(slot, home, away);
+    set.end_move(slot, away);
+    assert_eq!(joined(&mut here, 1).await, [late_id]);
+    is_told_nothing(&mut here, &one, &room).await;
+    until_there_are(&one, &room, 3).await;
+    until_there_are(&two, &room, 3).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
