@@ -250,12 +250,16 @@ impl Permissions {
         }
         let tokens = self.access.tokens.as_ref().ok_or(AccessError::Key)?;
         let claims = tokens.verify(token).await.map_err(AccessError::Token)?;
-        let user = if let Holder::Token(claims) = &self.holder { claims.sub.as_deref() } else { None };
-        if claims.covers_subscription(channel) && claims.sub.as_deref() == user {
+        if claims.covers_subscription(channel) && claims.sub.as_deref() == self.user() {
             Ok(Some(tokens.holds_for(&claims)))
         } else {
             Err(AccessError::Subscription(channel.clone()))
         }
+    }
+
+    /// The user, if there is one: `sub` of the token.
+    pub fn user(&self) -> Option<&str> {
+        if let Holder::Token(claims) = &self.holder { claims.sub.as_deref() } else { None }
     }
 
     /// Describes a client with these permissions to the others on a channel.

@@ -36,7 +36,8 @@ impl Position {
 
     /// The position of the next message.
     pub fn next(self) -> Self {
-        Self::new(self.epoch, self.offset + 1)
+        // The offset may be any number that a client sent.
+        Self::new(self.epoch, self.offset.saturating_add(1))
     }
 }
 

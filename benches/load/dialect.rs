@@ -88,8 +88,9 @@ impl Dialect {
                 Some(answer) => frames::write_masked(1, answer.as_bytes(), &mut reply),
                 None => return Ok(Step::Joined(used)),
             },
+            // A frame may have both replies.
+            Self::Centrifuge if find(text, br#"{"id":2,"subscribe":"#).is_some() => return Ok(Step::Joined(used)),
             Self::Centrifuge if text.starts_with(br#"{"id":1,"connect":"#) => {}
-            Self::Centrifuge if text.starts_with(br#"{"id":2,"subscribe":"#) => return Ok(Step::Joined(used)),
             _ => {
                 return Err(format!("unexpected while joining: {}", String::from_utf8_lossy(text)).into());
             }
@@ -150,7 +151,8 @@ fn centrifuge_commands(channel: u32) -> Vec<u8> {
     frame
 }
 
-/// Finds the message inside a JSON envelope: from its mark to the next quote or backslash.
+/// Finds the messages inside JSON envelopes, of which a frame may have several: each from its mark to the next quote or
+/// backslash.
 fn wrapped(text: &[u8], mut deliver: impl FnMut(&[u8])) {
     // The name of an event or a channel may contain the letters of the mark too, but only in a
     // message do digits follow.
@@ -159,9 +161,9 @@ fn wrapped(text: &[u8], mut deliver: impl FnMut(&[u8])) {
         let start = from + found;
         let length = text[start..].iter().take_while(|byte| byte.is_ascii_alphanumeric()).count();
         if length > MARK.len() {
-            return deliver(&text[start..start + length]);
+            deliver(&text[start..start + length]);
         }
-        from = start + MARK.len();
+        from = start + length;
     }
 }
 

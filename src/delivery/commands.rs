@@ -24,8 +24,9 @@ use std::task::{Context, Poll};
 
 use futures::FutureExt;
 use futures::future::LocalBoxFuture;
+use tokio::time::Instant;
 
-use self::channel_tokens::ChannelTokens;
+use self::channel_tokens::{ChannelTokens, seconds_until};
 use self::history::Answer;
 use self::identity::{Identity, Refusal, Visitor, refresh_after};
 use self::presence::Kind;
@@ -81,7 +82,7 @@ enum Done {
     Subscribed(Vec<(Option<CommandId>, Result<Joined, CommandError>)>),
     Connected(Option<CommandId>, Result<(Identity, Vec<Joined>), Refusal>),
     Refreshed(Option<CommandId>, Result<Identity, Refusal>),
-    SubscriptionRefreshed(Option<CommandId>, ChannelName, Result<Option<u64>, CommandError>),
+    SubscriptionRefreshed(Option<CommandId>, ChannelName, Result<Option<Instant>, CommandError>),
     SubscriptionExpired(ChannelName),
     Answered(Option<CommandId>, Result<Answer, CommandError>),
     Counted(Option<CommandId>, Kind, Result<Everybody, CommandError>),
@@ -202,11 +203,11 @@ impl Commands {
             (Client::Connected(_), Request::Values(request)) => self.read_values(id, *request, app, connection),
             (_, Request::Unsubscribe(channel)) => {
                 unsubscribe(&channel, shard, connection);
-                self.set_token(&channel, None);
+                self.set_token(&channel, None, connection);
                 reply(connection, id, &Reply::Unsubscribed);
             }
             (Client::Connected(identity), Request::History(request)) => {
-                match self.may_see(identity, &request.channel, Action::Read, &app) {
+                match self.may_see(identity, &request.channel, Action::Read, connection) {
                     Ok(()) => {
                         let reading = history::read(app, *request, connection.address());
                         self.running = Some(reading.map(move |result| Done::Answered(id, result)).boxed_local());
@@ -215,17 +216,17 @@ impl Commands {
                 }
             }
             (Client::Connected(identity), Request::Presence(channel)) => {
-                let may = self.may_see(identity, &channel, Action::Subscribe, &app);
+                let may = self.may_see(identity, &channel, Action::Subscribe, connection);
                 self.count(id, Kind::List, channel, may, app, connection);
             }
             (Client::Connected(identity), Request::PresenceStats(channel)) => {
-                let may = self.may_see(identity, &channel, Action::Subscribe, &app);
+                let may = self.may_see(identity, &channel, Action::Subscribe, connection);
                 self.count(id, Kind::Stats, channel, may, app, connection);
             }
             (Client::Connected(identity), Request::RefreshSubscription(request)) => {
                 let ((channel, token), identity) = (*request, (**identity).clone());
                 let checking = async move {
-                    let result = channel_tokens::refresh(identity, &channel, token).await;
+                    let result = channel_tokens::check(&identity, &channel, &token).await;
                     Done::SubscriptionRefreshed(id, channel, result)
                 };
                 self.running = Some(checking.boxed_local());
@@ -273,14 +274,19 @@ impl Commands {
                 self.identify(identity, connection);
             }
             Done::Refreshed(id, Err(refusal)) => refuse(connection, id, refusal),
-            Done::SubscriptionRefreshed(id, channel, Ok(holds_for)) => {
+            Done::SubscriptionRefreshed(id, channel, Ok(expiry)) => {
                 if connection.session().find(&channel).is_some() {
-                    self.set_token(&channel, holds_for);
+                    self.set_token(&channel, expiry, connection);
                 }
-                reply(connection, id, &Reply::SubscriptionRefreshed(holds_for.map(refresh_after)));
+                let refresh_after = expiry.map(|expiry| refresh_after(seconds_until(expiry)));
+                reply(connection, id, &Reply::SubscriptionRefreshed(refresh_after));
             }
             Done::SubscriptionRefreshed(id, _, Err(error)) => fail(connection, id, &error),
-            Done::SubscriptionExpired(channel) => end(&channel, SubscriptionEnd::Expired, shard, connection),
+            Done::SubscriptionExpired(channel) => {
+                if connection.session().find(&channel).is_some() {
+                    end(&channel, SubscriptionEnd::Expired, shard, connection);
+                }
+            }
             Done::Answered(id, Ok(answer)) => {
                 reply(connection, id, &Reply::History(&answer.messages, answer.page.tail.position));
                 self.answered = Some(answer.page);
@@ -307,22 +313,27 @@ impl Commands {
         shard: &Shard,
         connection: &Rc<Connection>,
     ) -> Result<(ChannelName, Subscribed), CommandError> {
-        let holds_for = joined.holds_for;
+        let expiry = joined.expiry;
         let (channel, subscribed) = subscription::make(joined, room, shard, connection)?;
-        self.set_token(&channel, holds_for);
+        self.set_token(&channel, expiry, connection);
         Ok((channel, subscribed))
     }
 
-    /// Records how long the token of a subscription holds, in seconds; `None` if it has none.
-    fn set_token(&mut self, channel: &ChannelName, holds_for: Option<u64>) {
-        if holds_for.is_some() || self.tokens.is_some() {
-            self.tokens.get_or_insert_default().set(channel, holds_for);
+    /// Records when the token of a subscription expires; `None` if it has none that does.
+    fn set_token(&mut self, channel: &ChannelName, expiry: Option<Instant>, connection: &Connection) {
+        if expiry.is_some() || self.tokens.is_some() {
+            let tokens = self.tokens.get_or_insert_default();
+            tokens.set(channel, expiry);
+            let session = connection.session();
+            if tokens.len() > session.subscription_count() {
+                tokens.retain(|channel| session.find(channel).is_some());
+            }
         }
     }
 
-    /// Whether the subscription to the channel has a token of its own.
-    fn has_token(&self, channel: &ChannelName) -> bool {
-        self.tokens.as_ref().is_some_and(|tokens| tokens.has(channel))
+    /// Whether there is a subscription to the channel with a token of its own.
+    fn has_token(&self, channel: &ChannelName, connection: &Connection) -> bool {
+        self.tokens.as_ref().is_some_and(|tokens| tokens.has(channel)) && connection.session().find(channel).is_some()
     }
 
     /// Checks whether the client may see the history of a channel, or who is there. Whoever is subscribed by a token for
@@ -332,9 +343,10 @@ impl Commands {
         identity: &Identity,
         channel: &ChannelName,
         action: Action,
-        app: &App,
+        connection: &Connection,
     ) -> Result<(), CommandError> {
-        if self.has_token(channel) {
+        let app = &connection.context().app;
+        if self.has_token(channel, connection) {
             return Ok(());
         }
         Ok(identity.permissions.check(channel, action).inspect_err(|_| app.metrics.count_refused("forbidden"))?)
@@ -359,16 +371,25 @@ impl Commands {
         }
     }
 
-    /// Ends the subscriptions that a new token of the client does not allow, but for those with tokens of their own.
+    /// Ends the subscriptions that a new token of the client does not allow. Those with tokens of their own need it only
+    /// to be of the same user.
     fn end_forbidden(&self, identity: &Identity, shard: &Shard, connection: &Connection) {
-        let is_forbidden = |channel: &ChannelName| {
-            !self.has_token(channel) && identity.permissions.check(channel, Action::Subscribe).is_err()
+        let user = if let Client::Connected(before) = &self.client { before.permissions.user() } else { None };
+        let is_same_user = user == identity.permissions.user();
+        let reason = |channel: &ChannelName| {
+            if self.has_token(channel, connection) {
+                return (!is_same_user).then_some(SubscriptionEnd::Expired);
+            }
+            let is_forbidden = identity.permissions.check(channel, Action::Subscribe).is_err();
+            is_forbidden.then_some(SubscriptionEnd::NotAllowed)
         };
         let channels =
             |session: &Session| session.subscriptions().map(|(_, held)| held.topic().channel.clone()).collect();
         let channels: Vec<ChannelName> = channels(&connection.session());
-        for channel in channels.into_iter().filter(is_forbidden) {
-            end(&channel, SubscriptionEnd::NotAllowed, shard, connection);
+        for channel in channels {
+            if let Some(why) = reason(&channel) {
+                end(&channel, why, shard, connection);
+            }
         }
     }
 

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::{LocalBoxFuture, try_join_all};
+use tokio::task::coop::consume_budget;
 use tokio::task::spawn_local;
 use tokio::time::{Instant, Sleep, sleep};
 use tracing::{Instrument, Span};
@@ -266,6 +267,8 @@ impl ConnectionTask {
                     let held = self.decoder.as_ref().map_or(0, Decoder::held) + self.commands.held();
                     let _ = self.limiter.hold(held);
                     self.commands.apply(outcome, &self.shard, &self.connection);
+                    // Thousands of commands may be ready at once.
+                    consume_budget().await;
                 }
             }
         }

@@ -108,7 +108,11 @@ impl Log {
                 Some(held) if held.epoch == position.epoch && held.offset < position.offset => break,
                 _ => at -= 1,
             }
-            is_before_gap = matches!(entry, Entry::Gap(_));
+            is_before_gap = match entry {
+                Entry::Gap(_) => true,
+                // A message without a position stands at no place between positions.
+                Entry::Message(message) => is_before_gap && message.position.is_none(),
+            };
         }
         Found::Older
     }
@@ -205,6 +209,7 @@ mod tests {
         assert_eq!(log.find(Position::new(1, 2)), Found::At(2));
         assert_eq!(log.find(Position::new(1, 1)), Found::Older);
         assert_eq!(log.find(Position::new(1, 9)), Found::Older);
+        assert_eq!(log.find(Position::new(1, u64::MAX)), Found::Older);
         assert_eq!(log.find(Position::new(2, 4)), Found::Older);
     }
 
@@ -226,5 +231,10 @@ mod tests {
         assert_eq!(log.find_last(2), None);
         assert_eq!(log.find(Position::new(2, 3)), Found::At(2));
         assert_eq!(log.find(Position::new(1, 1)), Found::Older, "the history knows what is missing");
+        let mut log = self::log(9);
+        log.push(message(1, 1), u64::MAX);
+        log.push(Entry::Message(Message::plain("plain").into()), u64::MAX);
+        log.push(Entry::Gap(Gap { resumes_after: Position::new(2, 3), reason: GapReason::EpochChanged }), u64::MAX);
+        assert_eq!(log.find(Position::new(1, 1)), Found::Older, "a message without a position changes nothing");
     }
 }

@@ -379,13 +379,22 @@ async fn a_client_is_told_when_values_are_lost_while_it_is_there() {
     client.publication().await;
     setup.one.post(&format!("/publish?channel={keyed}&key=a"), "2").await;
     held["offset"] = client.publication().await.1["offset"].clone();
-    setup.redis.as_ref().unwrap().cli(&["FLUSHALL"]);
+    let redis = setup.redis.as_ref().unwrap();
+    // A message without a position, between the last one and the gap.
+    redis.cli(&["PUBLISH", &keyed, "0"]);
+    assert_eq!(client.data(1).await, [0]);
+    redis.cli(&["FLUSHALL"]);
     setup.one.post(&format!("/publish?channel={keyed}&key=b"), "2").await;
     let push = client.push().await;
     assert_eq!((&push["channel"], &push["unsubscribe"]["code"]), (&keyed[..].into(), &2500.into()), "{push}");
     let result = client.ask("subscribe", from(&keyed, &held)).await;
     assert_eq!((&result["was_recovering"], result.get("recovered")), (&true.into(), None), "{result}");
     assert_eq!(client.data(1).await, [2], "the values that there are now");
+    client.ask("unsubscribe", json!({ "channel": keyed })).await;
+    held["offset"] = u64::MAX.into();
+    let result = client.ask("subscribe", from(&keyed, &held)).await;
+    assert_eq!(result.get("recovered"), None, "no such offset: {result}");
+    assert_eq!(client.data(1).await, [2]);
     setup.one.publish(&other, "3").await;
     assert_eq!(client.data(1).await, [3], "the other subscription goes on");
 }

@@ -47,9 +47,10 @@ impl Identity {
     }
 }
 
-/// After how many seconds a client asks for a new token in place of one that holds for so many.
+/// After how many seconds a client asks for a new token in place of one that holds for so many. SDKs have 31 bits for
+/// it.
 pub(super) fn refresh_after(holds_for: u64) -> u64 {
-    (holds_for - MOST_MARGIN.min(holds_for / 4)).max(1)
+    (holds_for - MOST_MARGIN.min(holds_for / 4)).clamp(1, i32::MAX as u64)
 }
 
 /// Checks the new token of a client.

@@ -5,6 +5,9 @@ use std::sync::Arc;
 
 use futures::future::join_all as all;
 
+use tokio::time::Instant;
+
+use super::channel_tokens;
 use super::identity::Identity;
 use crate::access::Action;
 use crate::access::secret::Secret;
@@ -37,8 +40,8 @@ pub(super) struct Joined {
     /// Whether to describe the channel to the client.
     pub(super) describe: bool,
     pub(super) attendance: Option<Attendance>,
-    /// How long the token of the subscription holds, in seconds; `None` if that of the connection counts.
-    pub(super) holds_for: Option<u64>,
+    /// When the token of the subscription expires; `None` if that of the connection counts.
+    pub(super) expiry: Option<Instant>,
 }
 
 /// Joins channels at the same time. Pages of history count for `address`.
@@ -67,7 +70,7 @@ async fn join(
     size: RequestSize,
     address: Option<IpAddr>,
 ) -> Result<Joined, CommandError> {
-    let (membership, holds_for) = enter(app, identity, request.token.as_ref(), &request.channel, size).await?;
+    let (membership, expiry) = enter(app, identity, request.token.as_ref(), &request.channel, size).await?;
     if request.map.is_some() && membership.topic().rule.keyed.is_none() {
         return Err(NO_MAP);
     }
@@ -88,23 +91,23 @@ async fn join(
         is_told: rule.join_leave && request.join_leave,
     });
     let (map, describe) = (request.map, request.describe);
-    Ok(Joined { membership, start, page, recovery, map, describe, attendance, holds_for })
+    Ok(Joined { membership, start, page, recovery, map, describe, attendance, expiry })
 }
 
-/// Joins a channel for a client, if it may. Returns also how long the token of the subscription holds, in
-/// seconds, if it has one that ends.
+/// Joins a channel for a client, if it may. Returns also when the token of the subscription expires, if it
+/// has one that does.
 pub(super) async fn enter(
     app: &App,
     identity: &Identity,
     token: Option<&Secret>,
     channel: &ChannelName,
     size: RequestSize,
-) -> Result<(Membership, Option<u64>), CommandError> {
-    let holds_for = match token {
-        Some(token) => identity.permissions.check_subscription(token, channel).await,
-        None => identity.permissions.check(channel, Action::Subscribe).map(|()| None),
+) -> Result<(Membership, Option<Instant>), CommandError> {
+    let expiry = match token {
+        Some(token) => channel_tokens::check(identity, channel, token).await,
+        None => identity.permissions.check(channel, Action::Subscribe).map(|()| None).map_err(CommandError::from),
     };
-    let holds_for = holds_for.inspect_err(|_| app.metrics.count_refused("forbidden"))?;
+    let expiry = expiry.inspect_err(|_| app.metrics.count_refused("forbidden"))?;
     app.charge_new_channels(identity.address, std::slice::from_ref(channel))?;
     if app.drain.is_draining() {
         return Err(CommandError::Draining);
@@ -114,7 +117,7 @@ pub(super) async fn enter(
             app.metrics.count_refused("channel");
         }
     });
-    Ok((joined?, holds_for))
+    Ok((joined?, expiry))
 }
 
 /// Where a client goes on, with the page of history that it needs; `None` if messages after its

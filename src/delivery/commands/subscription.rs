@@ -2,8 +2,13 @@
 
 use std::rc::Rc;
 
+use tokio::time::Instant;
+
+use super::channel_tokens::seconds_until;
 use super::identity::refresh_after;
 use super::subscribe::Joined;
+use crate::access::AccessError;
+use crate::access::token::TokenError;
 use crate::channel::ChannelName;
 use crate::delivery::connection::Connection;
 use crate::delivery::dialect::command::{ChannelDescription, CommandError, MapOrigin, Recovery, Subscribed};
@@ -15,14 +20,18 @@ use crate::hub::topic::Start;
 /// of missed messages may go into the answers.
 ///
 /// # Errors
-/// [`CommandError::PositionGone`] if the client has a map of another epoch.
+/// [`CommandError::PositionGone`] if the client has a map of another epoch, and [`AccessError::Token`] if the
+/// token of the subscription has expired meanwhile.
 pub(super) fn make(
     joined: Joined,
     room: &mut usize,
     shard: &Shard,
     connection: &Rc<Connection>,
 ) -> Result<(ChannelName, Subscribed), CommandError> {
-    let Joined { membership, start, page, recovery, map, describe, attendance, holds_for } = joined;
+    let Joined { membership, start, page, recovery, map, describe, attendance, expiry } = joined;
+    if expiry.is_some_and(|expiry| expiry <= Instant::now()) {
+        return Err(AccessError::Token(TokenError::Expired).into());
+    }
     let channel = membership.topic().channel.clone();
     let keyed = membership.topic().rule.keyed.is_some();
     let new = NewSubscription { membership, start, rights: Rights::default(), page, attendance };
@@ -45,7 +54,7 @@ pub(super) fn make(
     }
     tracing::debug!(%channel, "subscribed");
     let description = describe.then_some(ChannelDescription { head, keyed });
-    let refresh_after = holds_for.map(refresh_after);
+    let refresh_after = expiry.map(|expiry| refresh_after(seconds_until(expiry)));
     let (is_map, Missed { position, messages: missed, .. }) = (map.is_some(), missed);
     Ok((channel, Subscribed { position, refresh_after, recovery, missed, channel: description, is_map }))
 }

@@ -361,6 +361,7 @@ impl From<Refusal> for CommandError {
 impl Command {
     /// The memory that the command holds until it is carried out, in bytes.
     pub fn weight(&self) -> usize {
-        size_of::<Self>() + self.size
+        let subscriptions = if let Request::Connect(request) = &self.request { request.subscriptions.len() } else { 0 };
+        size_of::<Self>() + self.size + subscriptions * size_of::<SubscribeRequest>()
     }
 }

@@ -20,8 +20,13 @@ fn ticket(user: &str, channel: &str, seconds: i64) -> String {
 
 /// A client of a user whose own token allows one other channel.
 async fn user(instance: &Instance, name: &str) -> Client {
+    user_with(instance, name, "").await
+}
+
+/// The same with a named SDK.
+async fn user_with(instance: &Instance, name: &str, sdk: &str) -> Client {
     let token = json!({ "sub": name, "exp": at(3600), "livebridge": { "subscribe": ["other"], "publish": [] } });
-    Client::connect_with(instance, json!({ "token": Signer::shared(SECRET).sign(&token) })).await.0
+    Client::connect_with(instance, json!({ "token": Signer::shared(SECRET).sign(&token), "name": sdk })).await.0
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -91,10 +96,44 @@ async fn ends_with_its_token(instance: &Instance) {
     client.ask("refresh", json!({ "token": Signer::shared(SECRET).sign(&connection) })).await;
     let push = client.push().await;
     assert_eq!((push["channel"].as_str().unwrap(), &push["unsubscribe"]["code"]), ("other", &2000.into()));
+    client.ask("sub_refresh", json!({ "channel": "other", "token": ticket("ann", "other", 3600) })).await;
+    assert_eq!(client.fail("history", json!({ "channel": "other", "limit": 1 })).await, (103, false), "not subscribed");
     for channel in [&a, &b] {
         client.ask("publish", json!({ "channel": channel, "data": channel })).await;
         assert_eq!(client.data(1).await, [json!(channel)]);
     }
+    // The tokens of one user are of no use to another one.
+    let other = json!({ "sub": "bob", "exp": at(3600), "livebridge": { "subscribe": ["other"], "publish": [] } });
+    client.ask("refresh", json!({ "token": Signer::shared(SECRET).sign(&other) })).await;
+    let mut ended = Vec::new();
+    for _ in 0..2 {
+        let push = client.push().await;
+        assert_eq!(push["unsubscribe"]["code"], 2501, "{push}");
+        ended.push(push["channel"].as_str().unwrap().to_owned());
+    }
+    ended.sort();
+    assert_eq!(ended, [a, b]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_for_a_channel_is_forgotten_when_the_server_ends_its_subscription() {
+    let instance = instance(Form::Json).await;
+    let (mut client, a) = (user_with(&instance, "ann", "go").await, channel("ticket"));
+    let publisher = format!("Bearer {}", token(&[], &["*"]));
+    let publish = async || {
+        let path = format!("/publish?channel={a}");
+        let (status, answer) = instance.post_with(&path, &[("Authorization", &publisher)], "1").await;
+        assert_eq!(status, 200, "{answer}");
+    };
+    client.ask("subscribe", json!({ "channel": a, "token": ticket("ann", &a, 3600) })).await;
+    // The first message begins an epoch, of which this SDK learns only when it subscribes.
+    publish().await;
+    let push = client.push().await;
+    assert_eq!((push["channel"].as_str().unwrap(), &push["unsubscribe"]["code"]), (&*a, &2500.into()));
+    assert_eq!(client.fail("history", json!({ "channel": a, "limit": 1 })).await, (103, false));
+    assert_eq!(client.fail("presence", json!({ "channel": a })).await, (103, false));
+    client.ask("subscribe", json!({ "channel": a, "token": ticket("ann", &a, 3600) })).await;
+    client.ask("history", json!({ "channel": a, "limit": 1 })).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

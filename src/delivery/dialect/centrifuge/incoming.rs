@@ -2,11 +2,12 @@
 //! The Protobuf form (`protobuf/incoming.rs`) reads the same commands from other bytes.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use serde::de::IgnoredAny;
+use serde::de::{IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -44,6 +45,10 @@ const STATE_PHASE: i64 = 2;
 const STREAM_PHASE: i64 = 1;
 const LIVE_PHASE: i64 = 0;
 
+/// The maximum number of channels in a `connect`. The others are skipped while they are read, because
+/// a small one takes many times its size in memory.
+pub(super) const MOST_SUBS: usize = 1000;
+
 /// A command with its methods, of which it should have one. Unknown members are ignored, as the
 /// protocol grows by them.
 #[derive(Deserialize)]
@@ -69,6 +74,7 @@ pub(super) struct Methods {
 pub(super) struct Connect {
     pub(super) token: Option<Secret>,
     pub(super) name: String,
+    #[serde(deserialize_with = "first_subs")]
     pub(super) subs: BTreeMap<String, Object<Subscribe>>,
 }
 
@@ -157,6 +163,30 @@ pub(super) struct SubRefresh {
     pub(super) token: Option<Secret>,
     #[serde(rename = "type")]
     pub(super) kind: i64,
+}
+
+/// Reads the first channels of a `connect`.
+fn first_subs<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, Object<Subscribe>>, D::Error> {
+    struct First;
+    impl<'de> Visitor<'de> for First {
+        type Value = BTreeMap<String, Object<Subscribe>>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("an object with a member for each channel")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Self::Value, A::Error> {
+            let mut first = BTreeMap::new();
+            while first.len() < MOST_SUBS
+                && let Some((channel, subscribe)) = members.next_entry()?
+            {
+                first.insert(channel, subscribe);
+            }
+            while members.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+            Ok(first)
+        }
+    }
+    deserializer.deserialize_map(First)
 }
 
 /// Any JSON value as it is written, `null` too. A copy: a message may be kept for long, and must not

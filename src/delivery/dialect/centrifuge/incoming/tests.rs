@@ -45,6 +45,13 @@ fn whatever_is_no_command_closes_the_connection() {
 }
 
 #[test]
+fn a_connect_has_a_limited_number_of_channels() {
+    let subs: Vec<_> = (0..5000).map(|number| format!("\"c{number}\":{{}}")).collect();
+    let request = only(&format!("{{\"id\":1,\"connect\":{{\"subs\":{{{}}},\"name\":\"js\"}}}}", subs.join(",")));
+    assert!(matches!(&request, Request::Connect(request) if request.subscriptions.len() == MOST_SUBS), "{request:?}");
+}
+
+#[test]
 fn a_payload_is_taken_as_it_is_written() {
     for data in ["null", "{ \"a\" : 1.50 }", "\"text\"", "1e400", "[]"] {
         let request = only(&format!("{{\"id\":1,\"publish\":{{\"channel\":\"a\",\"data\": {data} }}}}"));

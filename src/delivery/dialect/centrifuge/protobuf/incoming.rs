@@ -2,7 +2,6 @@
 //! for is decided in the parent's `incoming`, as for JSON. The messages have no `Debug`, as some hold
 //! tokens.
 
-use std::collections::BTreeMap;
 use std::iter;
 
 use bytes::Bytes;
@@ -10,7 +9,7 @@ use prost::Message as _;
 use serde::de::IgnoredAny;
 
 use super::super::super::command::Command;
-use super::super::incoming::{self, Methods, command, invalid, take_all};
+use super::super::incoming::{self, MOST_SUBS, Methods, command, invalid, take_all};
 use crate::access::secret::Secret;
 use crate::close::Close;
 use crate::json::Object;
@@ -57,8 +56,9 @@ struct Unread {}
 struct Connect {
     #[prost(string, tag = "1")]
     token: String,
-    #[prost(btree_map = "string, message", tag = "3")]
-    subs: BTreeMap<String, Subscribe>,
+    /// The entries of a map, of which only the first are read.
+    #[prost(bytes = "bytes", repeated, tag = "3")]
+    subs: Vec<Bytes>,
     #[prost(string, tag = "4")]
     name: String,
 }
@@ -92,6 +92,15 @@ struct Subscribe {
     cursor: String,
     #[prost(int32, tag = "18")]
     limit: i32,
+}
+
+#[derive(prost::Message)]
+#[prost(skip_debug)]
+struct SubsEntry {
+    #[prost(string, tag = "1")]
+    channel: String,
+    #[prost(message, optional, tag = "2")]
+    subscribe: Option<Subscribe>,
 }
 
 /// A request that only names a channel.
@@ -209,7 +218,8 @@ impl From<WireCommand> for Methods {
 
 impl From<Connect> for incoming::Connect {
     fn from(wire: Connect) -> Self {
-        let subs = wire.subs.into_iter().map(|(channel, subscribe)| (channel, Object(subscribe.into())));
+        let entries = wire.subs.into_iter().take(MOST_SUBS).filter_map(|entry| SubsEntry::decode(entry).ok());
+        let subs = entries.map(|entry| (entry.channel, Object(entry.subscribe.unwrap_or_default().into())));
         Self { token: secret(wire.token), name: wire.name, subs: subs.collect() }
     }
 }
