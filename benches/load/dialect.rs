@@ -156,14 +156,16 @@ fn centrifuge_commands(channel: u32) -> Vec<u8> {
 fn wrapped(text: &[u8], mut deliver: impl FnMut(&[u8])) {
     // The name of an event or a channel may contain the letters of the mark too, but only in a
     // message do digits follow.
-    let mut from = 0;
-    while let Some(found) = find(&text[from..], MARK) {
-        let start = from + found;
-        let length = text[start..].iter().take_while(|byte| byte.is_ascii_alphanumeric()).count();
-        if length > MARK.len() {
-            deliver(&text[start..start + length]);
+    let mut rest = text;
+    while let Some(found) = find(rest, MARK) {
+        rest = &rest[found..];
+        if rest.get(MARK.len()).is_none_or(|byte| !byte.is_ascii_alphanumeric()) {
+            rest = &rest[MARK.len()..];
+            continue;
         }
-        from = start + length;
+        let length = memchr::memchr2(b'"', b'\\', rest).unwrap_or(rest.len());
+        deliver(&rest[..length]);
+        rest = &rest[length..];
     }
 }
 

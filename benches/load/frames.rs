@@ -99,5 +99,5 @@ pub(crate) fn chunk(bytes: &[u8]) -> Outcome<Option<(&[u8], usize)>> {
 
 /// The position of the first `needle` in `bytes`.
 pub(crate) fn find(bytes: &[u8], needle: &[u8]) -> Option<usize> {
-    bytes.windows(needle.len()).position(|window| window == needle)
+    memchr::memmem::find(bytes, needle)
 }
