@@ -215,14 +215,8 @@ impl Commands {
                     Err(error) => fail(connection, id, &error),
                 }
             }
-            (Client::Connected(identity), Request::Presence(channel)) => {
-                let may = self.may_see(identity, &channel, Action::Subscribe, connection);
-                self.count(id, Kind::List, channel, may, app, connection);
-            }
-            (Client::Connected(identity), Request::PresenceStats(channel)) => {
-                let may = self.may_see(identity, &channel, Action::Subscribe, connection);
-                self.count(id, Kind::Stats, channel, may, app, connection);
-            }
+            (Client::Connected(_), Request::Presence(channel)) => self.count(id, Kind::List, channel, connection),
+            (Client::Connected(_), Request::PresenceStats(channel)) => self.count(id, Kind::Stats, channel, connection),
             (Client::Connected(identity), Request::RefreshSubscription(request)) => {
                 let ((channel, token), identity) = (*request, (**identity).clone());
                 let checking = async move {
@@ -353,18 +347,11 @@ impl Commands {
     }
 
     /// Reads who is on a channel.
-    fn count(
-        &mut self,
-        id: Option<CommandId>,
-        kind: Kind,
-        channel: ChannelName,
-        may: Result<(), CommandError>,
-        app: Arc<App>,
-        connection: &Connection,
-    ) {
-        match may {
+    fn count(&mut self, id: Option<CommandId>, kind: Kind, channel: ChannelName, connection: &Connection) {
+        let Client::Connected(identity) = &self.client else { return };
+        match self.may_see(identity, &channel, Action::Subscribe, connection) {
             Ok(()) => {
-                let reading = presence::read(app, channel);
+                let reading = presence::read(connection.context().app.clone(), channel);
                 self.running = Some(reading.map(move |result| Done::Counted(id, kind, result)).boxed_local());
             }
             Err(error) => fail(connection, id, &error),

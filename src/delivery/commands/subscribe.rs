@@ -4,7 +4,6 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use futures::future::join_all as all;
-
 use tokio::time::Instant;
 
 use super::channel_tokens;
