@@ -23,6 +23,8 @@ pub(super) struct Keepalive {
     /// When the token of the client expires, or when it must have connected.
     expires: Cell<Seconds>,
     pings: Cell<Pings>,
+    /// Whether its silence counts.
+    is_read: Cell<bool>,
 }
 
 /// When a client is pinged, and what its silence means.
@@ -78,6 +80,7 @@ impl Keepalive {
             closing_checks: Cell::new(0),
             expires: Cell::new(end(now, holds_for)),
             pings: Cell::new(pings),
+            is_read: Cell::new(true),
         }
     }
 
@@ -91,9 +94,14 @@ impl Keepalive {
         self.expires.set(end(now, holds_for));
     }
 
-    /// Records that the client sent something, or was not read because of its rate.
+    /// Records that the client sent something.
     pub(super) fn heard(&self, now: Seconds) {
         self.heard.set(now);
+    }
+
+    /// Records whether the client is read. While it is not, its silence means nothing.
+    pub(super) fn set_read(&self, is_read: bool) {
+        self.is_read.set(is_read);
     }
 
     /// Records that the client got a page of history.
@@ -108,6 +116,9 @@ impl Keepalive {
         if closing {
             self.closing_checks.set(self.closing_checks.get() + 1);
             return if self.closing_checks.get() > CLOSING_CHECKS { Due::GiveUp } else { Due::Nothing };
+        }
+        if !self.is_read.get() {
+            self.heard.set(now);
         }
         let (pings, is_over) = (self.pings.get(), now >= self.expires.get());
         let pinged = match pings {
@@ -154,6 +165,16 @@ mod tests {
         assert_eq!((check(&keepalive, Seconds(145)), check(&keepalive, Seconds(146))), (Due::Ping, Due::Gone));
         keepalive.heard(Seconds(146));
         assert_eq!(check(&keepalive, Seconds(147)), Due::Nothing);
+    }
+
+    #[test]
+    fn the_silence_of_a_client_that_is_not_read_does_not_count() {
+        let keepalive = Keepalive::new(Seconds(100), None, Pings::Regular);
+        keepalive.set_read(false);
+        keepalive.got_page(Seconds(200));
+        assert_eq!((check(&keepalive, Seconds(115)), check(&keepalive, Seconds(161))), (Due::Ping, Due::Ping));
+        keepalive.set_read(true);
+        assert_eq!((check(&keepalive, Seconds(206)), check(&keepalive, Seconds(207))), (Due::Ping, Due::Gone));
     }
 
     #[test]

@@ -245,8 +245,6 @@ impl ConnectionTask {
                 }
                 TaskEvent::Pump => {}
                 TaskEvent::Resumed => {
-                    // While reading is paused, silence does not count.
-                    self.connection.keepalive.heard(self.shard.context.now());
                     let debt = self.limiter.debt(self.shard.context.app.limits.rates, self.shard.context.now());
                     self.pause_reading(debt);
                 }
@@ -303,6 +301,8 @@ impl ConnectionTask {
         if let Poll::Ready(outcome) = self.commands.poll_expired(context) {
             return Poll::Ready(TaskEvent::CarriedOut(outcome));
         }
+        let must_wait = self.commands.is_running() || self.pause.is_some();
+        self.connection.keepalive.set_read(!must_wait);
         if self.commands.is_running() {
             return self.commands.poll(context).map(TaskEvent::CarriedOut);
         }

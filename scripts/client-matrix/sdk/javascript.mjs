@@ -46,18 +46,19 @@ const failed = async (promise) => {
   throw new Error("it did not fail");
 };
 /** The data of the next publications. */
-const data = (subscription, count) =>
+const data = (subscription, count, milliseconds) =>
   until(
     `${count} publications`,
     new Promise((resolve) => {
       const found = [];
       subscription.on("publication", (context) => found.push(unpack(context.data)) === count && resolve(found));
     }),
+    milliseconds,
   );
 
 /** Waits until a condition holds. */
-const eventually = (what, holds) =>
-  until(what, (async () => { while (!holds()) await new Promise((again) => setTimeout(again, 20)); })());
+const eventually = (what, holds, milliseconds) =>
+  until(what, (async () => { while (!holds()) await new Promise((again) => setTimeout(again, 20)); })(), milliseconds);
 /** Publishes the value of a key, or removes the key. */
 const set = async (channel, key, value) => {
   const removed = value === undefined ? "&remove=true" : "";
@@ -426,13 +427,14 @@ const checks = {
       const js = client({ websocket: balanced(stopped) });
       const seen = codes(js);
       const subscription = js.newSubscription(`js:back:${code}`);
-      const found = data(subscription, 2);
+      const found = data(subscription, 2, 45000);
       subscription.subscribe();
       js.connect();
       await subscription.ready(5000);
       await publish(`js:back:${code}`, "1");
       lose(js);
-      await eventually(`the end with ${code}`, () => seen.connecting.length === 2);
+      // A client that sends too fast is not read for up to ten seconds at first.
+      await eventually(`the end with ${code}`, () => seen.connecting.length === 2, 30000);
       equal(seen.connecting[1], code, "the code");
       await publish(`js:back:${code}`, "2");
       equal(await found, [1, 2], "what was published meanwhile");

@@ -71,6 +71,19 @@ async fn a_client_must_connect_in_time_and_answer_pings() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_is_not_read_because_of_its_rate_is_not_taken_for_gone() {
+    let options = Options::default().flag("--heartbeat-seconds 1 --max-frames-per-second 20");
+    let instance = options.start().await;
+    let mut client = Client::connect(&instance).await;
+    // It may send 100 at once. For the others it is not read for six seconds, twice as long as its silence may last.
+    client.send((1001..=1220).map(|id| json!({ "id": id, "ping": {} }))).await;
+    for id in 1001..=1220 {
+        assert_eq!(client.next().await["id"], id);
+    }
+    client.ask("ping", json!({})).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_stop_tells_clients_to_come_back() {
     let mut instance = Options::default().flag("--drain-seconds 1").start().await;
     let mut client = Client::connect(&instance).await;
