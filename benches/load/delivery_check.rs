@@ -113,6 +113,17 @@ impl DeliveryCheck {
         self.accept(subscriber, channel, usize::from(message.stream), message.sequence, message.due, now);
     }
 
+    /// Counts a message that another subscriber has parsed before.
+    pub(crate) fn count(&mut self, subscriber: usize, channel: u32, sequence: u32, now: u64) {
+        let due = self.ring.get(sequence as usize % REFERENCE).map_or(now, |slot| slot.due);
+        self.accept(subscriber, channel, 0, sequence, due, now);
+    }
+
+    /// The newest sequence that a subscriber has received; 0 before the first message.
+    pub(crate) fn newest(&self, subscriber: usize) -> u32 {
+        self.next[subscriber * self.streams].saturating_sub(1)
+    }
+
     fn accept(&mut self, subscriber: usize, channel: u32, stream: usize, sequence: u32, due: u64, now: u64) {
         let index = subscriber * self.streams + stream;
         let next = &mut self.next[index];

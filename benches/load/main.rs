@@ -11,12 +11,13 @@
 //! `ingest`) run on a `harness`: a server (`servers`, `alternatives`, `naive`, `bare`), the reader
 //! processes behind `readers`, and `publishers`, each with one or more `publish_connection`s.
 //! Inside a reader process, `subscribers` drives the sockets, `dialect`, `pusher` and `frames`
-//! parse the bytes, and `delivery_check` checks each `message`. `soak` has its own clients
+//! parse the bytes, and `delivery_check` checks each `message`; `byte_count` counts what is not parsed. `soak` has its own clients
 //! (`soak_client`, `soak_stream`), which connect and disconnect. `process` reads /proc, `report`
 //! prints, and `plot` draws reports with `svg`.
 
 mod alternatives;
 mod bare;
+mod byte_count;
 mod delivery_check;
 mod dialect;
 mod frames;

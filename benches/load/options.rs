@@ -73,6 +73,10 @@ pub(crate) struct Options {
     /// Handshakes at once
     #[arg(long, default_value_t = 200)]
     pub(crate) at_once: usize,
+    /// Check the messages of one subscriber of each reader process, and count the bytes of the others, which the
+    /// kernel discards (burst; livebridge, naive and bare, whose subscribers all get the same bytes)
+    #[arg(long)]
+    pub(crate) counted: bool,
     /// Numbers of connections (growth, memory)
     #[arg(long, value_delimiter = ',')]
     pub(crate) steps: Vec<usize>,
@@ -143,6 +147,7 @@ impl Options {
             via: self.via,
             events: self.events,
             at_once: self.at_once,
+            counted: self.counted,
             steps: self.steps.clone(),
             minutes: self.minutes,
         }

@@ -32,6 +32,9 @@ pub(crate) struct ReaderSet {
     pub(crate) at_once: usize,
     /// Every this many subscribers, one never reads; 0 for none.
     pub(crate) stuck_every: usize,
+    /// Whether only one subscriber of each process is parsed, and the bytes of the others are counted. For one
+    /// channel whose subscribers all get the same bytes.
+    pub(crate) counted: bool,
 }
 
 /// All reader processes of a run. They end when this is dropped, because their standard input
@@ -92,6 +95,7 @@ impl Readers {
                 "at_once": reader_set.at_once.div_ceil(count),
                 "stuck_every": reader_set.stuck_every,
                 "streams": reader_set.streams,
+                "counted": reader_set.counted,
                 "block": block,
             }))?;
             readers.push(reader);

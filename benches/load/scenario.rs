@@ -74,6 +74,7 @@ pub(crate) struct Parameters {
     pub(crate) via: Option<Via>,
     pub(crate) events: bool,
     pub(crate) at_once: usize,
+    pub(crate) counted: bool,
     pub(crate) steps: Vec<usize>,
     pub(crate) minutes: f64,
 }
@@ -123,6 +124,7 @@ impl Runner<'_> {
             streams: 1,
             at_once: self.parameters.at_once,
             stuck_every: 0,
+            counted: false,
         }
     }
 
@@ -172,7 +174,9 @@ impl Runner<'_> {
     ) -> Outcome<Row> {
         let server = self.start()?;
         let before = server.pss_bytes();
-        let mut harness = self.harness(&server, self.reader_set(&server, subscribers, channels))?;
+        let counted = self.parameters.counted && channels == 1;
+        let reader_set = ReaderSet { counted, ..self.reader_set(&server, subscribers, channels) };
+        let mut harness = self.harness(&server, reader_set)?;
         let memory = (server.pss_bytes() - before) / subscribers as f64;
         let messages = self.parameters.messages.unwrap_or(u64::MAX);
         let time = self.seconds(2.0);

@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 use socket2::{Domain, Socket, Type};
 
 use crate::Outcome;
+use crate::byte_count::ByteCount;
 use crate::delivery_check::DeliveryCheck;
 use crate::dialect::{Dialect, Step, Stream};
 use crate::histogram::Histogram;
@@ -74,6 +75,8 @@ struct Plan {
     /// Every this many subscribers, one never reads; 0 for none.
     stuck_every: usize,
     streams: usize,
+    /// Whether only one subscriber is parsed.
+    counted: bool,
     /// The part of 127.0.0.0/8 to connect from. It changes with each run, because closed ports stay
     /// reserved for a minute.
     block: u16,
@@ -102,6 +105,8 @@ struct Reader {
     plan: Option<Plan>,
     subscribers: Vec<Subscriber>,
     check: DeliveryCheck,
+    /// For the subscribers that are not parsed.
+    byte_count: Option<ByteCount>,
     buffer: Vec<u8>,
     /// The next subscriber to connect, and the number of handshakes under way.
     upcoming: usize,
@@ -123,6 +128,7 @@ impl Reader {
             plan: None,
             subscribers: Vec::new(),
             check: DeliveryCheck::new(&[], 1),
+            byte_count: None,
             buffer: vec![0; READ_BUFFER],
             upcoming: 0,
             in_flight: 0,
@@ -182,6 +188,9 @@ impl Reader {
                 let mut summary = self.check.summary(&numbers(&command["last"]), |index| {
                     matches!(subscribers[index].state, State::Open | State::Closed)
                 });
+                // What the kernel has discarded was not the same for all.
+                let differing = self.byte_count.as_ref().map_or(0, ByteCount::differing);
+                summary["changed"] = json!(summary["changed"].as_u64().unwrap_or(0) + differing as u64);
                 summary["closed"] = json!(self.closed);
                 summary["stuck_closed"] = json!(self.stuck_closed);
                 answer(&summary)
@@ -208,6 +217,7 @@ impl Reader {
             });
         }
         self.check = DeliveryCheck::new(&channels, plan.streams);
+        self.byte_count = plan.counted.then(|| ByteCount::new(plan.count));
         self.plan = Some(plan);
         self.connecting_since = Instant::now();
         self.connect_more();
@@ -267,6 +277,7 @@ impl Reader {
         let outcome = match self.subscribers[index].state {
             State::Waiting | State::Stuck | State::Closed => Ok(()),
             State::Connecting => self.greet(index),
+            State::Open if index != ByteCount::PARSED && self.byte_count.is_some() => self.discard(index),
             State::Joining | State::Open => self.read(index),
         };
         if outcome.is_err() {
@@ -293,6 +304,23 @@ impl Reader {
         socket.write_all(plan.dialect.request(&path).as_bytes())?;
         subscriber.state = State::Joining;
         self.read(index)
+    }
+
+    /// Counts the bytes of a subscriber that is not parsed.
+    fn discard(&mut self, index: usize) -> Outcome<()> {
+        if let (Some(byte_count), Some(socket)) = (&mut self.byte_count, &self.subscribers[index].socket) {
+            byte_count.discard(index, socket)?;
+            self.count(index, now());
+        }
+        Ok(())
+    }
+
+    /// Counts the messages of a subscriber that is not parsed.
+    fn count(&mut self, index: usize, moment: u64) {
+        let Some(byte_count) = &mut self.byte_count else { return };
+        while let Some(sequence) = byte_count.next(index) {
+            self.check.count(index, self.subscribers[index].channel, sequence, moment);
+        }
     }
 
     fn read(&mut self, index: usize) -> Outcome<()> {
@@ -337,6 +365,14 @@ impl Reader {
             let subscriber = &mut self.subscribers[index];
             let (channel, bytes) = (subscriber.channel, &self.buffer[used..end]);
             let check = &mut self.check;
+            if let (State::Open, Some(byte_count), true) =
+                (subscriber.state, &mut self.byte_count, index != ByteCount::PARSED)
+            {
+                byte_count.add(index, end - used);
+                self.count(index, moment);
+                return Ok(end);
+            }
+            let newest = check.newest(index);
             let step = if subscriber.state == State::Joining {
                 plan.dialect.join(bytes, channel, &mut subscriber.stream)?
             } else {
@@ -345,7 +381,13 @@ impl Reader {
             };
             match step {
                 Step::Incomplete => break,
-                Step::Used(count) => used += count,
+                Step::Used(count) => {
+                    used += count;
+                    if let (State::Open, Some(byte_count)) = (subscriber.state, &mut self.byte_count) {
+                        let message = Some(self.check.newest(index)).filter(|sequence| *sequence != newest);
+                        byte_count.parsed(count, message);
+                    }
+                }
                 Step::Reply(count, reply) => {
                     used += count;
                     if let Some(socket) = &mut subscriber.socket {
@@ -360,6 +402,11 @@ impl Reader {
                     self.handshakes.record(subscriber.started.elapsed().as_nanos() as u64);
                 }
             }
+        }
+        if self.byte_count.is_some() {
+            (0..self.subscribers.len())
+                .filter(|other| *other != ByteCount::PARSED)
+                .for_each(|other| self.count(other, moment));
         }
         Ok(used)
     }
@@ -422,6 +469,7 @@ impl Plan {
             at_once: number("at_once")?,
             stuck_every: number("stuck_every")?,
             streams: number("streams")?,
+            counted: command["counted"] == true,
             block: number("block")? as u16,
         })
     }
