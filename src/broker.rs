@@ -12,6 +12,7 @@
 pub mod memory;
 pub mod redis;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -79,6 +80,18 @@ pub struct Page {
     pub through: Tail,
     /// The newest position when the page was read.
     pub tail: Tail,
+}
+
+impl Page {
+    /// On a page of [`ReadFrom::Keys`]: the newest position up to which the page has one value of each
+    /// key. What took the broker several reads may hold a value, and what has become of it meanwhile.
+    pub fn settled(&self) -> Position {
+        let mut keys = HashSet::with_capacity(self.messages.len());
+        let unsettled = self.messages.iter().find(|message| message.removed || !keys.insert(message.key.as_deref()));
+        let through = self.through.position;
+        let offset = unsettled.and_then(|message| message.position).map(|position| position.offset);
+        offset.map_or(through, |offset| Position::new(through.epoch, offset.saturating_sub(1)))
+    }
 }
 
 /// How long what an instance tells about the clients of a channel holds, unless it tells it again.

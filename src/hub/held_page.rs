@@ -3,9 +3,10 @@
 
 use std::net::IpAddr;
 use std::ops::Deref;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use crate::broker::{BrokerError, PAGE_BYTES, Page};
+use crate::message::Position;
 use crate::transport::address_shares::{AddressShares, HeldShare};
 use crate::transport::byte_budget::{Budget, Reservation};
 
@@ -52,7 +53,7 @@ impl PageBudget {
         let held = Reservation::within(self.limit(), bytes, self.outgoing.clone()).ok_or(PageError::OutgoingFull)?;
         let take = |address| self.shares.take(address, bytes).ok_or(PageError::OutgoingFull);
         let share = client.map(take).transpose()?;
-        Ok(HeldPage { page, held: Arc::new((held, share)) })
+        Ok(HeldPage { page, settled: OnceLock::new(), held: Arc::new((held, share)) })
     }
 
     fn limit(&self) -> usize {
@@ -64,6 +65,7 @@ impl PageBudget {
 #[derive(Debug)]
 pub struct HeldPage {
     page: Page,
+    settled: OnceLock<Position>,
     held: Arc<(Reservation, Option<HeldShare>)>,
 }
 
@@ -81,7 +83,12 @@ pub enum PageError {
 impl HeldPage {
     /// A page with some of the messages of this one. It does not count again.
     pub fn part(&self, page: Page) -> Self {
-        Self { page, held: self.held.clone() }
+        Self { page, settled: OnceLock::new(), held: self.held.clone() }
+    }
+
+    /// [`Page::settled`], computed once for all readers, because it looks at all messages.
+    pub fn settled(&self) -> Position {
+        *self.settled.get_or_init(|| self.page.settled())
     }
 }
 
@@ -134,5 +141,16 @@ mod tests {
         assert!(outgoing.used() > 3 * MIB, "a part is all of it");
         drop(part);
         assert_eq!((outgoing.used(), pages.check(one), pages.check(other)), (0, Ok(()), Ok(())));
+    }
+
+    #[test]
+    fn what_readers_ask_of_a_page_is_computed_once() {
+        let value = |offset, key: &str| {
+            Arc::new(Message { position: Some(Position::new(7, offset)), key: Some(key.into()), ..Message::plain("x") })
+        };
+        let page = Page { messages: vec![value(3, "a"), value(5, "b"), value(6, "a")], ..page(1) };
+        let held = PageBudget::new(Arc::default()).hold(page, None).expect("no limit");
+        assert_eq!(held.settled(), Position::new(7, 5));
+        assert_eq!(held.settled.get(), Some(&Position::new(7, 5)));
     }
 }

@@ -4,14 +4,13 @@
 //! is newer than the first page, as the client gets such values with its subscription, which begins at the
 //! position of the first page.
 
-use std::collections::HashSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::identity::Identity;
 use super::subscribe::{NO_MAP, enter};
 use crate::app::App;
-use crate::broker::{PAGE_MESSAGES, ReadFrom, RequestSize};
+use crate::broker::{PAGE_MESSAGES, Page, ReadFrom, RequestSize};
 use crate::delivery::dialect::command::{CommandError, Since, Values, ValuesAfter, ValuesRequest};
 use crate::hub::held_page::HeldPage;
 use crate::hub::topic::Topic;
@@ -36,10 +35,11 @@ pub(super) async fn read(
     let limit = request.limit.unwrap_or(PAGE_MESSAGES).min(PAGE_MESSAGES);
     let Some(page) = values_of(&app, topic, address).await? else {
         // Before the first message there are no values.
-        let tail = topic.delivered().map(|tail| tail.position).ok_or(NO_MAP)?;
-        return page_of(&[], tail, request.after, limit);
+        let tail = topic.delivered().ok_or(NO_MAP)?;
+        let empty = Page { gap: None, messages: Vec::new(), through: tail, tail };
+        return page_of(&empty, tail.position, request.after, limit);
     };
-    page_of(&page.messages, page.through.position, request.after, limit)
+    page_of(&page, page.settled(), request.after, limit)
 }
 
 /// All values, newer than the last page that the client has got, or as new.
@@ -54,15 +54,12 @@ async fn values_of(
     Ok(app.hub.history(topic, ReadFrom::Keys, address).await?)
 }
 
-/// The values of `messages` that belong to a page. `through` is the position of the messages.
-fn page_of(
-    messages: &[Arc<Message>],
-    through: Position,
-    after: Option<ValuesAfter>,
-    limit: usize,
-) -> Result<Values, CommandError> {
+/// The values of a page of history that belong to a page for the client. Up to `settled`, there is one
+/// value of each key.
+fn page_of(page: &Page, settled: Position, after: Option<ValuesAfter>, limit: usize) -> Result<Values, CommandError> {
+    let (messages, through) = (&page.messages, page.through.position);
     let (position, after) = match after {
-        None => (settled(messages, through), 0),
+        None => (settled, 0),
         Some(ValuesAfter { position: Since { epoch, offset }, offset: after }) => {
             // Another history, or one that has lost its end.
             if epoch != Some(through.epoch) || offset > through.offset {
@@ -84,14 +81,6 @@ fn page_of(
     Ok(Values { position, messages: taken, next_after })
 }
 
-/// The newest position up to which there is one value of each key. What took the broker several reads
-/// may hold a value, and what has become of it meanwhile.
-fn settled(messages: &[Arc<Message>], through: Position) -> Position {
-    let mut keys = HashSet::with_capacity(messages.len());
-    let unsettled = messages.iter().find(|message| message.removed || !keys.insert(message.key.as_deref()));
-    unsettled.map_or(through, |message| Position::new(through.epoch, offset_of(message).saturating_sub(1)))
-}
-
 fn offset_of(message: &Message) -> u64 {
     message.position.map_or(0, |position| position.offset)
 }
@@ -99,9 +88,19 @@ fn offset_of(message: &Message) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::broker::Tail;
 
     fn value(key: &str, offset: u64) -> Arc<Message> {
         Arc::new(Message { position: Some(Position::new(7, offset)), key: Some(key.into()), ..Message::plain("value") })
+    }
+
+    fn page(messages: impl Into<Vec<Arc<Message>>>, through: u64) -> Page {
+        let tail = Tail { position: Position::new(7, through), stamp: 1 };
+        Page { gap: None, messages: messages.into(), through: tail, tail }
+    }
+
+    fn values(page: &Page, after: Option<ValuesAfter>, limit: usize) -> Result<Values, CommandError> {
+        page_of(page, page.settled(), after, limit)
     }
 
     fn keys(values: &Values) -> Vec<&str> {
@@ -114,20 +113,17 @@ mod tests {
 
     #[test]
     fn pages_go_on_where_the_last_one_ended_and_leave_out_what_has_changed_since() {
-        let first = [value("a", 2), value("b", 3), value("c", 5)];
-        let page = page_of(&first, Position::new(7, 6), None, 1).expect("a page");
-        assert_eq!((keys(&page), page.position, page.next_after), (vec!["a"], Position::new(7, 6), Some(2)));
+        let first = page([value("a", 2), value("b", 3), value("c", 5)], 6);
+        let got = values(&first, None, 1).expect("a page");
+        assert_eq!((keys(&got), got.position, got.next_after), (vec!["a"], Position::new(7, 6), Some(2)));
         // `b` has changed: the client gets it with the changes after 6.
-        let later = [value("a", 2), value("c", 5), value("b", 8)];
-        let page = page_of(&later, Position::new(7, 9), after(7, 6, 2), 9).expect("a page");
-        assert_eq!((keys(&page), page.position, page.next_after), (vec!["c"], Position::new(7, 6), None));
-        let page = page_of(&later, Position::new(7, 9), after(7, 6, 7), 9).expect("a page");
-        assert_eq!((keys(&page), page.next_after), (vec![], None));
+        let later = page([value("a", 2), value("c", 5), value("b", 8)], 9);
+        let got = values(&later, after(7, 6, 2), 9).expect("a page");
+        assert_eq!((keys(&got), got.position, got.next_after), (vec!["c"], Position::new(7, 6), None));
+        let got = values(&later, after(7, 6, 7), 9).expect("a page");
+        assert_eq!((keys(&got), got.next_after), (vec![], None));
         for (epoch, offset) in [(8, 6), (7, 10)] {
-            assert_eq!(
-                page_of(&later, Position::new(7, 9), after(epoch, offset, 2), 9).err(),
-                Some(CommandError::PositionGone)
-            );
+            assert_eq!(values(&later, after(epoch, offset, 2), 9).err(), Some(CommandError::PositionGone));
         }
     }
 
@@ -136,20 +132,20 @@ mod tests {
         let large = |key: &str, offset| {
             Arc::new(Message { payload: vec![0; MOST_BYTES].into(), ..Message::clone(&value(key, offset)) })
         };
-        let values = [large("a", 1), large("b", 2)];
-        let page = page_of(&values, Position::new(7, 2), None, 9).expect("a page");
-        assert_eq!((keys(&page), page.next_after), (vec!["a"], Some(1)));
-        let page = page_of(&values, Position::new(7, 2), after(7, 2, 1), 9).expect("a page");
-        assert_eq!((keys(&page), page.next_after), (vec!["b"], None));
+        let all = page([large("a", 1), large("b", 2)], 2);
+        let got = values(&all, None, 9).expect("a page");
+        assert_eq!((keys(&got), got.next_after), (vec!["a"], Some(1)));
+        let got = values(&all, after(7, 2, 1), 9).expect("a page");
+        assert_eq!((keys(&got), got.next_after), (vec!["b"], None));
     }
 
     #[test]
     fn what_changed_during_the_read_belongs_to_the_changes() {
         let gone = Arc::new(Message { removed: true, ..Message::clone(&value("b", 7)) });
         for last in [value("a", 7), gone] {
-            let page = page_of(&[value("a", 2), value("b", 3), value("c", 6), last], Position::new(7, 8), None, 9);
-            let page = page.expect("a page");
-            assert_eq!((keys(&page), page.position), (vec!["a", "b", "c"], Position::new(7, 6)));
+            let all = page([value("a", 2), value("b", 3), value("c", 6), last], 8);
+            let got = values(&all, None, 9).expect("a page");
+            assert_eq!((keys(&got), got.position), (vec!["a", "b", "c"], Position::new(7, 6)));
         }
     }
 }
