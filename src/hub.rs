@@ -289,7 +289,7 @@ impl Hub {
                 continue;
             }
             let topics: Vec<_> = self.dispatcher.topics().values().cloned().collect();
-            topics.iter().for_each(|topic| topic.sweep_page(is_scarce));
+            topics.iter().for_each(|topic| topic.sweep_pages(is_scarce));
             if trimmed.elapsed() > LOG_IDLE {
                 trimmed = Instant::now();
                 topics.iter().for_each(|topic| topic.trim_idle());

@@ -23,21 +23,21 @@ impl Hub {
     /// See [`PageError`](super::held_page::PageError).
     pub async fn history(self: &Arc<Self>, topic: &Topic, from: ReadFrom, client: Option<IpAddr>) -> Answer {
         let shared = &topic.shared_reads;
-        if let Some(known) = shared.page(&topic.rule)
-            && connects(topic, &known.page)
-            && let Some(page) = known.answer(from, newer(topic, &known.page))
-        {
+        let newer = |page: &Page| newer(topic, page);
+        if let Some(page) = shared.answer(from, &topic.rule, newer) {
             return Ok(Some(page));
         }
         let wider = wider(topic, from);
-        let Some(page) = self.read_shared(topic, wider, client).await? else { return Ok(None) };
-        let newer = newer(topic, &page);
-        match SharedPage::new(wider, page).answer(from, newer) {
-            Some(page) => Ok(Some(page)),
-            // The page does not contain the requested messages (too old, or the page is too large),
-            // so read exactly these.
-            None => self.read_shared(topic, from, client).await,
+        // A wider page that was read before does not have the requested messages.
+        if wider != from && shared.answer(wider, &topic.rule, newer).is_none() {
+            let Some(page) = self.read_shared(topic, wider, client).await? else { return Ok(None) };
+            let newer = newer(&page).unwrap_or_default();
+            if let Some(page) = SharedPage::new(wider, page).answer(from, newer) {
+                return Ok(Some(page));
+            }
         }
+        // No wider page has them (too old, or the page is too large), so read exactly these.
+        self.read_shared(topic, from, client).await
     }
 
     /// Reads at most `limit` messages for a client; `None` if the channel keeps no history. The
@@ -53,7 +53,10 @@ impl Hub {
 
     async fn read_shared(self: &Arc<Self>, topic: &Topic, from: ReadFrom, client: Option<IpAddr>) -> Answer {
         let answer = topic.shared_reads.join(from, || read(self.clone(), topic.channel.clone(), from, client)).await?;
-        if let Some(page) = &answer {
+        // A page that ends before the log begins would answer nobody else.
+        if let Some(page) = &answer
+            && (page.through == page.tail || newer(topic, page).is_some())
+        {
             topic.shared_reads.keep(SharedPage::new(from, page.clone()));
         }
         Ok(answer)
@@ -61,13 +64,13 @@ impl Hub {
 }
 
 impl Topic {
-    /// Drops the shared page if it cannot answer any request. If memory is scarce, drops it also if
-    /// it is not being read.
-    pub(crate) fn sweep_page(&self, is_scarce: bool) {
+    /// Drops the shared pages that cannot answer any request. If memory is scarce, drops also those
+    /// that are not being read.
+    pub(crate) fn sweep_pages(&self, is_scarce: bool) {
         let now = Instant::now();
-        self.shared_reads.drop_unless(|kept| {
+        self.shared_reads.retain(|kept| {
             let is_read = Arc::strong_count(&kept.page) > 1;
-            kept.is_fresh(&self.rule, now) && connects(self, &kept.page) && (is_read || !is_scarce)
+            kept.is_fresh(&self.rule, now) && newer(self, &kept.page).is_some() && (is_read || !is_scarce)
         });
     }
 }
@@ -76,18 +79,13 @@ fn read(hub: Arc<Hub>, channel: ChannelName, from: ReadFrom, client: Option<IpAd
     async move { hub.page(&channel, from, PAGE_MESSAGES, client).await }.boxed()
 }
 
-/// Whether the log continues at the end of the page.
-fn connects(topic: &Topic, page: &Page) -> bool {
+/// The number of messages that the log has after a page; `None` if it does not continue at the end of
+/// the page.
+fn newer(topic: &Topic, page: &Page) -> Option<usize> {
     let through = page.through.position;
-    topic.delivered().is_some_and(|tail| tail.position.epoch == through.epoch)
-        && matches!(topic.after_history(through), ReadAt::Log(_))
-}
-
-/// The number of delivered messages that are newer than the page.
-fn newer(topic: &Topic, page: &Page) -> usize {
-    let (delivered, tail) = (topic.delivered().map(|tail| tail.position), page.tail.position);
-    let newer = |position: Position| position.offset.saturating_sub(tail.offset);
-    delivered.filter(|position| position.epoch == tail.epoch).map_or(0, |position| newer(position) as usize)
+    let delivered = topic.delivered().map(|tail| tail.position).filter(|tail| tail.epoch == through.epoch)?;
+    let newer = delivered.offset.saturating_sub(through.offset);
+    matches!(topic.after_history(through), ReadAt::Log(_)).then_some(newer as usize)
 }
 
 /// Widens a request, so that clients with other positions can share the answer.

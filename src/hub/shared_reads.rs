@@ -1,7 +1,13 @@
 //! Shares pages of history between subscribers. Clients that reconnect at the same time request the
 //! same messages, or overlapping ones. They share one read of the broker, and the page is kept for
-//! later clients.
+//! later clients: one page for each kind of read, so that clients with different requests do not
+//! displace each other's pages.
+//!
+//! A client can still cause a read with each request, by positions that no page has. Such a read costs
+//! the broker what it returns, the client waits for it, and the broker limits the reads in flight of a
+//! channel.
 
+use std::mem::discriminant;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -12,7 +18,7 @@ use crate::hub::held_page::{HeldPage, PageError};
 use crate::message::{Gap, GapReason, Position};
 use crate::rules::Rule;
 
-/// A page that is not requested for this long is dropped, to free its memory.
+/// A page that answers no request for this long is dropped, to free its memory.
 const PAGE_IDLE: Duration = Duration::from_secs(5);
 /// A page that connects to the log never gets outdated, because the log has the later messages. But
 /// its messages may exceed the age limit of the history: by this part of the limit, or by
@@ -30,14 +36,14 @@ pub(crate) struct SharedReads(Mutex<State>);
 
 #[derive(Default)]
 struct State {
-    page: Option<SharedPage>,
+    /// At most one for each variant of [`ReadFrom`].
+    pages: Vec<SharedPage>,
     /// The reads in progress. A read without waiting readers is cancelled.
     under_way: Vec<(ReadFrom, WeakShared<Read>)>,
 }
 
 /// A page of history, the request for which it was read, the time of the read, and the time of the
-/// last request.
-#[derive(Clone)]
+/// last answer.
 pub(super) struct SharedPage {
     from: ReadFrom,
     pub(super) page: Arc<HeldPage>,
@@ -45,25 +51,48 @@ pub(super) struct SharedPage {
     used_at: Instant,
 }
 
+/// The part of a page that answers a request: the messages after the first few, with this gap before
+/// them.
+struct Part {
+    gap: Option<Gap>,
+    skip: usize,
+}
+
 impl SharedReads {
-    /// The stored page, if it is still valid under the rule of the topic.
-    pub(super) fn page(&self, rule: &Rule) -> Option<SharedPage> {
+    /// Answers a request from a page that is still valid under the rule of the topic, if one has all
+    /// that is requested. `newer` returns the number of messages that the log has after a page; `None`
+    /// if the log does not continue at its end.
+    pub(super) fn answer(
+        &self,
+        from: ReadFrom,
+        rule: &Rule,
+        newer: impl Fn(&Page) -> Option<usize>,
+    ) -> Option<Arc<HeldPage>> {
         let now = Instant::now();
-        let mut state = self.lock();
-        let kept = state.page.as_mut().filter(|kept| kept.is_fresh(rule, now))?;
-        kept.used_at = now;
-        Some(kept.clone())
+        let found = self.lock().pages.iter_mut().filter(|kept| kept.is_fresh(rule, now)).find_map(|kept| {
+            let part = kept.find(from, newer(&kept.page)?)?;
+            kept.used_at = now;
+            Some((kept.page.clone(), part))
+        });
+        // Outside the lock, because this may copy many messages.
+        found.map(|(page, part)| part.of(&page))
     }
 
     /// Stores a page for later readers.
     pub(super) fn keep(&self, page: SharedPage) {
-        self.lock().page = Some(page);
+        let kind = discriminant(&page.from);
+        let mut state = self.lock();
+        let replaced: Vec<_> = state.pages.extract_if(.., |kept| discriminant(&kept.from) == kind).collect();
+        state.pages.push(page);
+        // Drop it outside the lock, because this may free megabytes.
+        drop(state);
+        drop(replaced);
     }
 
-    /// Drops the page unless it meets a condition.
-    pub(super) fn drop_unless(&self, is_kept: impl FnOnce(&SharedPage) -> bool) {
-        let dropped = self.lock().page.take_if(|page| !is_kept(page));
-        // Drop it outside the lock, because this may free megabytes.
+    /// Drops the pages that do not meet a condition.
+    pub(super) fn retain(&self, is_kept: impl Fn(&SharedPage) -> bool) {
+        let dropped: Vec<_> = self.lock().pages.extract_if(.., |page| !is_kept(page)).collect();
+        // As above.
         drop(dropped);
     }
 
@@ -93,51 +122,73 @@ impl SharedPage {
         Self { from, page, read_at: now, used_at: now }
     }
 
-    /// Whether readers still request the page, and its messages do not exceed the age limit by
+    /// Whether the page still answers requests, and its messages do not exceed the age limit by
     /// much.
     pub(super) fn is_fresh(&self, rule: &Rule, now: Instant) -> bool {
         let excess = rule.history.map_or(PAGE_IDLE, |history| PAGE_IDLE.max(history.age / EXCESS_AGE));
         now.duration_since(self.used_at) <= PAGE_IDLE && now.duration_since(self.read_at) <= excess
     }
 
-    /// Returns the part of the page that fully answers `from`, if it can. `newer`: number of later
-    /// messages in the log.
+    /// Answers `from` from the page, if it can. `newer`: number of later messages in the log.
     pub(super) fn answer(&self, from: ReadFrom, newer: usize) -> Option<Arc<HeldPage>> {
-        let epoch = self.page.tail.position.epoch;
-        // For a position with offset 0, only the broker knows whether messages are missing.
-        let is_foreign = |position: Position| position.epoch != epoch && position.offset > 0;
+        self.find(from, newer).map(|part| part.of(&self.page))
+    }
+
+    fn find(&self, from: ReadFrom, newer: usize) -> Option<Part> {
         match (self.from, from) {
-            (ReadFrom::Oldest | ReadFrom::Keys, ReadFrom::After(position)) if is_foreign(position) => {
-                let first = self.page.messages.first().and_then(|message| message.position);
-                let before = match (self.from, first) {
-                    (ReadFrom::Oldest, Some(first)) => first.offset - 1,
-                    (ReadFrom::Oldest, None) => self.page.tail.position.offset,
-                    _ => 0,
-                };
-                let gap = Gap { resumes_after: Position::new(epoch, before), reason: GapReason::EpochChanged };
-                Some(self.with(Some(gap), 0))
-            }
-            (ReadFrom::Oldest, ReadFrom::Oldest) => Some(self.page.clone()),
-            (ReadFrom::Oldest, _) if self.page.through != self.page.tail => None,
-            (ReadFrom::Oldest, ReadFrom::Last(count)) => {
-                Some(self.with(None, self.page.messages.len().saturating_sub(count.saturating_sub(newer))))
-            }
-            (ReadFrom::Oldest, ReadFrom::After(position)) => {
-                let messages = &self.page.messages;
-                let next = messages.iter().position(|message| message.position == Some(position.next()))?;
-                Some(self.with(None, next))
-            }
-            (own, asked) => (own == asked).then(|| self.page.clone()),
+            (own, asked) if own == asked => Some(Part { gap: self.page.gap, skip: 0 }),
+            (ReadFrom::Oldest, ReadFrom::Last(count)) => self.find_last(count, newer),
+            (ReadFrom::Last(most), ReadFrom::Last(count)) if count <= most => self.find_last(count, newer),
+            (_, ReadFrom::After(position)) => self.find_after(position).or_else(|| self.find_gap(position)),
+            _ => None,
         }
     }
 
-    /// Returns the page with another gap and without its first messages.
-    fn with(&self, gap: Option<Gap>, skip: usize) -> Arc<HeldPage> {
-        if skip == 0 && gap == self.page.gap {
-            return self.page.clone();
+    /// Finds the last `count` messages of the page and the log.
+    fn find_last(&self, count: usize, newer: usize) -> Option<Part> {
+        let Page { messages, gap, through, tail } = &**self.page;
+        let skip = messages.len().saturating_sub(count.saturating_sub(newer));
+        (through == tail).then(|| Part { gap: gap.filter(|_| skip == 0), skip })
+    }
+
+    /// Finds the messages after a position, if the page has each of them. On a keyed channel, a page may
+    /// lack some: those whose values were replaced or removed.
+    fn find_after(&self, position: Position) -> Option<Part> {
+        let Page { messages, through, .. } = &**self.page;
+        let wanted = through.position.offset.checked_sub(position.offset)?;
+        let skip = messages.len().checked_sub(wanted as usize)?;
+        // Offsets increase. So if the first one is right, those behind it are too.
+        (messages.get(skip)?.position == Some(position.next())).then_some(Part { gap: None, skip })
+    }
+
+    /// Finds the whole page, if it is the answer to a position after which messages are missing.
+    fn find_gap(&self, position: Position) -> Option<Part> {
+        let first = self.page.messages.first().and_then(|message| message.position);
+        let through = self.page.through.position;
+        let before = match self.from {
+            ReadFrom::Oldest => first.map_or(through.offset, |first| first.offset - 1),
+            ReadFrom::Keys => 0,
+            _ => return None,
+        };
+        let reason = if position.epoch == through.epoch {
+            (position.offset < before).then_some(GapReason::HistoryTrimmed)
+        } else {
+            // For a position with offset 0, only the broker knows whether messages are missing.
+            (position.offset > 0).then_some(GapReason::EpochChanged)
+        };
+        let resumes_after = Position::new(through.epoch, before);
+        reason.map(|reason| Part { gap: Some(Gap { resumes_after, reason }), skip: 0 })
+    }
+}
+
+impl Part {
+    fn of(self, page: &Arc<HeldPage>) -> Arc<HeldPage> {
+        let Self { gap, skip } = self;
+        if skip == 0 && gap == page.gap {
+            return page.clone();
         }
-        let messages = self.page.messages[skip..].to_vec();
-        Arc::new(self.page.part(Page { gap, messages, ..**self.page }))
+        let messages = page.messages[skip..].to_vec();
+        Arc::new(page.part(Page { gap, messages, ..***page }))
     }
 }
 
@@ -150,11 +201,20 @@ mod tests {
     use crate::rules::History;
 
     fn page(from: ReadFrom, offsets: std::ops::RangeInclusive<u64>, tail: u64) -> SharedPage {
-        let tail = Tail { position: Position::new(7, tail), stamp: 1 };
-        let through = Tail { position: Position::new(7, *offsets.end()), stamp: 1 };
+        let through = *offsets.end();
+        read(from, offsets, through, tail)
+    }
+
+    /// A page up to the end of the history, with only some of the messages.
+    fn with_offsets(from: ReadFrom, offsets: &[u64], tail: u64) -> SharedPage {
+        read(from, offsets.iter().copied(), tail, tail)
+    }
+
+    fn read(from: ReadFrom, offsets: impl IntoIterator<Item = u64>, through: u64, tail: u64) -> SharedPage {
+        let [through, tail] = [through, tail].map(|offset| Tail { position: Position::new(7, offset), stamp: 1 });
         let message =
             |offset| Arc::new(Message { position: Some(Position::new(7, offset)), stamp: 1, ..Message::plain("x") });
-        let page = Page { gap: None, messages: offsets.map(message).collect(), through, tail };
+        let page = Page { gap: None, messages: offsets.into_iter().map(message).collect(), through, tail };
         SharedPage::new(from, Arc::new(PageBudget::new(Arc::default()).hold(page, None).expect("no limit")))
     }
 
@@ -162,20 +222,64 @@ mod tests {
         Some(page?.messages.iter().filter_map(|message| Some(message.position?.offset)).collect())
     }
 
+    fn after(page: &SharedPage, offset: u64) -> Option<Vec<u64>> {
+        offsets(page.answer(ReadFrom::After(Position::new(7, offset)), 0))
+    }
+
     #[test]
     fn a_whole_history_answers_all_who_stand_within_it() {
         let whole = page(ReadFrom::Oldest, 3..=5, 5);
-        assert_eq!(offsets(whole.answer(ReadFrom::After(Position::new(7, 3)), 0)), Some(vec![4, 5]));
+        assert_eq!([2, 3, 4].map(|offset| after(&whole, offset)), [vec![3, 4, 5], vec![4, 5], vec![5]].map(Some));
         assert_eq!(offsets(whole.answer(ReadFrom::Last(2), 0)), Some(vec![4, 5]));
         assert_eq!(offsets(whole.answer(ReadFrom::Last(2), 1)), Some(vec![5]), "one of the two is in the log");
         assert_eq!(offsets(whole.answer(ReadFrom::Last(2), 7)), Some(vec![]));
-        assert_eq!(
-            offsets(whole.answer(ReadFrom::After(Position::new(7, 1)), 0)),
-            None,
-            "the broker says what is gone"
-        );
+        let future = ReadFrom::After(Position::new(7, 6));
+        assert_eq!(offsets(whole.answer(future, 0)), None, "the broker may be ahead");
         let part = page(ReadFrom::Oldest, 3..=5, 9);
-        assert_eq!(offsets(part.answer(ReadFrom::After(Position::new(7, 3)), 0)), None);
+        assert_eq!(offsets(part.answer(ReadFrom::Last(2), 0)), None);
+        assert_eq!((after(&part, 3), after(&part, 5)), (Some(vec![4, 5]), None), "there is more");
+    }
+
+    #[test]
+    fn whoever_stands_before_the_whole_history_is_told_what_is_gone() {
+        let whole = page(ReadFrom::Oldest, 3..=5, 5);
+        let answer = whole.answer(ReadFrom::After(Position::new(7, 1)), 0).expect("all of it");
+        let gap = Gap { resumes_after: Position::new(7, 2), reason: GapReason::HistoryTrimmed };
+        assert_eq!((answer.gap, answer.messages.len()), (Some(gap), 3));
+        let later = page(ReadFrom::After(Position::new(7, 2)), 3..=5, 5);
+        assert_eq!(after(&later, 1), None, "the history may have more");
+    }
+
+    #[test]
+    fn any_page_answers_who_misses_only_messages_that_it_has() {
+        for from in [ReadFrom::After(Position::new(7, 2)), ReadFrom::Last(3), ReadFrom::Keys] {
+            let all = page(from, 3..=5, 5);
+            assert_eq!((after(&all, 3), after(&all, 1)), (Some(vec![4, 5]), None), "{from:?}");
+            // A client may miss what is not there: the removal of a key, or a value that was replaced.
+            let changed = with_offsets(from, &[3, 4, 7, 8], 9);
+            assert_eq!([3, 5, 6, 8].map(|offset| after(&changed, offset)), [None, None, None, None], "{from:?}");
+            let changed = with_offsets(from, &[3, 4, 7, 8], 8);
+            assert_eq!((after(&changed, 6), after(&changed, 3)), (Some(vec![7, 8]), None), "{from:?}");
+        }
+        let last = page(ReadFrom::Last(3), 3..=5, 5);
+        assert_eq!(offsets(last.answer(ReadFrom::Last(2), 0)), Some(vec![4, 5]));
+        assert_eq!(offsets(last.answer(ReadFrom::Last(4), 0)), None);
+    }
+
+    #[test]
+    fn pages_of_different_kinds_are_kept_beside_each_other() {
+        let (reads, rule) = (SharedReads::default(), Rule::default());
+        let known = |from| offsets(reads.answer(from, &rule, |_| Some(0)));
+        let [early, late] = [2, 4].map(|offset| ReadFrom::After(Position::new(7, offset)));
+        reads.keep(with_offsets(ReadFrom::Keys, &[2, 5], 5));
+        reads.keep(page(late, 5..=5, 5));
+        reads.keep(page(early, 3..=5, 5));
+        assert_eq!((known(ReadFrom::Keys), known(early)), (Some(vec![2, 5]), Some(vec![3, 4, 5])));
+        assert_eq!(reads.lock().pages.len(), 2, "a page of each kind");
+        assert_eq!((known(late), known(ReadFrom::Last(2))), (Some(vec![5]), None));
+        assert_eq!(offsets(reads.answer(early, &rule, |_| None)), None, "the log does not continue there");
+        reads.retain(|kept| kept.from == ReadFrom::Keys);
+        assert_eq!((known(ReadFrom::Keys), known(early)), (Some(vec![2, 5]), None));
     }
 
     #[test]

@@ -11,6 +11,12 @@ history = { messages = 100000, age = '2s' }
 [[channel]]
 match = 'sheet:*'
 keyed = true
+[[channel]]
+match = 'long:*'
+history = { messages = 5000 }
+[[channel]]
+match = 'short:*'
+history = { messages = 5 }
 ";
 
 const PAGE_BYTES: u64 = livebridge::broker::PAGE_BYTES as u64;
@@ -197,4 +203,67 @@ async fn what_many_connections_publish_at_once_to_a_channel_shares_calls() {
     assert_eq!(data, (0..CONNECTIONS as u64).collect::<Vec<_>>());
     let calls = redis.calls("fcall");
     assert!(calls <= CONNECTIONS as u64 / 4, "{calls} calls for {CONNECTIONS} messages");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_that_read_a_channel_in_turn_read_it_once_for_each_kind_of_read() {
+    const ROUNDS: usize = 100;
+    let (redis, instance) = furnished().await;
+    for (kind, starts, most) in [
+        ("sheet", &["", "since=E:10"][..], 2),
+        ("sheet", &["since=E:12", "since=E:10"], 2),
+        ("long", &["last=3", "since=E:10", "since=E:15", "last=2"], 2),
+        ("usual", &["since=earliest", "last=3", "since=E:10", "since=1:5"], 1),
+        // They are told what is gone.
+        ("short", &["since=E:2", "since=E:7", "since=earliest"], 1),
+    ] {
+        let channel = channel(kind);
+        let mut last = None;
+        for number in 0..20 {
+            let key = if kind == "sheet" { format!("&key=k{}", number % 5) } else { String::new() };
+            last = instance.publish(&format!("{channel}{key}"), number.to_string()).await;
+        }
+        let epoch = last.unwrap().split(':').next().unwrap().to_owned();
+        let mut stays = instance.ws(&format!("channel={channel}&format=json")).await;
+        stays.json().await;
+        redis.reset_counts();
+        for _ in 0..ROUNDS {
+            for start in starts {
+                let start = start.replace('E', &epoch);
+                let mut socket = instance.ws(&format!("channel={channel}&format=json&{start}")).await;
+                assert_eq!(socket.json().await["event"], "welcome");
+                socket.json().await;
+            }
+        }
+        let plans = redis.calls("fcall");
+        // On a slow machine, a page may get too old once.
+        assert!(plans <= 2 * most, "{plans} reads for {ROUNDS} times {starts:?} of {channel}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_that_no_other_client_can_use_displaces_none() {
+    const ROUNDS: u64 = 20;
+    let (redis, instance) = furnished().await;
+    // Positions that Redis does not know of, and pages that end before the log begins.
+    for (kind, messages, start, reads) in [("usual", 20, 99, 1), ("long", 3000, 10, 2)] {
+        let channel = channel(kind);
+        publish_lines(&instance, &channel, messages).await;
+        let history = instance.get_json(&format!("/channels/{channel}/messages?limit=1")).await;
+        let epoch = history["epoch"].as_str().unwrap();
+        let end = async |start: &str| {
+            let mut socket = instance.ws(&format!("channel={channel}&format=json&since={start}")).await;
+            while socket.json().await["offset"] != messages {}
+        };
+        let mut stays = instance.ws(&format!("channel={channel}&format=json")).await;
+        stays.json().await;
+        end("earliest").await;
+        redis.reset_counts();
+        for round in 0..ROUNDS {
+            end(&format!("{epoch}:{}", start + round)).await;
+        }
+        let plans = redis.calls("fcall");
+        // The page at the end of the history is read once, and once more if a slow machine takes long.
+        assert!(plans <= ROUNDS * reads + 2, "{plans} reads for {ROUNDS} clients of {channel}");
+    }
 }
