@@ -111,8 +111,9 @@ function showConnection({ state, instance, retryInMs, reason = "" }) {
 }
 
 function showUnsaved() {
-  const count = sheet.unsavedCount;
-  $("unsaved").textContent = count === 0 ? "" : `${count} not saved yet`;
+  const [count, unkept] = [sheet.unsavedCount, sheet.unkeptCount];
+  const lost = unkept === 0 ? "" : `, ${unkept} of them lost if you close this page`;
+  $("unsaved").textContent = count === 0 ? "" : `${count} not saved yet${lost}`;
 }
 
 /** Only the newest, once per frame of the screen. */

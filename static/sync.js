@@ -4,14 +4,20 @@
  *
  * The rule is 'the last commit wins', where last is what the channel's offsets say. A value committed here is
  * shown at once. Until its offset is known, what arrives for the same cell is held back, then the later one stays.
+ *
+ * What is not saved yet outlives the page. It gets its offset when it is sent, so it wins over what others have set
+ * before that, however long ago it was typed.
  */
 import { connect, newIdempotencyKey } from "./livebridge.js";
 import { SEED, accept } from "./plan.js";
+import { Unsaved } from "./unsaved.js";
 
 /** A value that could not be saved is tried again after this long, and at every reconnect. */
 const RETRY_MS = 5_000;
 /** A value that is not saved after this long is marked. */
 const UNSAVED_AFTER_MS = 1_000;
+/** The status of a publish that may succeed later. */
+const TOO_MANY_REQUESTS = 429;
 /** So many of one's own edits can be undone. */
 const MOST_UNDONE = 100;
 
@@ -23,7 +29,10 @@ export class SharedSheet extends EventTarget {
     this.editsSeen = 0;
     this.#me = me;
     this.#cells = new Map([...SEED].map(([name, value]) => [name, { name, value }]));
+    // Two livebridges may be behind one origin, each with a path of its own.
+    this.#kept = new Unsaved(`${new URL(url ?? ".", import.meta.url).pathname} ${channel}`);
     this.#subscribe(url);
+    this.#adopt();
   }
 
   /** @returns {{name, value, editor?, colour?, unsaved?: boolean}} */
@@ -38,6 +47,11 @@ export class SharedSheet extends EventTarget {
 
   get unsavedCount() {
     return this.#unsaved.size;
+  }
+
+  /** How many of them will be lost if the page is closed now. */
+  get unkeptCount() {
+    return [...this.#unsaved].filter(({ name }) => !this.#kept.keeps(name)).length;
   }
 
   /** Shows the value at once and publishes it. */
@@ -60,16 +74,40 @@ export class SharedSheet extends EventTarget {
   #set(name, value) {
     const cell = this.#cells.get(name);
     if (!cell || cell.value === value) return false;
-    Object.assign(cell, { value, editor: this.#me.name, colour: this.#me.colour });
-    cell.pending = { value, id: newIdempotencyKey() };
+    const { name: editor, colour } = this.#me;
+    this.#begin(cell, { value, editor, colour, id: newIdempotencyKey(), at: Date.now() });
+    return true;
+  }
+
+  /** Shows an edit, and saves it. */
+  #begin(cell, pending) {
+    const { value, editor, colour } = pending;
+    Object.assign(cell, { value, editor, colour, pending });
+    this.#kept.keep(cell.name, pending);
     this.#setUnsaved(cell, this.#feed.state !== "open");
     this.#changed(cell, { own: true });
     this.#save(cell);
-    return true;
+  }
+
+  /** Goes on with the edits that pages that are gone could not save. */
+  #adopt() {
+    const has = (name) => this.#cells.has(name);
+    this.#kept.adopt(has, (name, edit) => {
+      const cell = this.#cells.get(name);
+      const { id, at } = edit;
+      const known = readEdit({ key: name, data: { ...edit, cell: name } });
+      if (!known || cell.pending?.at > at) return;
+      // It may have been saved before what the cell shows by now, and only the answer was lost.
+      if (!cell.pending && cell.position) cell.held = { ...cell };
+      const { value, editor, colour } = known;
+      this.#begin(cell, { value, editor, colour, id, at });
+    });
   }
 
   #me;
   #cells;
+  /** The edits that are not saved yet, in the browser's storage. */
+  #kept;
   /** The cells that are marked as not saved yet. */
   #unsaved = new Set();
   /** One's own edits, the newest last. */
@@ -99,6 +137,7 @@ export class SharedSheet extends EventTarget {
     if (this.#fresh) this.#reset();
     this.#fresh = false;
     for (const cell of this.#cells.values()) if (cell.pending) this.#save(cell);
+    this.#adopt();
   }
 
   #reset() {
@@ -132,13 +171,12 @@ export class SharedSheet extends EventTarget {
   async #save(cell) {
     if (cell.saving) return;
     cell.saving = true;
-    const { value, id } = cell.pending;
-    const { name, colour } = this.#me;
+    const { value, editor, colour, id } = cell.pending;
     const late = setTimeout(() => this.#mark(cell, true), UNSAVED_AFTER_MS);
     const began = performance.now();
     let position, failure;
     try {
-      const edit = { cell: cell.name, value, editor: name, colour };
+      const edit = { cell: cell.name, value, editor, colour };
       position = await this.#feed.publish(edit, { channel: this.channel, key: cell.name, idempotencyKey: id });
       this.#emit("saved", { inMs: performance.now() - began });
     } catch (error) {
@@ -149,10 +187,12 @@ export class SharedSheet extends EventTarget {
     if (cell.pending.id !== id) return this.#save(cell); // edited again meanwhile
     if (failure) {
       if (failure.temporary) setTimeout(() => cell.pending && this.#save(cell), RETRY_MS);
+      else if (failure.status !== TOO_MANY_REQUESTS) this.#kept.forget(cell.name); // the next page would be refused as well
       this.#emit("unsaved", { name: cell.name, message: failure.message });
     } else {
       cell.position = position.offset === undefined ? undefined : position;
       cell.pending = undefined;
+      this.#kept.forget(cell.name);
       const { held } = cell;
       cell.held = undefined;
       if (held) this.#apply(cell, held);

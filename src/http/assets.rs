@@ -32,6 +32,7 @@ const ASSETS: &[Asset] = &[
     asset!("demo.js", SCRIPT),
     asset!("plan.js", SCRIPT),
     asset!("sync.js", SCRIPT),
+    asset!("unsaved.js", SCRIPT),
     asset!("sheet.js", SCRIPT),
     asset!("console.js", SCRIPT),
     asset!("cursors.js", SCRIPT),

@@ -2,6 +2,8 @@
 //!
 //! With `LIVEBRIDGE_SCREENSHOTS=docs/images` the pictures of the README are taken as well.
 
+mod offline;
+
 use std::path::Path;
 use std::process::Command;
 

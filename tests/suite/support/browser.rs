@@ -182,6 +182,11 @@ impl Window {
         self.client.refresh().await.unwrap();
     }
 
+    /// Goes to another page.
+    pub async fn visit(&self, url: &str) {
+        self.client.goto(url).await.unwrap();
+    }
+
     /// Opens another tab of the same browser, and goes on in it. Returns the tab that it was in.
     pub async fn another_tab(&self, url: &str) -> WindowHandle {
         let before = self.client.window().await.unwrap();
