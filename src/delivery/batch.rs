@@ -11,9 +11,9 @@ use bytes::Bytes;
 
 use super::dialect::SubscriberData;
 use super::encoding::Encoding;
-use crate::broker::Page;
 use crate::channel::ChannelName;
 use crate::close::{Close, Code};
+use crate::hub::held_page::HeldPage;
 use crate::hub::topic::{FellBehind, Topic};
 use crate::message::{Entry, GapReason, Position};
 use crate::transport::byte_budget::{Budget, hold_anyway};
@@ -146,11 +146,12 @@ impl EncodedBatch {
 
     /// Reads a page of history from its entry `next` on, for one subscriber. A gap of the page
     /// becomes the first entry.
-    pub(super) fn read_page(&mut self, page: &Page, next: u64) {
+    pub(super) fn read_page(&mut self, page: &HeldPage, next: u64) {
         self.clear();
         self.first = next;
-        let gap = page.gap.map(Entry::Gap).into_iter();
-        let entries = gap.chain(page.messages.iter().cloned().map(Entry::Message)).skip(next as usize);
+        let gap = page.gap.filter(|_| next == 0).map(Entry::Gap);
+        let skip = next as usize - usize::from(page.gap.is_some() && next > 0);
+        let entries = gap.into_iter().chain(page.messages()[skip..].iter().cloned().map(Entry::Message));
         let mut size = 0;
         self.entries.extend(entries.take_while(|entry| {
             let fits = size < OWN_BYTES;
@@ -328,8 +329,10 @@ fn encoded_size(entry: &Entry) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::broker::{Page, Tail};
     use crate::delivery::encoding::BARE_MULTI_CHANNEL_EVENTS;
-    use crate::message::Message;
+    use crate::hub::held_page::PageBudget;
+    use crate::message::{Gap, Message};
 
     #[test]
     fn frames_per_subscriber_are_encoded_once_for_equal_positions() {
@@ -379,5 +382,24 @@ mod tests {
         let of = (&channel, &BARE_MULTI_CHANNEL_EVENTS);
         scratch.encode_per_subscriber(&next, 6, of, ([none, none].into_iter(), 0));
         assert!(scratch.bytes.starts_with(b"id: 7:3,\n"));
+    }
+
+    #[test]
+    fn a_page_is_read_from_any_of_its_entries_on() {
+        let message = |offset| Arc::new(Message { position: Some(Position::new(7, offset)), ..Message::plain("x") });
+        let tail = Tail { position: Position::new(7, 5), stamp: 1 };
+        let gap = Gap { resumes_after: Position::new(7, 2), reason: GapReason::HistoryTrimmed };
+        for (gap, all) in [(None, &[3, 4, 5][..]), (Some(gap), &[2, 3, 4, 5])] {
+            let page = Page { gap, messages: (3..=5).map(message).collect(), through: tail, tail };
+            let page = PageBudget::new(Arc::default()).hold(page, None).expect("no limit");
+            let mut batch = EncodedBatch::default();
+            for next in 0..=all.len() {
+                batch.read_page(&page, next as u64);
+                let offsets = batch.entries.iter().map(|entry| entry.position().map_or(0, |position| position.offset));
+                assert_eq!(offsets.collect::<Vec<_>>(), all[next..]);
+                let has_gap = batch.entries.iter().any(|entry| matches!(entry, Entry::Gap(_)));
+                assert_eq!(has_gap, gap.is_some() && next == 0);
+            }
+        }
     }
 }

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use crate::broker::{Page, ReadFrom, Tail};
+use crate::broker::{ReadFrom, Tail};
 use crate::hub::Membership;
 use crate::hub::held_page::HeldPage;
 use crate::hub::topic::{ReadAt, Start, StartingPoint, Topic};
@@ -116,9 +116,9 @@ impl Subscription {
         loop {
             match &mut self.cursor {
                 Cursor::Page(at) if at.page.gap.is_none() => {
-                    let rest = at.page.messages.iter().skip(at.next as usize);
+                    let rest = at.page.messages().iter().skip(at.next as usize);
                     at.next += rest.take_while(|message| takes(message)).count() as u64;
-                    if (at.next as usize) < at.page.messages.len() {
+                    if (at.next as usize) < at.page.messages().len() {
                         break;
                     }
                     self.leave_page();
@@ -205,7 +205,7 @@ impl Subscription {
     pub(super) fn backlog(&self) -> u64 {
         match &self.cursor {
             Cursor::Log(cursor) => self.topic().end().saturating_sub(*cursor),
-            Cursor::Page(at) => (usize::from(at.page.gap.is_some()) + at.page.messages.len()) as u64 - at.next,
+            Cursor::Page(at) => (usize::from(at.page.gap.is_some()) + at.page.messages().len()) as u64 - at.next,
             Cursor::History(_) | Cursor::Snapshot(_) => 0,
         }
     }
@@ -243,7 +243,7 @@ fn snapshot_at(page: Arc<HeldPage>, at: Position) -> Arc<HeldPage> {
     if page.gap.is_some() || through.epoch != at.epoch || through.offset <= at.offset {
         return page;
     }
-    let was_there = |message: &&Arc<Message>| message.position.is_some_and(|held| held.offset <= at.offset);
-    let messages = page.messages.iter().filter(was_there).cloned().collect();
-    Arc::new(page.part(Page { messages, through: Tail { position: at, stamp: 0 }, ..**page }))
+    let was_there = |message: &Arc<Message>| message.position.is_some_and(|held| held.offset <= at.offset);
+    let count = page.messages().partition_point(was_there);
+    Arc::new(page.only_first(count, Tail { position: at, stamp: 0 }))
 }

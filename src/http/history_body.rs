@@ -98,7 +98,7 @@ impl HistoryBody {
             }
             return;
         }
-        let Some(message) = self.page.messages.get(self.next) else {
+        let Some(message) = self.page.messages().get(self.next) else {
             self.encoded.extend_from_slice(b"]}\n");
             self.is_over = true;
             return;
@@ -175,7 +175,7 @@ impl Large {
 }
 
 fn payload_bytes(page: &HeldPage) -> usize {
-    page.messages.iter().map(|message| message.payload.len()).sum()
+    page.messages().iter().map(|message| message.payload.len()).sum()
 }
 
 #[cfg(test)]
@@ -201,7 +201,7 @@ mod tests {
 
     /// Encodes the body in one piece.
     fn whole(body: &HistoryBody) -> Value {
-        let messages: Vec<_> = body.page.messages.iter().map(|message| Envelope::within(message)).collect();
+        let messages: Vec<_> = body.page.messages().iter().map(|message| Envelope::within(message)).collect();
         let offset = body.page.tail.position.offset;
         serde_json::json!({"channel": "a", "epoch": "7", "offset": offset, "messages": messages})
     }

@@ -2,11 +2,11 @@
 //! outgoing bytes, regardless of the number of its readers, until the last of them has received it.
 
 use std::net::IpAddr;
-use std::ops::Deref;
+use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
-use crate::broker::{BrokerError, PAGE_BYTES, Page};
-use crate::message::Position;
+use crate::broker::{BrokerError, PAGE_BYTES, Page, Tail};
+use crate::message::{Gap, Message, Position};
 use crate::transport::address_shares::{AddressShares, HeldShare};
 use crate::transport::byte_budget::{Budget, Reservation};
 
@@ -53,7 +53,10 @@ impl PageBudget {
         let held = Reservation::within(self.limit(), bytes, self.outgoing.clone()).ok_or(PageError::OutgoingFull)?;
         let take = |address| self.shares.take(address, bytes).ok_or(PageError::OutgoingFull);
         let share = client.map(take).transpose()?;
-        Ok(HeldPage { page, settled: OnceLock::new(), held: Arc::new((held, share)) })
+        let Page { gap, through, tail, .. } = page;
+        let range = 0..page.messages.len();
+        let whole = Arc::new(Whole { page, settled: OnceLock::new(), _held: held, _share: share });
+        Ok(HeldPage { gap, through, tail, range, whole })
     }
 
     fn limit(&self) -> usize {
@@ -61,12 +64,28 @@ impl PageBudget {
     }
 }
 
-/// A page of history that counts against a [`PageBudget`].
-#[derive(Debug)]
+/// A page of history that counts against a [`PageBudget`], or a part of one. A part neither counts
+/// again nor copies the messages.
+#[derive(Clone, Debug)]
 pub struct HeldPage {
+    /// Messages that are missing before the first one, if any.
+    pub gap: Option<Gap>,
+    /// The position that a reader holds after it has received the messages.
+    pub through: Tail,
+    /// The newest position when the page was read.
+    pub tail: Tail,
+    /// The messages of this part.
+    range: Range<usize>,
+    whole: Arc<Whole>,
+}
+
+/// What was read.
+#[derive(Debug)]
+struct Whole {
     page: Page,
     settled: OnceLock<Position>,
-    held: Arc<(Reservation, Option<HeldShare>)>,
+    _held: Reservation,
+    _share: Option<HeldShare>,
 }
 
 /// Why a read returned no page.
@@ -81,36 +100,39 @@ pub enum PageError {
 }
 
 impl HeldPage {
-    /// A page with some of the messages of this one. It does not count again.
-    pub fn part(&self, page: Page) -> Self {
-        Self { page, settled: OnceLock::new(), held: self.held.clone() }
+    /// The messages in the order of their offsets.
+    pub fn messages(&self) -> &[Arc<Message>] {
+        &self.whole.page.messages[self.range.clone()]
     }
 
-    /// [`Page::settled`], computed once for all readers, because it looks at all messages.
+    /// [`Page::settled`] of the whole page, computed once for all readers, because it looks at all
+    /// messages.
     pub fn settled(&self) -> Position {
-        *self.settled.get_or_init(|| self.page.settled())
+        *self.whole.settled.get_or_init(|| self.whole.page.settled())
     }
-}
 
-impl Deref for HeldPage {
-    type Target = Page;
+    /// The page without its first messages, with this gap before the others.
+    pub fn without_first(&self, skip: usize, gap: Option<Gap>) -> Self {
+        Self { gap, range: self.range.start + skip..self.range.end, ..self.clone() }
+    }
 
-    fn deref(&self) -> &Page {
-        &self.page
+    /// The first messages of the page, which end at this position.
+    pub fn only_first(&self, count: usize, through: Tail) -> Self {
+        Self { through, range: self.range.start..self.range.start + count, ..self.clone() }
     }
 }
 
 impl PartialEq for HeldPage {
     fn eq(&self, other: &Self) -> bool {
-        self.page == other.page
+        let rest = |page: &Self| (page.gap, page.through, page.tail);
+        rest(self) == rest(other) && self.messages() == other.messages()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::broker::Tail;
-    use crate::message::{Message, Position};
+    use crate::message::GapReason;
 
     const MIB: usize = 1 << 20;
 
@@ -136,7 +158,7 @@ mod tests {
         assert_eq!(pages.hold(page(MIB), None), Err(PageError::OutgoingFull));
         assert!(outgoing.used() < 48 * MIB && outgoing.take(15 * MIB), "room for frames");
         outgoing.give(15 * MIB);
-        let part = held[0].part(page(MIB));
+        let part = held[0].without_first(1, None);
         held.clear();
         assert!(outgoing.used() > 3 * MIB, "a part is all of it");
         drop(part);
@@ -151,6 +173,20 @@ mod tests {
         let page = Page { messages: vec![value(3, "a"), value(5, "b"), value(6, "a")], ..page(1) };
         let held = PageBudget::new(Arc::default()).hold(page, None).expect("no limit");
         assert_eq!(held.settled(), Position::new(7, 5));
-        assert_eq!(held.settled.get(), Some(&Position::new(7, 5)));
+        assert_eq!(held.whole.settled.get(), Some(&Position::new(7, 5)));
+    }
+
+    #[test]
+    fn parts_of_a_page_share_its_messages() {
+        let message = |offset| Arc::new(Message { position: Some(Position::new(7, offset)), ..Message::plain("x") });
+        let page = Page { messages: (1..=5).map(message).collect(), ..page(1) };
+        let held = PageBudget::new(Arc::default()).hold(page, None).expect("no limit");
+        let through = Tail { position: Position::new(7, 4), stamp: 0 };
+        let gap = Some(Gap { resumes_after: Position::new(7, 1), reason: GapReason::HistoryTrimmed });
+        let part = held.without_first(1, gap).only_first(3, through);
+        let same = |one: &Arc<Message>, other| Arc::ptr_eq(one, other) && Arc::strong_count(one) == 1;
+        assert!(part.messages().iter().zip(&held.messages()[1..]).all(|(one, other)| same(one, other)));
+        assert_eq!((part.messages().len(), part.gap, part.through, part.tail), (3, gap, through, held.tail));
+        assert_eq!(part.without_first(1, None), held.without_first(2, None).only_first(2, through));
     }
 }

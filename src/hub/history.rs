@@ -9,8 +9,9 @@ use std::time::Instant;
 use futures::FutureExt;
 
 use super::Hub;
-use crate::broker::{PAGE_MESSAGES, Page, ReadFrom};
+use crate::broker::{PAGE_MESSAGES, ReadFrom};
 use crate::channel::ChannelName;
+use crate::hub::held_page::HeldPage;
 use crate::hub::shared_reads::{Answer, Read, SharedPage};
 use crate::hub::topic::{ReadAt, Topic};
 use crate::message::Position;
@@ -23,7 +24,7 @@ impl Hub {
     /// See [`PageError`](super::held_page::PageError).
     pub async fn history(self: &Arc<Self>, topic: &Topic, from: ReadFrom, client: Option<IpAddr>) -> Answer {
         let shared = &topic.shared_reads;
-        let newer = |page: &Page| newer(topic, page);
+        let newer = |page: &HeldPage| newer(topic, page);
         if let Some(page) = shared.answer(from, &topic.rule, newer) {
             return Ok(Some(page));
         }
@@ -81,7 +82,7 @@ fn read(hub: Arc<Hub>, channel: ChannelName, from: ReadFrom, client: Option<IpAd
 
 /// The number of messages that the log has after a page; `None` if it does not continue at the end of
 /// the page.
-fn newer(topic: &Topic, page: &Page) -> Option<usize> {
+fn newer(topic: &Topic, page: &HeldPage) -> Option<usize> {
     let through = page.through.position;
     let delivered = topic.delivered().map(|tail| tail.position).filter(|tail| tail.epoch == through.epoch)?;
     let newer = delivered.offset.saturating_sub(through.offset);

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use futures::future::{BoxFuture, FutureExt, Shared, WeakShared};
 
-use crate::broker::{Page, ReadFrom};
+use crate::broker::ReadFrom;
 use crate::hub::held_page::{HeldPage, PageError};
 use crate::message::{Gap, GapReason, Position};
 use crate::rules::Rule;
@@ -51,13 +51,6 @@ pub(super) struct SharedPage {
     used_at: Instant,
 }
 
-/// The part of a page that answers a request: the messages after the first few, with this gap before
-/// them.
-struct Part {
-    gap: Option<Gap>,
-    skip: usize,
-}
-
 impl SharedReads {
     /// Answers a request from a page that is still valid under the rule of the topic, if one has all
     /// that is requested. `newer` returns the number of messages that the log has after a page; `None`
@@ -66,16 +59,14 @@ impl SharedReads {
         &self,
         from: ReadFrom,
         rule: &Rule,
-        newer: impl Fn(&Page) -> Option<usize>,
+        newer: impl Fn(&HeldPage) -> Option<usize>,
     ) -> Option<Arc<HeldPage>> {
         let now = Instant::now();
-        let found = self.lock().pages.iter_mut().filter(|kept| kept.is_fresh(rule, now)).find_map(|kept| {
-            let part = kept.find(from, newer(&kept.page)?)?;
+        self.lock().pages.iter_mut().filter(|kept| kept.is_fresh(rule, now)).find_map(|kept| {
+            let answer = kept.answer(from, newer(&kept.page)?)?;
             kept.used_at = now;
-            Some((kept.page.clone(), part))
-        });
-        // Outside the lock, because this may copy many messages.
-        found.map(|(page, part)| part.of(&page))
+            Some(answer)
+        })
     }
 
     /// Stores a page for later readers.
@@ -131,39 +122,39 @@ impl SharedPage {
 
     /// Answers `from` from the page, if it can. `newer`: number of later messages in the log.
     pub(super) fn answer(&self, from: ReadFrom, newer: usize) -> Option<Arc<HeldPage>> {
-        self.find(from, newer).map(|part| part.of(&self.page))
+        let page = &self.page;
+        let (skip, gap) = match (self.from, from) {
+            (own, asked) if own == asked => (0, page.gap),
+            (ReadFrom::Oldest, ReadFrom::Last(count)) => self.find_last(count, newer)?,
+            (ReadFrom::Last(most), ReadFrom::Last(count)) if count <= most => self.find_last(count, newer)?,
+            (_, ReadFrom::After(position)) => self.find_after(position).or_else(|| self.find_gap(position))?,
+            _ => return None,
+        };
+        let is_whole = skip == 0 && gap == page.gap;
+        Some(if is_whole { page.clone() } else { page.without_first(skip, gap).into() })
     }
 
-    fn find(&self, from: ReadFrom, newer: usize) -> Option<Part> {
-        match (self.from, from) {
-            (own, asked) if own == asked => Some(Part { gap: self.page.gap, skip: 0 }),
-            (ReadFrom::Oldest, ReadFrom::Last(count)) => self.find_last(count, newer),
-            (ReadFrom::Last(most), ReadFrom::Last(count)) if count <= most => self.find_last(count, newer),
-            (_, ReadFrom::After(position)) => self.find_after(position).or_else(|| self.find_gap(position)),
-            _ => None,
-        }
-    }
-
-    /// Finds the last `count` messages of the page and the log.
-    fn find_last(&self, count: usize, newer: usize) -> Option<Part> {
-        let Page { messages, gap, through, tail } = &**self.page;
-        let skip = messages.len().saturating_sub(count.saturating_sub(newer));
-        (through == tail).then(|| Part { gap: gap.filter(|_| skip == 0), skip })
+    /// Finds the last `count` messages of the page and the log. This, and what follows, returns how many
+    /// messages to skip, and the gap before the others.
+    fn find_last(&self, count: usize, newer: usize) -> Option<(usize, Option<Gap>)> {
+        let page = &self.page;
+        let skip = page.messages().len().saturating_sub(count.saturating_sub(newer));
+        (page.through == page.tail).then(|| (skip, page.gap.filter(|_| skip == 0)))
     }
 
     /// Finds the messages after a position, if the page has each of them. On a keyed channel, a page may
     /// lack some: those whose values were replaced or removed.
-    fn find_after(&self, position: Position) -> Option<Part> {
-        let Page { messages, through, .. } = &**self.page;
-        let wanted = through.position.offset.checked_sub(position.offset)?;
+    fn find_after(&self, position: Position) -> Option<(usize, Option<Gap>)> {
+        let messages = self.page.messages();
+        let wanted = self.page.through.position.offset.checked_sub(position.offset)?;
         let skip = messages.len().checked_sub(wanted as usize)?;
         // Offsets increase. So if the first one is right, those behind it are too.
-        (messages.get(skip)?.position == Some(position.next())).then_some(Part { gap: None, skip })
+        (messages.get(skip)?.position == Some(position.next())).then_some((skip, None))
     }
 
     /// Finds the whole page, if it is the answer to a position after which messages are missing.
-    fn find_gap(&self, position: Position) -> Option<Part> {
-        let first = self.page.messages.first().and_then(|message| message.position);
+    fn find_gap(&self, position: Position) -> Option<(usize, Option<Gap>)> {
+        let first = self.page.messages().first().and_then(|message| message.position);
         let through = self.page.through.position;
         let before = match self.from {
             ReadFrom::Oldest => first.map_or(through.offset, |first| first.offset - 1),
@@ -177,25 +168,14 @@ impl SharedPage {
             (position.offset > 0).then_some(GapReason::EpochChanged)
         };
         let resumes_after = Position::new(through.epoch, before);
-        reason.map(|reason| Part { gap: Some(Gap { resumes_after, reason }), skip: 0 })
-    }
-}
-
-impl Part {
-    fn of(self, page: &Arc<HeldPage>) -> Arc<HeldPage> {
-        let Self { gap, skip } = self;
-        if skip == 0 && gap == page.gap {
-            return page.clone();
-        }
-        let messages = page.messages[skip..].to_vec();
-        Arc::new(page.part(Page { gap, messages, ..***page }))
+        reason.map(|reason| (0, Some(Gap { resumes_after, reason })))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::broker::Tail;
+    use crate::broker::{Page, Tail};
     use crate::hub::held_page::PageBudget;
     use crate::message::Message;
     use crate::rules::History;
@@ -219,7 +199,7 @@ mod tests {
     }
 
     fn offsets(page: Option<Arc<HeldPage>>) -> Option<Vec<u64>> {
-        Some(page?.messages.iter().filter_map(|message| Some(message.position?.offset)).collect())
+        Some(page?.messages().iter().filter_map(|message| Some(message.position?.offset)).collect())
     }
 
     fn after(page: &SharedPage, offset: u64) -> Option<Vec<u64>> {
@@ -245,7 +225,7 @@ mod tests {
         let whole = page(ReadFrom::Oldest, 3..=5, 5);
         let answer = whole.answer(ReadFrom::After(Position::new(7, 1)), 0).expect("all of it");
         let gap = Gap { resumes_after: Position::new(7, 2), reason: GapReason::HistoryTrimmed };
-        assert_eq!((answer.gap, answer.messages.len()), (Some(gap), 3));
+        assert_eq!((answer.gap, answer.messages().len()), (Some(gap), 3));
         let later = page(ReadFrom::After(Position::new(7, 2)), 3..=5, 5);
         assert_eq!(after(&later, 1), None, "the history may have more");
     }
@@ -304,7 +284,7 @@ mod tests {
             let answer = whole.answer(ReadFrom::After(Position::new(epoch, 4)), 0).expect("the same for all");
             let gap = answer.gap.expect("they missed something");
             assert_eq!((gap.resumes_after, gap.reason), (Position::new(7, 2), GapReason::EpochChanged));
-            assert_eq!(answer.messages.len(), 3);
+            assert_eq!(answer.messages().len(), 3);
         }
         assert!(whole.answer(ReadFrom::After(Position::new(6, 0)), 0).is_none(), "it may have missed nothing");
     }

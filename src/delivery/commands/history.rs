@@ -40,7 +40,7 @@ pub(super) async fn read(
             (_, true) => ReadFrom::Last(limit),
         };
         let page = read(from).await?;
-        let messages = page.messages.clone();
+        let messages = page.messages().to_vec();
         return Ok(Answer { page, messages: ordered(messages, request.reverse) });
     };
     let since = match since {
@@ -64,7 +64,7 @@ pub(super) async fn read(
         }
         _ => {}
     }
-    let mut messages = page.messages.clone();
+    let mut messages = page.messages().to_vec();
     if request.reverse {
         messages.retain(|message| message.position.is_some_and(|position| position.offset < since.offset));
     }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use super::identity::Identity;
 use super::subscribe::{NO_MAP, enter};
 use crate::app::App;
-use crate::broker::{PAGE_MESSAGES, Page, ReadFrom, RequestSize};
+use crate::broker::{PAGE_MESSAGES, ReadFrom, RequestSize};
 use crate::delivery::dialect::command::{CommandError, Since, Values, ValuesAfter, ValuesRequest};
 use crate::hub::held_page::HeldPage;
 use crate::hub::topic::Topic;
@@ -35,11 +35,10 @@ pub(super) async fn read(
     let limit = request.limit.unwrap_or(PAGE_MESSAGES).min(PAGE_MESSAGES);
     let Some(page) = values_of(&app, topic, address).await? else {
         // Before the first message there are no values.
-        let tail = topic.delivered().ok_or(NO_MAP)?;
-        let empty = Page { gap: None, messages: Vec::new(), through: tail, tail };
-        return page_of(&empty, tail.position, request.after, limit);
+        let tail = topic.delivered().map(|tail| tail.position).ok_or(NO_MAP)?;
+        return page_of(&[], (tail, tail), request.after, limit);
     };
-    page_of(&page, page.settled(), request.after, limit)
+    page_of(page.messages(), (page.through.position, page.settled()), request.after, limit)
 }
 
 /// All values, newer than the last page that the client has got, or as new.
@@ -54,10 +53,14 @@ async fn values_of(
     Ok(app.hub.history(topic, ReadFrom::Keys, address).await?)
 }
 
-/// The values of a page of history that belong to a page for the client. Up to `settled`, there is one
-/// value of each key.
-fn page_of(page: &Page, settled: Position, after: Option<ValuesAfter>, limit: usize) -> Result<Values, CommandError> {
-    let (messages, through) = (&page.messages, page.through.position);
+/// The values of `messages` that belong to a page. `through` is the position of the messages; up to
+/// `settled`, there is one value of each key.
+fn page_of(
+    messages: &[Arc<Message>],
+    (through, settled): (Position, Position),
+    after: Option<ValuesAfter>,
+    limit: usize,
+) -> Result<Values, CommandError> {
     let (position, after) = match after {
         None => (settled, 0),
         Some(ValuesAfter { position: Since { epoch, offset }, offset: after }) => {
@@ -88,7 +91,7 @@ fn offset_of(message: &Message) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::broker::Tail;
+    use crate::broker::{Page, Tail};
 
     fn value(key: &str, offset: u64) -> Arc<Message> {
         Arc::new(Message { position: Some(Position::new(7, offset)), key: Some(key.into()), ..Message::plain("value") })
@@ -100,7 +103,7 @@ mod tests {
     }
 
     fn values(page: &Page, after: Option<ValuesAfter>, limit: usize) -> Result<Values, CommandError> {
-        page_of(page, page.settled(), after, limit)
+        page_of(&page.messages, (page.through.position, page.settled()), after, limit)
     }
 
     fn keys(values: &Values) -> Vec<&str> {
