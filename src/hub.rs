@@ -137,7 +137,11 @@ impl Hub {
     /// # Errors
     /// As [`Broker::read_presence`].
     pub async fn read_presence(&self, channel: &ChannelName) -> Result<Option<Everybody>, BrokerError> {
-        if self.has_presence(channel) { self.broker.read_presence(channel).await.map(Some) } else { Ok(None) }
+        if !self.has_presence(channel) {
+            return Ok(None);
+        }
+        self.presence().write_now(channel).await;
+        self.broker.read_presence(channel).await.map(Some)
     }
 
     /// The wake list of a shard.

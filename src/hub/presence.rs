@@ -43,6 +43,8 @@ const CHANNELS_AT_ONCE: usize = 256;
 const SLACK: Duration = Duration::from_millis(200);
 /// The time for telling the broker at the end of the process.
 const LAST_WORD: Duration = Duration::from_secs(1);
+/// How long a question waits until the broker has this instance's own changes.
+const OWN_CHANGES: Duration = Duration::from_secs(1);
 /// How many changes wait for a shard. More are dropped.
 const MOST_WAITING: usize = 10_000;
 
@@ -50,6 +52,7 @@ const MOST_WAITING: usize = 10_000;
 pub struct Presence {
     state: Mutex<State>,
     changed: Notify,
+    written: Notify,
     lists: Vec<Arc<ChangeList>>,
     metrics: Arc<Metrics>,
 }
@@ -122,7 +125,7 @@ impl Presence {
     /// Nobody anywhere. Changes go to this many shards.
     pub(super) fn new(shards: usize, metrics: Arc<Metrics>) -> Arc<Self> {
         let lists = (0..shards).map(|_| Arc::default()).collect();
-        Arc::new(Self { state: Mutex::default(), changed: Notify::new(), lists, metrics })
+        Arc::new(Self { state: Mutex::default(), changed: Notify::new(), written: Notify::new(), lists, metrics })
     }
 
     /// The changes for a shard.
@@ -171,6 +174,29 @@ impl Presence {
         }
         state.write_in(channel, END_WINDOW);
         self.changed.notify_one();
+    }
+
+    /// Waits until the broker has what has changed on a channel of this instance, so that a client that has just
+    /// subscribed sees itself.
+    pub(super) async fn write_now(&self, channel: &ChannelName) {
+        let is_written = async {
+            let mut wanted = None;
+            loop {
+                let written = self.written.notified();
+                {
+                    let mut state = lock(&self.state);
+                    let Some(roster) = state.channels.get(channel) else { return };
+                    let wanted = *wanted.get_or_insert(roster.version);
+                    if roster.stored.is_some_and(|stored| stored >= wanted) {
+                        return;
+                    }
+                    state.write_in(channel, Duration::ZERO);
+                }
+                self.changed.notify_one();
+                written.await;
+            }
+        };
+        let _ = timeout(OWN_CHANGES, is_written).await;
     }
 
     /// The channel is subscribed in the broker anew, which may have lost what it was told.
@@ -263,6 +289,7 @@ impl Presence {
             };
             self.tell(&channel, changes);
         }
+        self.written.notify_waiters();
     }
 }
 

@@ -50,6 +50,7 @@ fn options() -> Options {
 promises!(
     options();
     everybody_is_seen_on_every_instance,
+    a_client_sees_itself_at_once,
     who_comes_and_goes_is_told_once,
     who_is_away_for_three_seconds_makes_no_noise,
     an_anonymous_client_that_comes_back_is_another,
@@ -186,6 +187,19 @@ async fn everybody_is_seen_on_every_instance(setup: Setup) {
         assert_eq!(stats(&mut client, &room).await, (5, 4));
         assert_eq!(client.ask("presence", json!({ "channel": "room:empty" })).await, json!({ "presence": {} }));
         assert_eq!(stats(&mut client, "room:empty").await, (0, 0));
+    }
+}
+
+async fn a_client_sees_itself_at_once(setup: Setup) {
+    let room = channel("room");
+    let (mut client, id) = connect(&setup.one, Some("alice")).await;
+    for _ in 0..3 {
+        client.ask("subscribe", json!({ "channel": room })).await;
+        let all = setup.one.get_json(&format!("/channels/{room}/presence")).await;
+        assert_eq!(all["clients"][0]["client"], id, "{all}");
+        assert_eq!(stats(&mut client, &room).await, (1, 1));
+        client.ask("unsubscribe", json!({ "channel": room })).await;
+        assert_eq!(stats(&mut client, &room).await, (0, 0));
     }
 }
 

@@ -205,7 +205,7 @@ const checks = {
     equal((await ended).code, 103, "a subscription");
     equal(await failed(js.publish("js:forbidden", pack(1))), 103, "a publication");
     equal(await failed(js.presence("js:some")), 108, "presence");
-    equal(await failed(js.rpc("method", pack({}))), 104, "a call");
+    equal(await failed(js.rpc("method", pack({}))), 108, "a call");
     js.disconnect();
   },
 

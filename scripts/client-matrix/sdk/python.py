@@ -164,7 +164,7 @@ async def is_told_what_it_may_not_do():
     equal((await events.until("unsubscribed"))[0].code, 103, "a subscription")
     equal(await failed(sdk.publish("py:forbidden", 1)), 103, "a publication")
     equal(await failed(sdk.presence("py:some")), 108, "presence")
-    equal(await failed(sdk.rpc("method", {})), 104, "a call")
+    equal(await failed(sdk.rpc("method", {})), 108, "a call")
     await sdk.disconnect()
 
 

@@ -308,9 +308,6 @@ pub enum CommandError {
     /// This server or this channel does not have it.
     #[error("{0}")]
     NotAvailable(&'static str),
-    /// There is no such method.
-    #[error("there is no such method")]
-    UnknownMethod,
     /// The history no longer has the messages after the given position.
     #[error("the history does not go back to this position; reload your state")]
     PositionGone,
@@ -335,7 +332,6 @@ impl CommandError {
             Self::TooManyChannels(_) => "channels",
             Self::TooLarge(_) => "message_too_big",
             Self::NotAvailable(_) => "not_available",
-            Self::UnknownMethod => "unknown_method",
             Self::PositionGone => "position_gone",
             Self::Draining => "draining",
             Self::OutgoingFull => "outgoing_full",

@@ -281,7 +281,7 @@ async fn errors_and_closes_have_the_numbers_of_the_json_form() {
         ("publish", json!({ "channel": b, "data": 1 }), 103),
         ("publish", json!({ "channel": a, "data": "x".repeat(4096) }), 106),
         ("presence", json!({ "channel": a }), 108),
-        ("rpc", json!({ "method": "m" }), 104),
+        ("rpc", json!({ "method": "m" }), 108),
         ("sub_refresh", json!({ "channel": a }), 107),
         ("sub_refresh", json!({ "channel": a, "token": "t", "type": 1 }), 108),
         ("refresh", json!({}), 107),

@@ -144,7 +144,7 @@ func isToldWhatItMayNot() {
 	_, err = sdk.Presence(soon(), "go:some")
 	equal("presence", code(err), 108)
 	_, err = sdk.RPC(soon(), "method", []byte("{}"))
-	equal("a call", code(err), 104)
+	equal("a call", code(err), 108)
 }
 
 func seesWhoIsThere() {

@@ -45,7 +45,6 @@ pub(super) fn error(error: &CommandError) -> (u16, bool) {
         | CommandError::OutgoingFull => (100, true),
         CommandError::Access(error) => access(error),
         CommandError::PublishRefused | CommandError::Broker(BrokerError::ChannelRefused(_)) => (103, false),
-        CommandError::UnknownMethod => (104, false),
         CommandError::AlreadySubscribed => (105, false),
         CommandError::TooManyChannels(_)
         | CommandError::TooLarge(_)

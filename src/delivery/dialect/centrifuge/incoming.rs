@@ -268,7 +268,7 @@ impl Methods {
         } else if let Some(Object(history)) = self.history {
             history.request().unwrap_or_else(refused)
         } else if self.rpc.is_some() {
-            refused(CommandError::UnknownMethod)
+            refused(CommandError::NotAvailable("there are no calls here"))
         } else if self.send.is_some() {
             Request::Nothing
         } else if let Some(Object(Refresh { token })) = self.refresh {

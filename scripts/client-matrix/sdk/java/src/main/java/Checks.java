@@ -111,7 +111,7 @@ public class Checks {
       equal("a subscription", forbidden.unsubscribed.take("the end of a subscription"), 103);
       equal("a publication", Sdk.code(done -> sdk.client.publish("java:forbidden", bytes("1"), done::accept)), 103);
       equal("presence", Sdk.code(done -> sdk.client.presence("java:some", done::accept)), 108);
-      equal("a call", Sdk.code(done -> sdk.client.rpc("method", bytes("{}"), done::accept)), 104);
+      equal("a call", Sdk.code(done -> sdk.client.rpc("method", bytes("{}"), done::accept)), 108);
     }
   }
 
