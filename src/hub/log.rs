@@ -28,6 +28,8 @@ pub enum Found {
 #[derive(Debug)]
 pub struct Log {
     entries: VecDeque<Entry>,
+    /// How many of the entries are gaps.
+    gaps: usize,
     first: u64,
     bytes: usize,
     bounds: LogBounds,
@@ -36,7 +38,7 @@ pub struct Log {
 impl Log {
     /// Creates an empty log.
     pub fn new(bounds: LogBounds) -> Self {
-        Self { entries: VecDeque::new(), first: 0, bytes: 0, bounds }
+        Self { entries: VecDeque::new(), gaps: 0, first: 0, bytes: 0, bounds }
     }
 
     /// The sequence number of the oldest entry; [`Log::end`] if the log is empty.
@@ -58,6 +60,7 @@ impl Log {
     /// `needed`.
     pub fn push(&mut self, entry: Entry, needed: u64) {
         self.bytes += entry.weight();
+        self.gaps += usize::from(matches!(entry, Entry::Gap(_)));
         self.entries.push_back(entry);
         while self.over_bounds() && self.first < needed {
             self.drop_oldest();
@@ -96,9 +99,10 @@ impl Log {
     pub fn find(&self, position: Position) -> Found {
         // Offsets have no holes, so the first newer entry is the one. The search starts at the
         // newest entry, because most clients resume close to it.
-        let mut at = self.end();
+        let mut end = self.entries.len();
         let mut is_before_gap = false;
-        for entry in self.entries.iter().rev() {
+        while let Some(entry) = end.checked_sub(1).and_then(|last| self.entries.get(last)) {
+            let at = self.first + end as u64;
             match entry.position() {
                 Some(held) if held == position && is_before_gap => break,
                 Some(held) if held == position => return Found::At(at),
@@ -106,7 +110,7 @@ impl Log {
                     return Found::At(at - 1);
                 }
                 Some(held) if held.epoch == position.epoch && held.offset < position.offset => break,
-                _ => at -= 1,
+                held => end = end.saturating_sub(self.stride(held, position)),
             }
             is_before_gap = match entry {
                 Entry::Gap(_) => true,
@@ -115,6 +119,19 @@ impl Log {
             };
         }
         Found::Older
+    }
+
+    /// How far [`Log::find`] can go back from an entry with the position `held`, over entries that are too
+    /// new. After a repair of a keyed channel, a log may have less than all offsets; then this may be too
+    /// far, and the history answers.
+    fn stride(&self, held: Option<Position>, wanted: Position) -> usize {
+        match held {
+            Some(held) if self.gaps == 0 => {
+                let oldest = if held.epoch == wanted.epoch { wanted.next().offset } else { 1 };
+                (held.offset.saturating_sub(oldest) as usize).max(1)
+            }
+            _ => 1,
+        }
     }
 
     /// The sequence number of the first of the last `count` messages; `None` if the log has fewer.
@@ -141,6 +158,7 @@ impl Log {
     fn drop_oldest(&mut self) {
         if let Some(entry) = self.entries.pop_front() {
             self.bytes -= entry.weight();
+            self.gaps -= usize::from(matches!(entry, Entry::Gap(_)));
             self.first += 1;
         }
     }
@@ -236,5 +254,31 @@ mod tests {
         log.push(Entry::Message(Message::plain("plain").into()), u64::MAX);
         log.push(Entry::Gap(Gap { resumes_after: Position::new(2, 3), reason: GapReason::EpochChanged }), u64::MAX);
         assert_eq!(log.find(Position::new(1, 1)), Found::Older, "a message without a position changes nothing");
+    }
+
+    #[test]
+    fn a_search_that_leaves_out_what_is_too_new_finds_the_same() {
+        for plain_every in [1, 2, 3, 7, u64::MAX] {
+            let mut log = log(60);
+            log.push(
+                Entry::Gap(Gap { resumes_after: Position::new(3, 9), reason: GapReason::HistoryTrimmed }),
+                u64::MAX,
+            );
+            for (epoch, offsets) in [(3, 10..=99), (5, 1..=20), (8, 1..=9)] {
+                for offset in offsets {
+                    log.push(message(epoch, offset), u64::MAX);
+                    if offset % plain_every == 0 {
+                        log.push(Entry::Message(Message::plain("plain").into()), u64::MAX);
+                    }
+                }
+            }
+            assert_eq!(log.gaps, 0, "the gap was dropped");
+            let positions = || (2..=9).flat_map(|epoch| (0..=101).map(move |offset| Position::new(epoch, offset)));
+            let found: Vec<_> = positions().map(|position| log.find(position)).collect();
+            log.gaps = 1;
+            for (position, found) in positions().zip(found) {
+                assert_eq!(found, log.find(position), "{position}, {plain_every}");
+            }
+        }
     }
 }
