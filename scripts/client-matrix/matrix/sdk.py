@@ -13,9 +13,8 @@ from . import processes, servers
 from .catalogue import ROOT, Client, Installation
 
 # The fewest checks that a program must have reported: one that ends early has not passed.
-FEWEST = 11
-_SETTINGS = ["--token-secret", servers.SECRET, "--token-leeway-seconds", 0, "--heartbeat-seconds", 1,
-             "--max-message-bytes", 1 << 16]
+FEWEST = 13
+_SETTINGS = ["--token-secret", servers.SECRET, "--token-leeway-seconds", 0, "--max-message-bytes", 1 << 16]
 
 
 def is_sdk(client: Client) -> bool:
@@ -57,11 +56,14 @@ def _run(binary: Path, folder: Path, client: Client, form: str, installation: In
     redis = servers.Redis(folder)
     redis.start()
     settings = ["--redis-url", redis.url, *_SETTINGS]
-    # The second one is there to be killed, and the third one to be stopped.
+    often = [*settings, "--heartbeat-seconds", 1]
+    # The second one is there to be killed, the third one to be stopped, and the fourth one for a client that does not read
+    # and therefore answers no pings.
     instances = [
-        servers.Instance(binary, folder, "one", settings),
-        servers.Instance(binary, folder, "two", settings),
-        servers.Instance(binary, folder, "three", [*settings, "--max-frames-per-second", 50, "--drain-seconds", 1]),
+        servers.Instance(binary, folder, "one", often),
+        servers.Instance(binary, folder, "two", often),
+        servers.Instance(binary, folder, "three", [*often, "--max-frames-per-second", 50, "--drain-seconds", 1]),
+        servers.Instance(binary, folder, "four", [*settings, "--heartbeat-seconds", 60, "--log-messages", 16]),
     ]
     try:
         urls = [f"ws://127.0.0.1:{instance.port}/connection/websocket" for instance in instances]
@@ -72,6 +74,7 @@ def _run(binary: Path, folder: Path, client: Client, form: str, installation: In
             "pid": pids[0],
             "killed": {"url": urls[1], "pid": pids[1]},
             "stopped": {"url": urls[2], "pid": pids[2]},
+            "narrow": {"url": urls[3], "http": instances[3].url("")},
             "redis_port": redis.port,
             "secret": servers.SECRET,
             "form": form,

@@ -5,7 +5,7 @@ import { createConnection } from "node:net";
 
 import WebSocket from "ws";
 
-const { url, http, pid, killed, stopped, redis_port, secret, form, map_example } = JSON.parse(process.argv[2]);
+const { url, http, pid, killed, stopped, narrow, redis_port, secret, form, map_example } = JSON.parse(process.argv[2]);
 const isProtobuf = form === "protobuf";
 const { Centrifuge } = await import(isProtobuf ? "centrifuge/build/protobuf" : "centrifuge");
 
@@ -106,6 +106,9 @@ const balanced = (first) => {
     }
   };
 };
+/** How many messages wait for the slowest client of an instance. */
+const backlog = async ({ http }) =>
+  Number(/^livebridge_backlog_messages ([0-9]+)/m.exec(await (await fetch(`${http}/metrics`, { headers })).text())[1]);
 /** The codes with which a client loses its connection. */
 const codes = (js) => {
   const seen = { connecting: [], disconnected: [] };
@@ -441,6 +444,59 @@ const checks = {
       equal(seen.disconnected, [], "it came back");
       js.disconnect();
     }
+  },
+
+  async "comes back after it did not read, and has missed nothing"() {
+    const js = client({ websocket: balanced(narrow) });
+    const seen = codes(js);
+    const subscription = js.newSubscription("js:slow");
+    const found = [];
+    subscription.on("publication", (context) => found.push(unpack(context.data).number));
+    subscription.subscribe();
+    js.connect();
+    await subscription.ready(5000);
+    const socket = js._transport._transport;
+    socket.pause();
+    const text = "x".repeat(60_000);
+    let count = 0;
+    // Its instance keeps 16 messages for a client whose socket is full.
+    while ((await backlog(narrow)) <= 16) await publish("js:slow", JSON.stringify({ number: (count += 1), text }));
+    socket.resume();
+    await eventually("all", () => found.length >= count, 60000);
+    equal(found, Array.from({ length: count }, (_, index) => index + 1), "each once and in order");
+    equal([seen.connecting, seen.disconnected], [[0, 3008], []], "the codes");
+    js.disconnect();
+  },
+
+  async "comes back after it left pings unanswered"() {
+    const js = client();
+    const seen = codes(js);
+    js.connect();
+    await js.ready(5000);
+    js._sendPong = false;
+    await eventually("the end", () => seen.connecting.length === 2, 30000);
+    await js.ready(15000);
+    equal([seen.connecting, seen.disconnected], [[0, 3012], []], "the codes");
+    js.disconnect();
+  },
+
+  async "comes back without a channel that Redis begins to refuse"() {
+    const js = client();
+    const seen = codes(js);
+    const [kept, lost] = ["js:kept", "js:refused"].map((name) => js.newSubscription(name));
+    const ended = until("its end", new Promise((resolve) => lost.on("unsubscribed", resolve)), 30000);
+    for (const subscription of [kept, lost]) subscription.subscribe();
+    js.connect();
+    await Promise.all([kept.ready(5000), lost.ready(5000)]);
+    equal(await command("ACL SETUSER default resetchannels &js:kept &livebridge:*"), "+OK\r\n", "the refusal");
+    try {
+      equal((await ended).code, 103, "the code of the subscription");
+      await kept.ready(15000);
+      equal([seen.connecting, seen.disconnected], [[0, 3011], []], "the codes");
+    } finally {
+      equal(await command("ACL SETUSER default allchannels"), "+OK\r\n", "the permission");
+    }
+    js.disconnect();
   },
 
   async "leaves for good after the codes that say so"() {

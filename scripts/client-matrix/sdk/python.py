@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -89,6 +90,14 @@ async def publish(channel, body):
     )
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     await asyncio.to_thread(lambda: opener.open(request, timeout=10).read())
+
+
+async def backlog(instance):
+    """How many messages wait for the slowest client of an instance."""
+    request = urllib.request.Request(f"{instance['http']}/metrics", headers={"Authorization": f"Bearer {ALL}"})
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    text = await asyncio.to_thread(lambda: opener.open(request, timeout=10).read().decode())
+    return int(re.search(r"^livebridge_backlog_messages ([0-9]+)", text, re.M)[1])
 
 
 async def failed(awaitable):
@@ -263,6 +272,44 @@ async def goes_on_on_another_instance():
         await sdk.disconnect()
 
 
+async def comes_back_after_it_did_not_read_and_has_missed_nothing():
+    events, messages, narrow = Events(), Events(), setup["narrow"]
+    sdk = client(events)
+    sdk._address = narrow["url"]
+    subscription = sdk.new_subscription("py:slow", events=messages)
+    await sdk.connect()
+    await subscription.subscribe()
+    await subscription.ready()
+    sdk._address = setup["url"]
+    # With the first message it subscribes again: there was no epoch before.
+    await publish("py:slow", '{"number": 1}')
+    await messages.until("publication")
+    await subscription.ready()
+    transport = sdk._conn.transport
+    transport.pause_reading()
+    count = 1
+    # Its instance keeps 16 messages for a client whose socket is full.
+    while await backlog(narrow) <= 16:
+        count += 1
+        await publish("py:slow", json.dumps({"number": count, "text": "x" * 60_000}))
+    transport.resume_reading()
+    found = [held.data["number"] for held in await messages.until("publication", count, seconds=60)]
+    equal(found, list(range(1, count + 1)), "each once and in order")
+    equal([context.code for context in events.all("connecting")], [0, 3008], "why it connected")
+    await sdk.disconnect()
+
+
+async def comes_back_after_it_left_pings_unanswered():
+    events = Events()
+    sdk = client(events)
+    await sdk.connect()
+    await events.until("connected")
+    sdk._send_pong = False
+    await events.until("connected", 2, seconds=40)
+    equal([context.code for context in events.all("connecting")], [0, 3012], "why it connected")
+    await sdk.disconnect()
+
+
 async def leaves_for_good_after_the_codes_that_say_so():
     events = Events()
     sdk = client(events)
@@ -303,6 +350,8 @@ async def main():
         gets_a_new_token_in_time_and_stays,
         gets_a_new_token_when_it_comes_with_an_old_one,
         goes_on_on_another_instance,
+        comes_back_after_it_did_not_read_and_has_missed_nothing,
+        comes_back_after_it_left_pings_unanswered,
         leaves_for_good_after_the_codes_that_say_so,
         notices_that_the_server_is_silent,
     ]
