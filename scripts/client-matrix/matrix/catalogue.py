@@ -33,6 +33,9 @@ class Client:
     runtime: str
     transport: str
     packages: list[str] = field(default_factory=list)
+    # Of a page: the script of the first package.
+    script: str = ""
+    keyed: bool = False
     quick: bool = False
 
     @property
@@ -136,10 +139,10 @@ class Installation:
 
     def _with_package(self, client: Client, program: Path) -> Path:
         """A program of a page, behind the script that its package has for pages."""
-        if not client.packages:
+        if not client.script:
             return program
         name = client.packages[0].partition("=")[0]
-        text = (self.cache / "browser" / "node_modules" / name / "dist" / f"{name}.js").read_text() + program.read_text()
+        text = (self.cache / "browser" / "node_modules" / name / client.script).read_text() + program.read_text()
         target = self.cache / "browser" / f"{client.id}-{_digest(text)}.js"
         target.write_text(text)
         return target

@@ -2,12 +2,15 @@
 on demand, and records what the client asked for."""
 
 import asyncio
+import re
 import socket
 import struct
 
 _HEAD_LIMIT = 64 << 10
 # A close frame with code 1000, as a server sends it.
 _CLOSE_1000 = b"\x88\x02\x03\xe8"
+# The answer to a subscription of an SDK: in JSON, or in Protobuf, where it is field 6 after the id of the command.
+_SUBSCRIBED = re.compile(rb'"subscribe":\{|\x08[\x01-\x7f]\x32')
 
 
 def abort_with_reset(writer: asyncio.StreamWriter) -> None:
@@ -206,7 +209,7 @@ class Cutter:
                     attempt.body_seen = bool(rest)
             else:
                 attempt.body_seen = True
-                attempt.subscribed |= b'"subscribe":{' in data
+                attempt.subscribed |= bool(_SUBSCRIBED.search(data))
             writer.write(data)
             await writer.drain()
             if attempt.status not in (None, 101, 200) and _is_whole(attempt.response):

@@ -54,24 +54,36 @@ class Stage:
             if not member.cutter.accepted():
                 raise RuntimeError(f"{member.client.id} did not connect: {member.gave_up}, {member.events[-3:]}")
 
-    async def publish(self, count: int, instance=None) -> None:
-        for _ in range(count):
-            self.published += 1
-            payload = f"m{self.published}".encode()
-            status = await asyncio.to_thread((instance or self.second).publish, payload, self.headers)
+    def _channels(self) -> dict[str, bool]:
+        """Those that the clients are on, and whether each is keyed."""
+        keyed = {member.client.keyed for member in self.members}
+        return {servers.KEYED_CHANNEL if one else servers.CHANNEL: one for one in keyed}
+
+    async def send(self, payload: bytes) -> None:
+        """Publishes a payload on each channel; on a keyed one, it is the value of a key of its own."""
+        self.published += 1
+        for channel, is_keyed in self._channels().items():
+            key = f"m{self.published}" if is_keyed else None
+            status = await asyncio.to_thread(self.second.publish, payload, self.headers, channel, key)
             if status != 200:
                 raise RuntimeError(f"a publish was answered {status}")
+
+    async def publish(self, count: int) -> None:
+        for _ in range(count):
+            await self.send(f"m{self.published + 1}".encode())
 
     async def flood(self, count: int, size: int) -> None:
         """Messages of a size, a hundred a request."""
         headers = self.headers | {"Content-Type": "application/x-ndjson"}
         for _ in range(count // 100):
             numbers = range(self.published + 1, self.published + 101)
-            batch = [json.dumps({"channel": servers.CHANNEL, "data": f"m{n} ".ljust(size, "x")}) for n in numbers]
             self.published += 100
-            status = await asyncio.to_thread(self.second.publish, "\n".join(batch).encode(), headers)
-            if status != 200:
-                raise RuntimeError(f"a batch was answered {status}")
+            for channel, is_keyed in self._channels().items():
+                keys = {n: {"key": f"m{n}"} if is_keyed else {} for n in numbers}
+                batch = [json.dumps({"channel": channel, "data": f"m{n} ".ljust(size, "x")} | keys[n]) for n in numbers]
+                status = await asyncio.to_thread(self.second.publish, "\n".join(batch).encode(), headers)
+                if status != 200:
+                    raise RuntimeError(f"a batch was answered {status}")
 
     async def seen(self, number: int, members=None, seconds: float = 6) -> bool:
         members = self.members if members is None else members
@@ -232,15 +244,15 @@ def verdict(stage: Stage, member: Member) -> dict:
     expected = list(range(1, stage.published + 1))
     detail = {"attempts": len(member.cutter.attempts) - member.before, "gave_up": member.gave_up}
     statuses = [attempt.status for attempt in member.cutter.attempts[member.before :]]
-    if not member.came_back():
+    if numbers == expected:
+        word = "yes"
+    elif not member.came_back():
         if member.gave_up:
             word = "no"
         elif statuses:
             word = "no, asks on"
         else:
             word = "no, silent"
-    elif numbers == expected:
-        word = "yes"
     elif len(set(numbers)) < len(numbers):
         word = "repeats"
     elif numbers == sorted(numbers) and numbers[-1:] == expected[-1:]:
@@ -265,12 +277,12 @@ async def run_payloads(settings: Settings, clients: list[Client], quiet_seconds:
             last_small, end = (("message", f"p{len(small) + more}") for more in (0, 1))
             marked = [part for index, payload in enumerate(small) for part in (f"p{index}".encode(), payload)]
             for part in (*marked, last_small[1].encode()):
-                await asyncio.to_thread(stage.second.publish, part)
+                await stage.send(part)
             await _received(stage, last_small, 6)
             prompt = {m.client.id: last_small in m.payloads() for m in stage.members}
             # Some parsers take seconds for it, and some clients end.
             for part in (large, end[1].encode()):
-                await asyncio.to_thread(stage.second.publish, part)
+                await stage.send(part)
             await _received(stage, end, 30)
             before = {m.client.id: len(m.payloads()) for m in stage.members}
             await asyncio.sleep(quiet_seconds)

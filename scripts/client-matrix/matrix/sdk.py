@@ -19,7 +19,7 @@ _SETTINGS = ["--token-secret", servers.SECRET, "--token-leeway-seconds", 0, "--m
 
 def is_sdk(client: Client) -> bool:
     """Whether a client has checks of its own."""
-    return client.transport == "centrifuge" and client.runtime in ("node", "python")
+    return client.transport == "centrifuge" and client.runtime in ("node", "python") and not client.keyed
 
 
 def check(binary: Path, clients: list[Client], installation: Installation) -> int:

@@ -13,6 +13,7 @@ from . import processes
 
 SECRET = "a secret of the client matrix for its own instances only"
 CHANNEL = "live"
+KEYED_CHANNEL = "sheet:live"
 _RULES = """
 [[channel]]
 match = "*:room"
@@ -25,7 +26,7 @@ keyed = true
 
 [[channel]]
 match = "sheet:*"
-keyed = true
+keyed = { keys = 10000, bytes = 16777216 }
 
 [[channel]]
 match = "*"
@@ -88,11 +89,12 @@ class Instance:
     def url(self, path: str) -> str:
         return f"http://127.0.0.1:{self.port}{path}"
 
-    def publish(self, payload: bytes, headers: dict | None = None, channel: str = CHANNEL) -> int:
+    def publish(self, payload: bytes, headers: dict | None = None, channel: str = CHANNEL, key: str | None = None) -> int:
         """Publishes; returns the status."""
         # No content type of urllib's own: a form would be no message.
         headers = {"Content-Type": "application/octet-stream"} | (headers or {})
-        return processes.http(self.url(f"/publish?channel={channel}"), payload, headers)[0]
+        query = f"channel={channel}" + (f"&key={key}" if key else "")
+        return processes.http(self.url(f"/publish?{query}"), payload, headers)[0]
 
     def drain(self) -> None:
         self.process.send_signal(signal.SIGTERM)
