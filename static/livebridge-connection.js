@@ -3,18 +3,14 @@
  * stream. Knows channels and positions, but not who asks for them: a feed (livebridge.js), or the tabs that share it
  * (livebridge-shared.js).
  */
+import { CHANGED, NO_HISTORY, TRIMMED, message, person } from "./livebridge-message.js";
+import { JSON_TYPE, PATIENCE_MS, backoff, encode, post } from "./livebridge-publish.js";
 import { CommandError, CommandSocket } from "./livebridge-socket.js";
 
-/** How long an attempt may take until its channels are joined, and a publish until its answer. */
-const PATIENCE_MS = 10_000;
-/** Full jitter: a random wait between 0 and BASE · 2^attempt, the latter at most CAP. */
-const BACKOFF_BASE_MS = 500;
-const BACKOFF_CAP_MS = 15_000;
 /** The clients of an instance that restarts come back spread over this time, not all at once. */
 const RESTART_SPREAD_MS = 2_000;
 /** A connection that lived for less counts as one more failed attempt. */
 const STABLE_AFTER_MS = 5_000;
-const PUBLISH_RETRIES = 3;
 /** Longer messages are posted: the server closes a socket that sends more than its limit. */
 const SOCKET_MESSAGE_LENGTH = 16_384;
 const LONGEST_TIMER_MS = 2 ** 31 - 1;
@@ -34,22 +30,6 @@ const ERROR_TOKEN_EXPIRED = 109;
  * @typedef {{enter: (state: string, instance: string, more?: object) => void, emit: (name: string, detail: any) => void}} Owner
  * @typedef {{channel: string, data: any, key?: string, remove: boolean, idempotencyKey: string}} Publication
  */
-
-/** A publish that the server refused, or that did not get through. `code` and `status` are the server's. */
-export class PublishError extends Error {
-  /** @param {string} message @param {{code?: string, status?: number, cause?: unknown}} more */
-  constructor(message, { code = "unreachable", status = 0, cause } = {}) {
-    super(message, { cause });
-    this.name = "PublishError";
-    this.code = code;
-    this.status = status;
-  }
-
-  /** Whether the same may well succeed a little later. */
-  get temporary() {
-    return this.status === 0 || (this.status >= 502 && this.status <= 504);
-  }
-}
 
 /** What is known of a channel. */
 class Channel {
@@ -129,7 +109,8 @@ export class Connection {
    * @param {Publication} publication
    */
   async publish({ channel, data, key, remove, idempotencyKey }) {
-    const [type, body] = encode(data ?? (remove ? "" : null));
+    const content = encode(data ?? (remove ? "" : null));
+    const [type, body] = content;
     const isPosted = type !== JSON_TYPE || /** @type {string} */ (body).length > SOCKET_MESSAGE_LENGTH;
     if (this.#isConnected && !isPosted) {
       const request = { channel, data: data ?? null, key, removed: remove || undefined, idempotency_key: idempotencyKey };
@@ -137,27 +118,7 @@ export class Connection {
       if (position) return { channel, ...position };
     }
     const pairs = [["channel", channel], ...(key === undefined ? [] : [["key", key]]), ...(remove ? [["remove", "true"]] : [])];
-    /** @type {Record<string, string>} */
-    const headers = { "Content-Type": type, "Idempotency-Key": idempotencyKey };
-    for (let attempt = 0; ; attempt++) {
-      let failure, retryAfterMs;
-      try {
-        const token = await this.#freshToken();
-        if (token) headers.Authorization = `Bearer ${token}`;
-        const signal = AbortSignal.timeout(PATIENCE_MS);
-        const answer = await fetch(this.#address("publish", pairs), { method: "POST", headers, body, signal });
-        if (answer.ok) return (await answer.json()).messages[0];
-        const { error } = await answer.json().catch(() => ({}));
-        const message = error?.message ?? `the server answered ${answer.status}`;
-        failure = new PublishError(message, { code: error?.code, status: answer.status });
-        retryAfterMs = Number(answer.headers.get("Retry-After")) * 1000;
-      } catch (/** @type {any} */ cause) {
-        failure = new PublishError(`livebridge could not be reached: ${cause.message}`, { cause });
-      }
-      if (!failure.temporary || attempt === PUBLISH_RETRIES) throw failure;
-      const waitMs = Math.min(BACKOFF_CAP_MS, Math.max(retryAfterMs || 0, backoff(attempt)));
-      await new Promise((resolve) => setTimeout(resolve, waitMs));
-    }
+    return post(this.#address("publish", pairs), content, idempotencyKey, () => this.#freshToken());
   }
 
   start() {
@@ -511,40 +472,9 @@ export class Connection {
   }
 }
 
-/** Why messages may have been missed. @type {[string, string]} */
-export const NO_HISTORY = ["no_history", "the channel keeps no history: what came while disconnected is lost"];
-/** @type {[string, string]} */
-export const TRIMMED = ["history_trimmed", "the history no longer has all messages since the last one"];
-/** @type {[string, string]} */
-export const CHANGED = ["epoch_changed", "the history of the channel began anew"];
-
-/** @param {any} publication @param {string} [epoch] @param {number} [head]  of the protocol, as pages get it */
-export function message(/** @type {string} */ channel, publication, epoch, head = -1) {
-  const { data, key, removed = false, offset, tags, encoding = tags?.encoding } = publication;
-  return {
-    channel,
-    data: encoding === "base64" ? fromBase64(data) : data,
-    key,
-    removed,
-    past: offset <= head, // false where it has no offset
-    epoch: offset === undefined ? undefined : epoch,
-    offset,
-  };
-}
-
-/** @param {any} info  of the protocol */
-export function person({ client, user = "", conn_info: info }) {
-  return { client, user, info };
-}
-
 /** @param {any} channel */
 function told({ position, keyed = false }) {
   return { ...position, keyed };
-}
-
-/** @param {number} attempt */
-function backoff(attempt) {
-  return Math.random() * Math.min(BACKOFF_CAP_MS, BACKOFF_BASE_MS * 2 ** attempt);
 }
 
 /** @param {Promise<any>} answer */
@@ -553,18 +483,4 @@ function inTime(answer) {
     const timer = setTimeout(reject, PATIENCE_MS);
     answer.then(resolve, reject).finally(() => clearTimeout(timer));
   });
-}
-
-const JSON_TYPE = "application/json";
-
-/** @returns {[string, BodyInit]} content type and body */
-function encode(/** @type {any} */ data) {
-  if (typeof data === "string") return ["text/plain; charset=utf-8", data];
-  const binary = data instanceof Blob || data instanceof ArrayBuffer || ArrayBuffer.isView(data);
-  return binary ? ["application/octet-stream", /** @type {BodyInit} */ (data)] : [JSON_TYPE, JSON.stringify(data)];
-}
-
-/** @param {string} text */
-function fromBase64(text) {
-  return Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
 }

@@ -2,7 +2,9 @@
  * One connection for all tabs of an origin. The connection lives in a host: a SharedWorker, or one of the tabs, elected
  * by a lock that the next tab gets when that one closes. Each tab remembers how far it has read, and tells a new host.
  */
-import { CHANGED, Connection, NO_HISTORY, PublishError, TRIMMED, message } from "./livebridge-connection.js";
+import { Connection } from "./livebridge-connection.js";
+import { CHANGED, NO_HISTORY, TRIMMED, message } from "./livebridge-message.js";
+import { PublishError } from "./livebridge-publish.js";
 import { CommandError } from "./livebridge-socket.js";
 
 /** Tabs of other versions of these messages do not meet. */

@@ -39,7 +39,9 @@
  *   connect and publish; a function is asked anew whenever one is needed. `shared`: one connection for all tabs of the
  *   origin that say the same here; they share its rights.
  */
-import { Connection, PublishError, person } from "./livebridge-connection.js";
+import { PublishError } from "./livebridge-publish.js";
+import { Connection } from "./livebridge-connection.js";
+import { person } from "./livebridge-message.js";
 import { CommandError } from "./livebridge-socket.js";
 
 export { CommandError, PublishError };

@@ -25,6 +25,8 @@ const ASSETS: &[Asset] = &[
     asset!("favicon.svg", "image/svg+xml"),
     asset!("livebridge.js", SCRIPT),
     asset!("livebridge-connection.js", SCRIPT),
+    asset!("livebridge-message.js", SCRIPT),
+    asset!("livebridge-publish.js", SCRIPT),
     asset!("livebridge-socket.js", SCRIPT),
     asset!("livebridge-events.js", SCRIPT),
     asset!("livebridge-shared.js", SCRIPT),

@@ -94,7 +94,7 @@ export type ConnectOptions = SubscribeOptions & {
  *   connect and publish; a function is asked anew whenever one is needed. `shared`: one connection for all tabs of the
  *   origin that say the same here; they share its rights.
  */
-import { PublishError } from "./livebridge-connection.js";
+import { PublishError } from "./livebridge-publish.js";
 import { CommandError } from "./livebridge-socket.js";
 export { CommandError, PublishError };
 /** Opens a feed. It connects at once, after the caller had the chance to add its listeners. @param {ConnectOptions} options */

@@ -73,9 +73,11 @@ def _check_size(tools: Path) -> bool:
     """Prints what a page loads, and what it loads besides for tabs that share."""
     outside = ["--external:./livebridge-shared.js"]
     page = _minified(tools, STATIC / "livebridge.js", outside)
-    known = ["--external:./livebridge-connection.js", "--external:./livebridge-socket.js"]
+    parts = ("connection", "message", "publish", "socket")
+    known = [f"--external:./livebridge-{part}.js" for part in parts]
     shared = _minified(tools, STATIC / "livebridge-shared.js", known)
-    served = sum(len(gzip.compress((STATIC / f"livebridge{part}.js").read_bytes(), 9)) for part in ("", "-connection", "-socket"))
+    names = ["livebridge.js", *(f"livebridge-{part}.js" for part in parts)]
+    served = sum(len(gzip.compress((STATIC / name).read_bytes(), 9)) for name in names)
     print(f"minified, gzip -9: {page} bytes, {shared} more where tabs share; as served to a page: {served}")
     return page <= MOST_BYTES
 
