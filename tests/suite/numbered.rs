@@ -147,6 +147,29 @@ fn an_append_that_is_repeated_late_or_not_next_appends_nothing_twice() {
     assert!(!redis.cli(&["HGETALL", members]).is_empty());
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn plain_messages_are_stored_while_the_connections_for_commands_end() {
+    let redis = Redis::start().await;
+    let (one, two) = (instance(&redis).await, instance(&redis).await);
+    until("both are members", || async { redis.listeners("livebridge:numbered:") == 2 }).await;
+    let mut expected = Vec::new();
+    for _ in 0..3 {
+        redis.cli(&["CLIENT", "KILL", "TYPE", "normal"]);
+        let (mut client, killed) = (redis.client(), Instant::now());
+        // Until after the next canary of both.
+        while killed.elapsed() < Duration::from_millis(1300) {
+            let number = expected.len() as u64 + 1;
+            drop(client.ask(&["PUBLISH", "orders:1", &number.to_string()]));
+            expected.push((number.to_string(), number));
+            tokio::time::sleep(Duration::from_millis(8)).await;
+        }
+    }
+    assert_eq!(history(&two, "orders:1", expected.len()).await, expected);
+    for instance in [&one, &two] {
+        assert_eq!(instance.metric("livebridge_broker_disconnects_total").await, 0.0);
+    }
+}
+
 /// What a client has received that resumes on any instance whenever its stream ends.
 async fn receive(urls: Arc<std::sync::Mutex<Vec<String>>>, which: usize, count: usize) -> Vec<(u64, String)> {
     let (mut last, mut received) = (None::<String>, Vec::new());

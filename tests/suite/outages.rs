@@ -21,6 +21,7 @@ on_each_form!(
     a_process_that_stood_still_drops_nothing_that_waits_in_its_socket,
     an_instance_comes_back_to_a_redis_that_is_full_and_what_is_kept_can_be_read,
     a_connection_that_redis_ended_meanwhile_is_not_published_on,
+    a_subscription_outlives_the_connections_for_commands,
     a_flush_of_the_functions_is_noticed_by_publishers_and_readers,
 );
 
@@ -269,9 +270,35 @@ async fn a_connection_that_redis_ended_meanwhile_is_not_published_on(form: Form)
     let channel = channel("idle");
     instance.publish(&channel, "on the first").await;
     redis.each(&["CLIENT", "KILL", "TYPE", "normal"]);
-    until_connected_again(&instance, form).await;
+    let master = redis.master_of(&channel);
+    until("a canary on another", || async { master.cli(&["CLIENT", "LIST", "TYPE", "normal"]).contains("publish") })
+        .await;
     instance.publish(&channel, "on the second").await;
     assert_eq!(instance.metric("livebridge_publish_failed_total").await, 0.0);
+}
+
+async fn a_subscription_outlives_the_connections_for_commands(form: Form) {
+    let redis = Servers::start(form).await;
+    let rules = "[[channel]]\nmatch = 'plain:*'\nhistory = false\n";
+    let instance = redis.options().rules(rules).start().await;
+    let channel = channel("plain");
+    let mut events = instance.events(&format!("channel={channel}")).await;
+    let mut number = 0;
+    for _ in 0..3 {
+        redis.each(&["CLIENT", "KILL", "TYPE", "normal"]);
+        let mut client = redis.master_of(&channel).client();
+        let killed = Instant::now();
+        // Until after the next canary. A message without a position is lost while nobody is subscribed.
+        while killed.elapsed() < Duration::from_millis(1300) {
+            drop(client.ask(&["PUBLISH", &channel, &number.to_string()]));
+            number += 1;
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+    for expected in 0..number {
+        assert_eq!(events.next().await.data, expected.to_string());
+    }
+    assert_eq!(instance.metric("livebridge_broker_disconnects_total").await, 0.0);
 }
 
 async fn a_flush_of_the_functions_is_noticed_by_publishers_and_readers(form: Form) {
@@ -305,6 +332,24 @@ async fn a_connection_that_looks_alive_and_is_deaf_is_replaced() {
     deaf.until_ready(true).await;
     deaf.publish(&channel, "heard again").await;
     assert_eq!(socket.text().await, "heard again");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deaf_connection_is_replaced_even_if_those_for_commands_end_all_the_time() {
+    let redis = Redis::start().await;
+    let proxy = Proxy::start(redis.port).await;
+    let mut options = Options::redis(&redis);
+    options.redis_url = Some(format!("redis://127.0.0.1:{}/", proxy.port));
+    let deaf = options.start().await;
+    proxy.deafen();
+    let began = Instant::now();
+    until("noticed", || async {
+        redis.cli(&["CLIENT", "KILL", "TYPE", "normal"]);
+        deaf.metric("livebridge_broker_disconnects_total").await == 1.0
+    })
+    .await;
+    assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
+    deaf.until_ready(true).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

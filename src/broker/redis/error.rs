@@ -82,6 +82,15 @@ impl ClientError {
         }
     }
 
+    /// Whether the connection has ended, or none could be opened; `false` if the server does not answer.
+    pub(super) fn is_lost_connection(&self) -> bool {
+        match self {
+            Self::Io(error) => error.kind() != io::ErrorKind::TimedOut,
+            Self::Closed => true,
+            _ => false,
+        }
+    }
+
     /// The error reply of Redis. After such an error, the connection can still be used.
     pub(super) fn refusal(&self) -> Option<&str> {
         if let Self::Refused(said) = self { Some(said) } else { None }

@@ -298,21 +298,29 @@ impl Subscriber {
         }
     }
 
-    /// Sends canaries, until one cannot be sent or too many are missing.
+    /// Sends canaries, until Redis does not take one or too many are missing.
     async fn send_canaries(&self, node: &Node, unanswered: &AtomicU32) -> Ended {
         let mut beats = tokio::time::interval(BEAT);
-        beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // After a stall of Redis, the instances must not send theirs, and judge, all at the same moment.
+        beats.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        let mut unsent = None;
         loop {
             beats.tick().await;
             if unanswered.fetch_add(1, Ordering::Relaxed) >= MOST_MISSING {
-                return Ended::NoCanary;
+                return unsent.map_or(Ended::NoCanary, Ended::Canary);
             }
-            match node.publish_plain(&self.canary(), "beat").await {
+            unsent = match node.publish_plain(&self.canary(), "beat").await {
+                Ok(()) => None,
                 // The canary gets another channel, unless too many are missing by then.
-                Err(error) if Failure::from(&error) == Failure::Moved => self.stale.notify_one(),
+                Err(error) if Failure::from(&error) == Failure::Moved => {
+                    self.stale.notify_one();
+                    None
+                }
+                // This says nothing about the subscription, which may hold unread messages. The next
+                // canary is sent on a new connection.
+                Err(error) if error.is_lost_connection() => Some(error),
                 Err(error) => return Ended::Canary(error),
-                Ok(()) => {}
-            }
+            };
         }
     }
 
