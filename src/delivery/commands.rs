@@ -13,6 +13,7 @@ mod history;
 pub mod identity;
 mod presence;
 mod publish;
+mod replies;
 mod subscribe;
 mod subscription;
 mod values;
@@ -31,6 +32,7 @@ use self::history::Answer;
 use self::identity::{Identity, Refusal, Visitor, refresh_after};
 use self::presence::Kind;
 use self::publish::Published;
+use self::replies::{close, fail, refuse, reply, reply_with_history};
 use self::subscribe::{Checked, Joined};
 use super::connection::Connection;
 use super::dialect::command::{
@@ -42,8 +44,8 @@ use super::shard::Shard;
 use crate::access::Action;
 use crate::app::App;
 use crate::channel::ChannelName;
-use crate::close::{Close, Code};
-use crate::hub::held_page::HeldPage;
+use crate::close::Code;
+use crate::hub::held_page::PageRoom;
 use crate::presence::Everybody;
 
 /// How many bytes of missed messages go into the answers to subscriptions that are made together.
@@ -58,8 +60,8 @@ pub(super) struct Commands {
     running: Option<LocalBoxFuture<'static, Done>>,
     /// The tokens for single subscriptions. `None` until there is one.
     tokens: Option<Box<ChannelTokens>>,
-    /// The page of history in the outbox, which counts as held until it is written.
-    answered: Option<Arc<HeldPage>>,
+    /// The room of the history in the outbox, until it is written.
+    answered: Option<PageRoom>,
 }
 
 /// Who sends the commands.
@@ -162,12 +164,17 @@ impl Commands {
         }
     }
 
-    /// Publishes what the client sent before it left.
+    /// Publishes what the client sent before it left, unless it was closed for what it may not do, or was told to
+    /// try again.
     pub(super) async fn finish(&mut self, shard: &Shard, connection: &Rc<Connection>) {
         if let Some(running) = self.running.take() {
             running.await;
         }
         let (Client::Subscriber | Client::Connected(_)) = &self.client else { return };
+        let close = connection.session().ending().map(|close| close.code);
+        if let Some(Code::TokenExpired | Code::PublishFailed | Code::PublishRefused | Code::TooFast) = close {
+            return;
+        }
         self.queue.retain(|command| matches!(command.request, Request::Publish(_)));
         self.held = self.queue.iter().map(Command::weight).sum();
         if let Some(first) = self.next_if(|_| true) {
@@ -281,10 +288,7 @@ impl Commands {
                     end(&channel, SubscriptionEnd::Expired, shard, connection);
                 }
             }
-            Done::Answered(id, Ok(answer)) => {
-                reply(connection, id, &Reply::History(&answer.messages, answer.page.tail.position));
-                self.answered = Some(answer.page);
-            }
+            Done::Answered(id, Ok(answer)) => self.answered = reply_with_history(id, answer, connection),
             Done::Read(id, Ok(values)) => reply(connection, id, &Reply::Values(&values)),
             Done::Counted(id, Kind::List, Ok(all)) => reply(connection, id, &Reply::Presence(&all)),
             Done::Counted(id, Kind::Stats, Ok(all)) => reply(connection, id, &Reply::PresenceStats(&all)),
@@ -464,27 +468,4 @@ fn end(channel: &ChannelName, why: SubscriptionEnd, shard: &Shard, connection: &
     connection.queue_notice(|encoding, out| {
         encoding.dialect.write_unsubscribed(channel, why, out);
     });
-}
-
-fn reply(connection: &Connection, id: Option<CommandId>, reply: &Reply<'_>) {
-    let Some(id) = id else { return };
-    connection.queue_notice(|encoding, out| encoding.dialect.write_reply(id, reply, out));
-}
-
-fn fail(connection: &Connection, id: Option<CommandId>, error: &CommandError) {
-    tracing::debug!(reason = error.code(), "a command failed");
-    connection.queue_notice(|encoding, out| {
-        encoding.dialect.write_error(id, error, out);
-    });
-}
-
-fn refuse(connection: &Connection, id: Option<CommandId>, refusal: Refusal) {
-    match refusal {
-        Refusal::Answer(error) => fail(connection, id, &error),
-        Refusal::Close(close) => connection.close(close),
-    }
-}
-
-fn close(connection: &Connection, detail: &'static str) {
-    connection.close(Close::new(Code::CommandInvalid, detail));
 }

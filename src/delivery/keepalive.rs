@@ -94,7 +94,7 @@ impl Keepalive {
         self.expires.set(end(now, holds_for));
     }
 
-    /// Records that the client sent something.
+    /// Records that the client sent something, or took what waited for it.
     pub(super) fn heard(&self, now: Seconds) {
         self.heard.set(now);
     }

@@ -177,6 +177,12 @@ impl Session {
         self.queue_control(|out| write(encoding, &mut encoding.writer(out)));
     }
 
+    /// Removes the last bytes of the outbox, which nobody has begun to write.
+    pub fn take_back(&mut self, bytes: usize) {
+        self.outbox.truncate(self.outbox.len() - bytes);
+        self.outbox.shrink_to_fit();
+    }
+
     /// The size of the outbox, in bytes.
     pub fn outbox_bytes(&self) -> usize {
         self.outbox.len()

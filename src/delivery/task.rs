@@ -290,6 +290,8 @@ impl ConnectionTask {
             return Poll::Ready(TaskEvent::Pump);
         }
         if waits == Waits::Room && self.connection.socket.poll_write_ready(context).is_ready() {
+            // It reads. With a full outbox, it is neither pinged nor read itself.
+            self.connection.keepalive.heard(self.shard.context.now());
             return Poll::Ready(TaskEvent::Pump);
         }
         if let Some(awaited) = &mut self.awaited

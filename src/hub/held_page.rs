@@ -49,14 +49,21 @@ impl PageBudget {
     /// # Errors
     /// [`PageError::OutgoingFull`] if there is no room for it.
     pub fn hold(&self, page: Page, client: Option<IpAddr>) -> Result<HeldPage, PageError> {
-        let bytes = page.messages.iter().map(|message| message.weight()).sum();
-        let held = Reservation::within(self.limit(), bytes, self.outgoing.clone()).ok_or(PageError::OutgoingFull)?;
-        let take = |address| self.shares.take(address, bytes).ok_or(PageError::OutgoingFull);
-        let share = client.map(take).transpose()?;
+        let room = self.take(page.messages.iter().map(|message| message.weight()).sum(), client)?;
         let Page { gap, through, tail, .. } = page;
         let range = 0..page.messages.len();
-        let whole = Arc::new(Whole { page, settled: OnceLock::new(), _held: held, _share: share });
+        let whole = Arc::new(Whole { page, settled: OnceLock::new(), _room: room });
         Ok(HeldPage { gap, through, tail, range, whole })
+    }
+
+    /// Counts bytes of pages for a client.
+    ///
+    /// # Errors
+    /// [`PageError::OutgoingFull`] if there is no room for them.
+    pub fn take(&self, bytes: usize, client: Option<IpAddr>) -> Result<PageRoom, PageError> {
+        let held = Reservation::within(self.limit(), bytes, self.outgoing.clone()).ok_or(PageError::OutgoingFull)?;
+        let take = |address| self.shares.take(address, bytes).ok_or(PageError::OutgoingFull);
+        Ok(PageRoom { _held: held, _share: client.map(take).transpose()? })
     }
 
     fn limit(&self) -> usize {
@@ -84,6 +91,12 @@ pub struct HeldPage {
 struct Whole {
     page: Page,
     settled: OnceLock<Position>,
+    _room: PageRoom,
+}
+
+/// Bytes that count against a [`PageBudget`] until this is dropped.
+#[derive(Debug)]
+pub struct PageRoom {
     _held: Reservation,
     _share: Option<HeldShare>,
 }

@@ -11,7 +11,7 @@ use futures::FutureExt;
 use super::Hub;
 use crate::broker::{PAGE_MESSAGES, ReadFrom};
 use crate::channel::ChannelName;
-use crate::hub::held_page::HeldPage;
+use crate::hub::held_page::{HeldPage, PageError, PageRoom};
 use crate::hub::shared_reads::{Answer, Read, SharedPage};
 use crate::hub::topic::{ReadAt, Topic};
 use crate::message::Position;
@@ -50,6 +50,14 @@ impl Hub {
         self.pages.check(client)?;
         let page = self.broker.read(channel, from, limit).await?;
         page.map(|page| self.pages.hold(page, client).map(Arc::new)).transpose()
+    }
+
+    /// Counts `bytes` of messages that were encoded for one client alone.
+    ///
+    /// # Errors
+    /// [`PageError::OutgoingFull`] if there is no room for them.
+    pub fn take_page_room(&self, bytes: usize, client: Option<IpAddr>) -> Result<PageRoom, PageError> {
+        self.pages.take(bytes, client)
     }
 
     async fn read_shared(self: &Arc<Self>, topic: &Topic, from: ReadFrom, client: Option<IpAddr>) -> Answer {

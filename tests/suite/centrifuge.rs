@@ -4,6 +4,7 @@ mod access;
 mod channel_tokens;
 mod closes;
 mod commands;
+mod full_outbox;
 mod maps;
 mod protobuf;
 
@@ -24,6 +25,10 @@ match = 'short*'
 history = { messages = 3 }
 
 [[channel]]
+match = 'large*'
+history = { messages = 1000 }
+
+[[channel]]
 match = 'keyed*'
 keyed = true
 ";
@@ -35,6 +40,7 @@ promises!(
     what_the_history_no_longer_has_is_not_recovered,
     a_client_on_an_empty_channel_misses_nothing,
     the_history_is_read_forwards_and_backwards,
+    a_large_history_is_read_backwards_from_its_end,
     a_keyed_channel_begins_with_its_values,
     a_client_publishes_values_of_keys_and_learns_where_they_stand,
     a_client_says_where_to_begin_and_is_told_of_the_channel,
@@ -249,6 +255,29 @@ async fn the_history_is_read_forwards_and_backwards(setup: Setup) {
     let request = json!({ "channel": short, "limit": 9, "reverse": true, "since": since(5) });
     assert_eq!(data_of(&client.ask("history", request).await), [4, 3]);
     assert_eq!(client.fail("history", json!({ "channel": bare, "limit": 1 })).await, (108, false));
+}
+
+async fn a_large_history_is_read_backwards_from_its_end(setup: Setup) {
+    let channel = channel("large");
+    // Twice what an answer may have. The newest ones are the largest.
+    for number in 1..=160_u64 {
+        setup.one.publish(&channel, format!("{number} {}", "x".repeat(number as usize * 390))).await;
+    }
+    let mut client = Client::connect(&setup.one).await;
+    let (mut request, mut next) = (json!({ "channel": channel, "limit": -1, "reverse": true }), 160);
+    while next > 0 {
+        let page = client.ask("history", request.clone()).await;
+        assert!(!data_of(&page).is_empty());
+        for publication in page["publications"].as_array().unwrap() {
+            assert_eq!(publication["offset"], next);
+            next -= 1;
+        }
+        request["since"] = json!({ "epoch": page["epoch"], "offset": next + 1 });
+    }
+    request["limit"] = 100.into();
+    request["since"]["offset"] = 151.into();
+    let page = client.ask("history", request).await;
+    assert_eq!(page["publications"][0]["offset"], 150, "what is before the offset, not what is before the limit");
 }
 
 async fn a_keyed_channel_begins_with_its_values(setup: Setup) {

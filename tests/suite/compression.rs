@@ -184,6 +184,18 @@ async fn what_a_client_compresses_is_published_as_it_was() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_does_not_compress_may_be_as_large_as_any_other() {
+    let instance = Options::default().flag("--compression on --max-message-bytes 60000").start().await;
+    let channel = channel("random");
+    let mut plain = instance.ws(&format!("channel={channel}")).await;
+    let mut client = Client::connect(&instance, &format!("/ws?channel={channel}")).await;
+    let mut message = vec![0xFF; 60_000];
+    rand::fill(&mut message[1..]);
+    client.send_compressed(0x82, &message).await;
+    assert_eq!(plain.bytes().await, message);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_message_that_unfolds_beyond_the_limit_closes_its_client_alone() {
     let instance = Options::default().flag("--compression on --max-message-bytes 100000").start().await;
     let channel = channel("bomb");

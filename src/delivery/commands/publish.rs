@@ -26,6 +26,7 @@ pub(super) type Checked = (Option<CommandId>, Result<Publication, CommandError>)
 pub(super) fn check(app: &App, permissions: &Permissions, batch: Vec<Command>) -> Vec<Checked> {
     let most = app.limits.message_bytes;
     let check = |PublishRequest { channel, payload, options }| {
+        permissions.check_time()?;
         let channel = channel.ok_or(CommandError::Invalid("a publication needs a channel"))?;
         permissions.check(&channel, Action::Publish).inspect_err(|_| app.metrics.count_refused("forbidden"))?;
         if payload.len() > most {

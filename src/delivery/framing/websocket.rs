@@ -201,7 +201,9 @@ impl Decoder {
     /// Reads all complete frames. Returns their size in bytes.
     fn decode_all(&mut self, bytes: &mut [u8], visit: &mut impl FnMut(Incoming)) -> Result<usize, Close> {
         let mut at = 0;
-        while let Some(header) = Header::parse(&bytes[at..], self.inflates, |opcode| self.room(opcode))? {
+        while let Some(header) =
+            Header::parse(&bytes[at..], self.inflates, |opcode, compressed| self.room(opcode, compressed))?
+        {
             let payload = header.payload.start + at..header.payload.end + at;
             if payload.end > bytes.len() {
                 break;
@@ -221,12 +223,15 @@ impl Decoder {
     }
 
     /// The maximum size of a data frame at this point, in bytes.
-    fn room(&self, opcode: Opcode) -> Result<usize, Close> {
+    fn room(&self, opcode: Opcode, compressed: bool) -> Result<usize, Close> {
+        // What cannot be compressed becomes a little longer.
+        let most =
+            |compressed: bool| self.limit as usize + if compressed { self.limit as usize / 1024 + 64 } else { 0 };
         match (&self.message, opcode) {
             (None, Opcode::Continuation) => Err(protocol_error("a continuation without a message to continue")),
             (Some(_), Opcode::Text | Opcode::Binary) => Err(protocol_error("a new message within a fragmented one")),
-            (Some(message), _) => Ok(self.limit as usize - message.bytes.len()),
-            (None, _) => Ok(self.limit as usize),
+            (Some(message), _) => Ok(most(message.compressed) - message.bytes.len()),
+            (None, _) => Ok(most(compressed)),
         }
     }
 
@@ -283,11 +288,11 @@ struct Header {
 
 impl Header {
     /// Reads a header; `None` if it is incomplete. `inflates`: whether messages may be compressed.
-    /// `room` returns the maximum length of a data frame, if one is allowed here.
+    /// `room` returns the maximum length of a data frame, compressed or not, if one is allowed here.
     fn parse(
         bytes: &[u8],
         inflates: bool,
-        room: impl FnOnce(Opcode) -> Result<usize, Close>,
+        room: impl FnOnce(Opcode, bool) -> Result<usize, Close>,
     ) -> Result<Option<Self>, Close> {
         let [first, second, rest @ ..] = bytes else { return Ok(None) };
         let opcode = opcode(first & 0x0F)?;
@@ -316,7 +321,7 @@ impl Header {
             return Err(protocol_error("a control frame must be unfragmented and at most 125 bytes long"));
         }
         // Check only the header, so that a frame that is too long is never buffered.
-        if !is_control && length > room(opcode)? as u64 {
+        if !is_control && length > room(opcode, compressed)? as u64 {
             return Err(Close::new(Code::MessageTooBig, "the message exceeds the limit of this server"));
         }
         let Some(mask) = rest[size..].first_chunk::<4>() else { return Ok(None) };

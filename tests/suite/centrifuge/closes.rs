@@ -3,11 +3,10 @@
 use std::time::Duration;
 
 use serde_json::json;
-use tokio::io::AsyncWriteExt;
 
 use crate::support::centrifuge_client::{Client, data_of};
 use crate::support::instance::{Instance, Options};
-use crate::support::{channel, raw, soon, until};
+use crate::support::{channel, raw, until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_no_command_closes_the_connection_for_good() {
@@ -99,10 +98,9 @@ async fn a_client_that_reads_too_slowly_comes_back_and_recovers() {
     let options = Options::default().rules(rules).flag("--log-messages 16 --log-bytes 65536");
     let instance = options.start().await;
     let channel = channel("a");
-    let mut stream = raw::connect_narrow(&instance).await;
-    stream.write_all(format!("GET /connection/websocket HTTP/1.1\r\n{}", raw::HANDSHAKE).as_bytes()).await.unwrap();
+    let stream = raw::upgrade_narrow(&instance, "/connection/websocket").await;
     let socket = tokio_tungstenite::WebSocketStream::from_raw_socket(
-        tokio_tungstenite::MaybeTlsStream::Plain(after_head(stream).await),
+        tokio_tungstenite::MaybeTlsStream::Plain(stream),
         tungstenite::protocol::Role::Client,
         None,
     )
@@ -136,17 +134,6 @@ async fn a_client_that_reads_too_slowly_comes_back_and_recovers() {
         seen += 1;
         assert_eq!(client.publication().await.1["offset"], last + seen);
     }
-}
-
-/// Reads the head of the response.
-async fn after_head(mut stream: tokio::net::TcpStream) -> tokio::net::TcpStream {
-    use tokio::io::AsyncReadExt;
-    let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
-        head.push(soon("the head", stream.read_u8()).await.unwrap());
-    }
-    assert!(head.starts_with(b"HTTP/1.1 101 "), "{}", String::from_utf8_lossy(&head));
-    stream
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -78,7 +78,8 @@ impl Client {
     pub async fn fail(&mut self, method: &str, request: Value) -> (u64, bool) {
         let reply = self.reply(method, request).await;
         let error = &reply["error"];
-        assert!(error["message"].as_str().is_some_and(|message| !message.is_empty()), "{method}: {reply}");
+        let shown: String = reply.to_string().chars().take(1000).collect();
+        assert!(error["message"].as_str().is_some_and(|message| !message.is_empty()), "{method}: {shown}");
         (error["code"].as_u64().unwrap(), error["temporary"] == true)
     }
 

@@ -26,7 +26,19 @@ pub async fn connect_narrow(instance: &Instance) -> TcpStream {
     connect_narrow_from("127.0.0.1", instance).await
 }
 
-/// The same from an address.
+/// A WebSocket that takes little at a time, after its handshake.
+pub async fn upgrade_narrow(instance: &Instance, path: &str) -> TcpStream {
+    let mut stream = connect_narrow(instance).await;
+    stream.write_all(format!("GET {path} HTTP/1.1\r\n{HANDSHAKE}").as_bytes()).await.unwrap();
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(soon("the head", stream.read_u8()).await.unwrap());
+    }
+    assert!(head.starts_with(b"HTTP/1.1 101 "), "{}", String::from_utf8_lossy(&head));
+    stream
+}
+
+/// Like [`connect_narrow`], from an address.
 pub async fn connect_narrow_from(source: &str, instance: &Instance) -> TcpStream {
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind(SocketAddr::new(source.parse::<IpAddr>().unwrap(), 0)).unwrap();
