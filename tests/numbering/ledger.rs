@@ -28,8 +28,8 @@ pub(crate) enum Guard {
     EndedMembersAreRenewed,
     /// The marker is published in the same step as the messages are appended.
     MarkerIsAtomic,
-    /// A message for which there is no room ends the subscription.
-    FullEndsTheSubscription,
+    /// What is dropped because there is no room is the oldest, and has a place.
+    DroppedMessagesHavePlaces,
     /// What is sent next says that everything before is appended only if that is known.
     OneRequestAtATime,
     /// The number of a barrier is higher than all that an instance has seen.

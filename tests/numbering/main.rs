@@ -143,8 +143,8 @@ fn random_orders_keep_every_promise() {
 #[test]
 fn every_guard_is_needed() {
     use Guard::{
-        BarrierRegisters, BarriersRise, CountingBeginsAtABarrier, EndedMembersAppend, EndedMembersAreRenewed,
-        EveryBarrierCounts, FullEndsTheSubscription, LeavesLast, MarkerIsAtomic, OlderMembersFirst, OneRequestAtATime,
+        BarrierRegisters, BarriersRise, CountingBeginsAtABarrier, DroppedMessagesHavePlaces, EndedMembersAppend,
+        EndedMembersAreRenewed, EveryBarrierCounts, LeavesLast, MarkerIsAtomic, OlderMembersFirst, OneRequestAtATime,
         PlacesAreCompared,
     };
     for guard in [
@@ -157,7 +157,7 @@ fn every_guard_is_needed() {
         LeavesLast,
         EndedMembersAreRenewed,
         MarkerIsAtomic,
-        FullEndsTheSubscription,
+        DroppedMessagesHavePlaces,
         OneRequestAtATime,
         BarriersRise,
     ] {

@@ -170,6 +170,39 @@ async fn plain_messages_are_stored_while_the_connections_for_commands_end() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_channel_whose_plain_messages_redis_refuses_costs_the_others_none() {
+    let redis = Redis::start().await;
+    let user =
+        ["ACL", "SETUSER", "narrow", "on", ">secret", "+@all", "&*", "~livebridge:{}:members", "~livebridge:life"];
+    assert_eq!(redis.cli(&[&user[..], &["~orders:good", "~livebridge:{orders:good}:*"]].concat()), "OK");
+    // The messages come faster than an instance under test may read them.
+    redis.cli(&["CONFIG", "SET", "client-output-buffer-limit", "pubsub 0 0 0"]);
+    let mut options = Options::redis(&redis).rules(RULES);
+    options.redis_url = Some(format!("redis://narrow:secret@127.0.0.1:{}/", redis.port));
+    let one = options.start().await;
+    until("it is a member", || async { redis.listeners("livebridge:numbered:") == 1 }).await;
+    let (mut client, large, mut good) = (redis.client(), "x".repeat(100_000), Vec::new());
+    // More than 64 MiB.
+    for number in 0..900u64 {
+        drop(client.ask(&["PUBLISH", "orders:bad", &large]));
+        if number % 9 == 0 {
+            let next = good.len() as u64 + 1;
+            drop(client.ask(&["PUBLISH", "orders:good", &next.to_string()]));
+            good.push((next.to_string(), next));
+        }
+    }
+    assert_eq!(history(&one, "orders:good", good.len()).await, good);
+    until("all is read", || async { one.metric("livebridge_plain_lost_total").await > 200.0 }).await;
+    let waiting = one.metric("livebridge_plain_waiting").await;
+    assert!((600.0..=671.0).contains(&waiting), "{waiting}");
+    assert_eq!(one.metric("livebridge_broker_disconnects_total").await, 0.0);
+    assert!(one.log().contains("dropped plain messages"), "{}", one.log());
+    // What is kept is stored as soon as Redis allows it.
+    assert_eq!(redis.cli(&["ACL", "SETUSER", "narrow", "~*"]), "OK");
+    until("all are stored", || async { one.metric("livebridge_plain_waiting").await == 0.0 }).await;
+}
+
 /// What a client has received that resumes on any instance whenever its stream ends.
 async fn receive(urls: Arc<std::sync::Mutex<Vec<String>>>, which: usize, count: usize) -> Vec<(u64, String)> {
     let (mut last, mut received) = (None::<String>, Vec::new());

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::names::{Kind, Names};
-use super::numberer::{Numberer, NumberingError};
+use super::numberer::Numberer;
+use super::numbering::Disorder;
 use super::position_marker::PositionMarker;
 use super::presence;
 use super::resp::Frame;
@@ -27,7 +28,7 @@ pub(super) struct SubscriptionDecoder {
     last: Option<ChannelName>,
     /// The numbering of plain messages, and why it needs another connection.
     numberer: Option<Arc<Numberer>>,
-    numbering_failed: Option<NumberingError>,
+    numbering_failed: Option<Disorder>,
     events: Vec<Event>,
     canary: bool,
 }
@@ -47,7 +48,7 @@ impl SubscriptionDecoder {
     }
 
     /// Why the numbering of plain messages needs another connection.
-    pub(super) fn numbering_failed(&self) -> Option<NumberingError> {
+    pub(super) fn numbering_failed(&self) -> Option<Disorder> {
         self.numbering_failed
     }
 
@@ -118,9 +119,7 @@ impl SubscriptionDecoder {
             Kind::Channel => {
                 let unmatched = self.announced.take();
                 self.report_missed(unmatched);
-                if let Err(error) = numberer.on_plain(&channel, Bytes::copy_from_slice(payload)) {
-                    self.numbering_failed = Some(error);
-                }
+                numberer.on_plain(&channel, Bytes::copy_from_slice(payload));
             }
             Kind::Single => self.push_marker(channel, PositionMarker::parse_single(payload)),
             Kind::Run => self.push_run(channel, payload),

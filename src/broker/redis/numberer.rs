@@ -15,7 +15,7 @@ use super::error::ClientError;
 use super::library::{Function, Keys, Library, MEMBER, NUMBER, is_missing};
 use super::names::Names;
 use super::node::Node;
-use super::numbering::{Announcement, Answer, Append, Disorder, Full, Limits, Marker, Participant, Place};
+use super::numbering::{Announcement, Answer, Append, Disorder, Limits, Marker, Participant, Place};
 use super::resp::{self, Frame, Item, Items};
 use crate::broker::Event;
 use crate::channel::ChannelName;
@@ -63,27 +63,6 @@ enum Request {
     Barrier { highest: u64 },
     Append(Append),
     Remove(Vec<u64>),
-}
-
-/// Why the connection must be replaced.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub(super) enum NumberingError {
-    #[error("too many plain messages wait for their positions")]
-    Full,
-    #[error("the barriers of the numbering are out of order")]
-    Disorder,
-}
-
-impl From<Full> for NumberingError {
-    fn from(_: Full) -> Self {
-        Self::Full
-    }
-}
-
-impl From<Disorder> for NumberingError {
-    fn from(_: Disorder) -> Self {
-        Self::Disorder
-    }
 }
 
 impl Numberer {
@@ -158,8 +137,8 @@ impl Numberer {
     }
 
     /// Handles a plain message.
-    pub(super) fn on_plain(&self, channel: &ChannelName, payload: Bytes) -> Result<(), NumberingError> {
-        Ok(self.lock().participant.on_plain(channel, payload)?)
+    pub(super) fn on_plain(&self, channel: &ChannelName, payload: Bytes) {
+        self.lock().participant.on_plain(channel, payload);
     }
 
     /// Handles what Redis tells the members. Adds events of channels that are wanted.
@@ -168,7 +147,7 @@ impl Numberer {
         text: &[u8],
         is_wanted: impl Fn(&ChannelName) -> bool,
         out: &mut Vec<Event>,
-    ) -> Result<(), NumberingError> {
+    ) -> Result<(), Disorder> {
         let text = String::from_utf8_lossy(text);
         let mut state = self.lock();
         if let Some(marker) = parse_marker(&text, &self.names) {
@@ -201,10 +180,13 @@ impl Numberer {
         let lost = state.participant.take_lost();
         if lost > 0 {
             metrics.lost.inc_by(lost);
-            tracing::warn!(
-                lost,
-                "dropped plain messages without positions: there was no room, or this instance stood still"
-            );
+            static REPEATED: LazyLock<LogThrottle> = LazyLock::new(LogThrottle::default);
+            if REPEATED.happened("lost").is_some() {
+                tracing::warn!(
+                    lost_since_start = metrics.lost.get(),
+                    "dropped plain messages without positions: there was no room, or this instance stood still"
+                );
+            }
         }
         let is_leader = state.participant.is_leader();
         if is_leader && !state.is_leader {

@@ -16,6 +16,6 @@ mod member;
 mod participant;
 mod request;
 
-pub use self::member::{Answer, Full, Limits};
+pub use self::member::{Answer, Limits};
 pub use self::participant::{Disorder, Participant};
 pub use self::request::{Announcement, Append, Marker, Place};

@@ -24,10 +24,6 @@ pub struct Limits {
     pub append_bytes: usize,
 }
 
-/// There is no room for another message.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Full;
-
 /// What became of an [`Append`].
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Answer {
@@ -69,18 +65,26 @@ struct Waiting {
     /// All messages before this place have been appended, as a marker or an answer said.
     appended: Place,
     messages: VecDeque<(Place, Bytes)>,
+    /// The size of the messages, in bytes.
+    weight: usize,
     in_flight: bool,
 }
 
 impl Waiting {
-    /// Drops the messages before a place. Returns their weight and number.
-    fn drop_before(&mut self, place: Place) -> (usize, u64) {
-        let (mut weight, mut count) = (0, 0);
-        while let Some((_, payload)) = self.messages.pop_front_if(|(at, _)| *at < place) {
-            weight += weight_of(&payload);
+    fn push(&mut self, place: Place, payload: Bytes) {
+        self.weight += weight_of(&payload);
+        self.messages.push_back((place, payload));
+    }
+
+    /// Drops the oldest messages as long as `is_dropped` says so of their place and of the size of all. Returns
+    /// their weight and number.
+    fn drop_while(&mut self, is_dropped: impl Fn(Place, usize) -> bool) -> (usize, usize) {
+        let (before, mut count) = (self.weight, 0);
+        while let Some((_, payload)) = self.messages.pop_front_if(|(at, _)| is_dropped(*at, self.weight)) {
+            self.weight -= weight_of(&payload);
             count += 1;
         }
-        (weight, count)
+        (before - self.weight, count)
     }
 
     fn is_due(&self) -> bool {
@@ -169,7 +173,7 @@ impl Member {
         };
         let place = if waiting.next.barrier == barrier { waiting.next } else { Place::new(barrier, 0) };
         waiting.next = place.plus(1);
-        waiting.messages.push_back((place, payload));
+        waiting.push(place, payload);
         // If it is not the first one, the channel is due already, or in flight.
         if waiting.is_due() && !self.due.contains(channel) && !self.failed.contains(channel) {
             self.due.insert(channel.clone());
@@ -195,10 +199,11 @@ impl Member {
         };
         let end = marker.place.plus(marker.count);
         waiting.appended = waiting.appended.max(end);
-        let (mut freed, passed) = waiting.drop_before(marker.place);
+        let (mut freed, passed) = waiting.drop_while(|at, _| at < marker.place);
         let count = waiting.messages.partition_point(|(place, _)| *place < end);
         let bytes = waiting.messages.range(..count).map(|(_, payload)| payload.len()).sum::<usize>();
         let is_complete = count == marker.count && bytes == marker.bytes;
+        waiting.weight -= count * FIXED_WEIGHT + bytes;
         freed += count * FIXED_WEIGHT + bytes;
         let mut position = marker.first;
         for (_, payload) in waiting.messages.drain(..count) {
@@ -212,12 +217,29 @@ impl Member {
             out(Event::Missed(marker.channel.clone()));
         }
         self.weight -= freed;
-        self.count -= count + passed as usize;
+        self.count -= count + passed;
         if !waiting.is_due() {
             self.due.remove(&marker.channel);
             self.failed.remove(&marker.channel);
         }
-        passed
+        passed as u64
+    }
+
+    /// The size of the messages of each channel, in bytes.
+    pub(super) fn weights(&self) -> impl Iterator<Item = usize> {
+        self.channels.values().map(|waiting| waiting.weight)
+    }
+
+    /// Drops the oldest messages of each channel that has more than so many bytes. Returns how many. The others
+    /// keep their places.
+    pub(super) fn shorten_to(&mut self, most: usize) -> u64 {
+        let before = self.count;
+        for waiting in self.channels.values_mut().filter(|waiting| waiting.weight > most) {
+            let (weight, count) = waiting.drop_while(|_, weight| weight > most);
+            self.weight -= weight;
+            self.count -= count;
+        }
+        (before - self.count) as u64
     }
 
     /// The next request of each channel that has none in flight.
@@ -251,9 +273,10 @@ impl Member {
     /// After the end of the subscription, when no markers arrive any more: drops what has been appended.
     pub(super) fn drop_appended(&mut self) {
         for waiting in self.channels.values_mut() {
-            let (weight, count) = waiting.drop_before(waiting.appended);
+            let appended = waiting.appended;
+            let (weight, count) = waiting.drop_while(|at, _| at < appended);
             self.weight -= weight;
-            self.count -= count as usize;
+            self.count -= count;
         }
         self.channels.retain(|_, waiting| !waiting.messages.is_empty() || waiting.in_flight);
     }

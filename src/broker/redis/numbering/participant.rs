@@ -5,10 +5,11 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 
-use super::member::{Answer, Full, Limits, Member};
+use super::member::{Answer, Limits, Member};
 use super::request::{Announcement, Append, Marker};
 use crate::broker::Event;
 use crate::channel::ChannelName;
+use crate::fair_share::fair_size;
 
 /// The maximum number of members whose subscription has ended. Beyond it, the oldest is dropped.
 const MOST_ENDED: usize = 4;
@@ -17,7 +18,8 @@ const MANY_CHANNELS: usize = 10_000;
 
 /// A barrier had no higher number than the one before it, so places would not be unique. The connection
 /// must be replaced.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("the barriers of the numbering are out of order")]
 pub struct Disorder;
 
 /// The part of one instance.
@@ -76,18 +78,25 @@ impl Participant {
     }
 
     /// Holds a plain message until its marker arrives.
-    ///
-    /// # Errors
-    /// [`Full`] if there is no room for it. The connection must be replaced, so that no later message is
-    /// taken for this one.
-    pub fn on_plain(&mut self, channel: &ChannelName, payload: Bytes) -> Result<(), Full> {
-        if self.waiting_bytes() > self.limits.waiting_bytes {
-            return Err(Full);
-        }
+    pub fn on_plain(&mut self, channel: &ChannelName, payload: Bytes) {
+        self.make_room();
         if let Some(member) = &mut self.current {
             member.on_plain(channel, payload);
         }
-        Ok(())
+    }
+
+    /// If too much waits, the channels with the most drop their oldest messages, down to a common size. So a
+    /// channel that Redis refuses costs the others nothing. Makes more room than needed, so that the next messages
+    /// do not have to look through all channels again.
+    fn make_room(&mut self) {
+        let most = self.limits.waiting_bytes;
+        if self.waiting_bytes() <= most {
+            return;
+        }
+        let sizes = self.ended.iter().chain(&self.current).flat_map(Member::weights).collect();
+        let size = fair_size(sizes, most - most / 64);
+        let members = self.ended.iter_mut().chain(&mut self.current);
+        self.lost += members.map(|member| member.shorten_to(size)).sum::<u64>();
     }
 
     /// Passes on the messages that a marker announces.
@@ -106,9 +115,7 @@ impl Participant {
         let Some(mut member) = self.current.take() else { return };
         member.drop_appended();
         self.ended.push_back(member);
-        while self.ended.len() > MOST_ENDED
-            || (self.ended.len() > 1 && self.waiting_bytes() > self.limits.waiting_bytes)
-        {
+        while self.ended.len() > MOST_ENDED {
             self.lost += self.ended.pop_front().map_or(0, |member| member.len() as u64);
         }
     }
@@ -189,5 +196,53 @@ impl Participant {
     /// How many messages were dropped without a position, since the last call.
     pub fn take_lost(&mut self) -> u64 {
         std::mem::take(&mut self.lost)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::broker::redis::numbering::Place;
+    use crate::message::Position;
+
+    const LIMITS: Limits = Limits { waiting_bytes: 100_000, append_messages: 10, append_bytes: 1000 };
+
+    fn leader() -> Participant {
+        let mut participant = Participant::new(LIMITS);
+        participant.on_connected(5);
+        let announcement = Announcement { barrier: Some((7, 5)), members: vec![7] };
+        participant.on_announcement(announcement).expect("the first barrier");
+        participant
+    }
+
+    #[test]
+    fn a_channel_that_is_refused_loses_its_oldest_messages_and_the_others_none() {
+        let channel = |name: &str| name.parse::<ChannelName>().expect("valid");
+        let (good, bad) = (channel("good"), channel("bad"));
+        let mut leader = leader();
+        let payload = |number: usize| Bytes::from(format!("{number:01000}"));
+        for number in 0..300 {
+            leader.on_plain(&bad, payload(number));
+            if number % 30 == 0 {
+                leader.on_plain(&good, payload(number));
+            }
+            assert!(leader.waiting_bytes() < LIMITS.waiting_bytes + 1100, "{}", leader.waiting_bytes());
+        }
+        let lost = leader.take_lost() as usize;
+        assert_eq!(leader.waiting(), 310 - lost);
+        assert!((200..220).contains(&lost), "{lost}");
+        let appends = leader.appends();
+        let first = |channel: &ChannelName| {
+            let append = appends.iter().find(|append| append.channel == *channel).expect("it is due");
+            (append.place, append.payloads[0].clone())
+        };
+        assert_eq!(first(&good), (Place::new(7, 0), payload(0)));
+        assert_eq!(first(&bad), (Place::new(7, lost as u64), payload(lost)), "the others keep their places");
+        let first = Position::new(1, 1);
+        let marker =
+            Marker { channel: good.clone(), first, stamp: 1, place: Place::new(7, 0), count: 10, bytes: 10_000 };
+        let mut arrived = 0;
+        leader.on_marker(&marker, &mut |event| arrived += u64::from(matches!(event, Event::Arrived(..))));
+        assert_eq!((arrived, leader.take_lost(), leader.waiting()), (10, 0, 300 - lost));
     }
 }
