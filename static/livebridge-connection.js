@@ -27,7 +27,11 @@ const ERROR_TOKEN_EXPIRED = 109;
 /**
  * @typedef {{epoch: string, offset: number}} Place  where a message stands in its channel
  * @typedef {{last?: number, since?: Place, joinLeave?: boolean, initial?: boolean}} ChannelOptions
- * @typedef {{enter: (state: string, instance: string, more?: object) => void, emit: (name: string, detail: any) => void}} Owner
+ * @typedef {{
+ *   enter: (state: string, instance: string, more?: object) => void,
+ *   emit: (name: string, detail: any) => void,
+ *   late?: (channel: string) => void,
+ * }} Owner  `late`: a channel can't be joined for now.
  * @typedef {{channel: string, data: any, key?: string, remove: boolean, idempotencyKey: string}} Publication
  */
 
@@ -48,6 +52,7 @@ class Channel {
     this.joined = false;
     /** Whether this connection has joined it. */
     this.live = false;
+    /** How often this connection has tried to join it in vain. */
     this.attempt = 0;
     /** @type {any} */
     this.timer = undefined;
@@ -70,7 +75,7 @@ export class Connection {
     for (const [name, listener] of this.#listeners) globalThis.addEventListener?.(name, listener);
   }
 
-  /** @returns {Promise<{epoch?: string, offset?: number, keyed: boolean}>} where it begins, once it is joined */
+  /** @returns {Promise<{epoch?: string, offset?: number, keyed: boolean}>} where it begins, once what came before is told */
   subscribe(/** @type {string} */ name, /** @type {ChannelOptions} */ options = {}) {
     let channel = this.#channels.get(name);
     const isNew = !channel;
@@ -167,7 +172,7 @@ export class Connection {
   #timer;
   /** The token is renewed. @type {any} */
   #refreshTimer;
-  /** What came before all channels were joined; told right after that. @type {[string, any][]} */
+  /** Tells what came before all channels were joined, right after that. @type {(() => void)[]} */
   #early = [];
 
   /** @type {[string, () => void][]} */
@@ -279,6 +284,8 @@ export class Connection {
     if (error.code === 0) return; // the connection was lost
     if (error.temporary || error.code === ERROR_TOKEN_EXPIRED) {
       channel.timer = setTimeout(() => this.#join(channel), backoff(channel.attempt++));
+      this.#owner.late?.(channel.name);
+      this.#settle();
     } else {
       this.#refused(channel, error);
     }
@@ -296,7 +303,8 @@ export class Connection {
   /** @param {any} push */
   #pushed({ channel: name, pub, join, leave, unsubscribe }) {
     const channel = this.#channels.get(name);
-    if (!channel) return;
+    // What comes before the answer is of an earlier subscription.
+    if (!channel?.live) return;
     if (pub) this.#message(channel, pub);
     else if (join) this.#emit("join", { channel: name, ...person(join.info) });
     else if (leave) this.#emit("leave", { channel: name, ...person(leave.info) });
@@ -373,7 +381,8 @@ export class Connection {
   /** @param {Channel} channel */
   #isLive(channel) {
     Object.assign(channel, { live: true, joined: true });
-    for (const { resolve } of channel.waiting.splice(0)) resolve(told(channel));
+    const place = told(channel);
+    for (const { resolve } of channel.waiting.splice(0)) this.#inTurn(() => resolve(place));
   }
 
   /** @param {Channel} channel @param {CommandError} error */
@@ -383,10 +392,10 @@ export class Connection {
     for (const { reject } of channel.waiting.splice(0)) reject(error);
   }
 
-  /** The connection is open once all that it began with is joined. */
+  /** The connection is open once all that it began with is joined. What has to be tried again does not hold up the rest. */
   #settle() {
     if (this.state !== "connecting" || !(this.#isConnected || this.#stream)) return;
-    if ([...this.#channels.values()].some(({ live }) => !live)) return;
+    if ([...this.#channels.values()].some(({ live, attempt }) => !live && !attempt)) return;
     clearTimeout(this.#timer);
     this.#openedAt = Date.now();
     this.#enter("open");
@@ -438,7 +447,7 @@ export class Connection {
     this.#isConnected = false;
     for (const channel of this.#channels.values()) {
       clearTimeout(channel.timer);
-      channel.live = false;
+      Object.assign(channel, { live: false, attempt: 0 });
     }
     for (const transport of transports) transport?.close();
   }
@@ -462,13 +471,18 @@ export class Connection {
   #enter(state, more) {
     this.state = state;
     this.#owner.enter(state, this.instance, more);
-    for (const [name, detail] of this.#early.splice(0)) this.#owner.emit(name, detail);
+    for (const tell of this.#early.splice(0)) tell();
   }
 
   /** @param {string} name @param {any} detail */
   #emit(name, detail) {
-    if (this.state === "connecting") this.#early.push([name, detail]);
-    else this.#owner.emit(name, detail);
+    this.#inTurn(() => this.#owner.emit(name, detail));
+  }
+
+  /** @param {() => void} tell */
+  #inTurn(tell) {
+    if (this.state === "connecting") this.#early.push(tell);
+    else tell();
   }
 }
 
@@ -477,10 +491,11 @@ function told({ position, keyed = false }) {
   return { ...position, keyed };
 }
 
-/** @param {Promise<any>} answer */
-function inTime(answer) {
+/** @param {Promise<any>} answer @returns {Promise<any>} the same, or an error where it does not come */
+export function inTime(answer) {
   return new Promise((resolve, reject) => {
-    const timer = setTimeout(reject, PATIENCE_MS);
+    const late = new CommandError({ message: `no answer within ${PATIENCE_MS / 1000} s` });
+    const timer = setTimeout(() => reject(late), PATIENCE_MS);
     answer.then(resolve, reject).finally(() => clearTimeout(timer));
   });
 }

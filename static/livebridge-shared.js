@@ -2,13 +2,13 @@
  * One connection for all tabs of an origin. The connection lives in a host: a SharedWorker, or one of the tabs, elected
  * by a lock that the next tab gets when that one closes. Each tab remembers how far it has read, and tells a new host.
  */
-import { Connection } from "./livebridge-connection.js";
+import { Connection, inTime } from "./livebridge-connection.js";
 import { CHANGED, NO_HISTORY, TRIMMED, message } from "./livebridge-message.js";
 import { PublishError } from "./livebridge-publish.js";
 import { CommandError } from "./livebridge-socket.js";
 
 /** Tabs of other versions of these messages do not meet. */
-const NAME = "livebridge/1 ";
+const NAME = "livebridge/2 ";
 /** How long a host waits before it reads a history again that it could not read. */
 const RETRY_MS = 500;
 
@@ -49,7 +49,7 @@ export class SharedConnection {
   subscribe(name, { since, ...options } = {}) {
     let channel = this.#channels.get(name);
     if (!channel) {
-      this.#channels.set(name, (channel = { ...options, name, position: since, live: false, joined: false }));
+      this.#channels.set(name, (channel = { ...options, name, position: since, live: false, late: false }));
       channel.ready = this.#subscribe(channel);
     }
     return channel.ready;
@@ -58,6 +58,11 @@ export class SharedConnection {
   /** @param {string} name */
   unsubscribe(name) {
     if (this.#channels.delete(name)) this.#post({ type: "unsubscribe", channel: name });
+    for (const [call, { message, reject }] of this.#calls) {
+      if (message.channel !== name) continue;
+      this.#calls.delete(call);
+      reject(new CommandError({ message: `${name} was unsubscribed` }));
+    }
     this.#settle();
   }
 
@@ -73,7 +78,7 @@ export class SharedConnection {
 
   rejoin() {
     if (this.state === "closed") return;
-    for (const channel of this.#channels.values()) Object.assign(channel, { position: undefined, joined: false });
+    for (const channel of this.#channels.values()) channel.position = undefined;
     this.#introduce(false);
   }
 
@@ -165,6 +170,10 @@ export class SharedConnection {
       else resolve?.(result);
     } else if (type === "token") {
       this.#tell(body.ask);
+    } else if (type === "late") {
+      const channel = this.#channels.get(body.channel);
+      if (channel) channel.late = true;
+      this.#settle();
     } else if (type === "event" && this.#channels.has(detail.channel)) {
       this.#event(name, detail);
     }
@@ -191,8 +200,14 @@ export class SharedConnection {
   #introduce(isNew) {
     this.#isHostOpen = false;
     if (!isNew) this.#post({ type: "bye" });
-    for (const channel of this.#channels.values()) channel.live = false;
     this.#enter("connecting");
+    for (const channel of this.#channels.values()) {
+      if (isNew && channel.live && !channel.position) {
+        const [reason, message] = NO_HISTORY;
+        this.#emit("gap", { channel: channel.name, reason, message });
+      }
+      Object.assign(channel, { live: false, late: false });
+    }
     const renews = typeof this.#token === "function";
     this.#post({ type: "tab", base: this.#base.href, renews, hasToken: Boolean(this.#token) });
     const waiting = [...this.#calls.values()];
@@ -213,16 +228,15 @@ export class SharedConnection {
     const { name, last, joinLeave } = channel;
     channel.calls = (channel.calls ?? 0) + 1;
     try {
-      const result = await this.#call(this.#request({ type: "subscribe", channel: name, last, joinLeave }));
-      if (channel.joined && !channel.position && !result.epoch) {
-        const [reason, message] = NO_HISTORY;
-        this.#emit("gap", { channel: name, reason, message });
-      }
-      Object.assign(channel, { live: true, joined: true });
-      return result;
+      const place = await this.#call(this.#request({ type: "subscribe", channel: name, last, joinLeave }));
+      // Where a new host goes on, even if no message comes until then.
+      channel.position ??= place;
+      channel.live = true;
     } catch (/** @type {any} */ error) {
-      if (this.#channels.get(name) === channel) this.#channels.delete(name);
-      if (channel.initial) this.#end({ reason: error.message });
+      if (this.#channels.get(name) === channel) {
+        this.#channels.delete(name);
+        if (channel.initial) this.#end({ reason: error.message });
+      }
       throw error;
     } finally {
       channel.calls--;
@@ -231,7 +245,7 @@ export class SharedConnection {
   }
 
   #settle() {
-    const isJoined = [...this.#channels.values()].every(({ live }) => live);
+    const isJoined = [...this.#channels.values()].every(({ live, late }) => live || late);
     if (this.#isHostOpen && isJoined && this.state !== "open" && this.state !== "closed") this.#enter("open");
   }
 
@@ -294,7 +308,7 @@ export class Host {
   #connection;
   /** @type {Map<string, any>} */
   #tabs = new Map();
-  /** Channel → `{ready, position, keyed}`. @type {Map<string, any>} */
+  /** Channel → `{ready, isLate, position, keyed}`; `position`: of what was told last. @type {Map<string, any>} */
   #channels = new Map();
   #lastAsk = 0;
   /** @type {Map<number, any>} */
@@ -332,6 +346,7 @@ export class Host {
         for (const tab of this.#tabs.values()) this.#state(tab.post, state, more);
       },
       emit: (/** @type {string} */ name, /** @type {any} */ detail) => this.#event(name, detail),
+      late: (/** @type {string} */ channel) => this.#late(channel),
     };
     const renews_ = () => [...this.#tabs.values()].some((tab) => tab.renews);
     this.#connection = new Connection(owner, { base: new URL(base), token: () => this.#token(), renews: renews_ });
@@ -358,7 +373,8 @@ export class Host {
   /** @param {string} name @param {any} detail */
   #event(name, detail) {
     const shared = this.#channels.get(detail.channel);
-    if (name === "message" && shared && detail.offset !== undefined) shared.position = detail;
+    const { epoch, offset } = detail;
+    if (name === "message" && shared && offset !== undefined) shared.position = { epoch, offset };
     if (name === "unsubscribed") this.#channels.delete(detail.channel);
     for (const { post, channels } of this.#tabs.values()) {
       const held = channels.get(detail.channel);
@@ -368,7 +384,13 @@ export class Host {
     }
   }
 
-  /** @param {any} tab @param {any} message */
+  /** A channel can't be joined for now: the tabs do not wait for it. @param {string} name */
+  #late(name) {
+    Object.assign(this.#channels.get(name) ?? {}, { isLate: true });
+    for (const { post, channels } of this.#tabs.values()) if (channels.has(name)) post({ type: "late", channel: name });
+  }
+
+  /** Answers once the tab has what came before, so that it knows whether to ask again. @param {any} tab @param {any} message */
   async #subscribe(tab, { call, channel, last, position }) {
     /** @type {any} */
     const held = { later: [] };
@@ -379,13 +401,12 @@ export class Host {
       const ready = /** @type {Connection} */ (this.#connection).subscribe(channel, { last, since: position, joinLeave: true });
       this.#channels.set(channel, (shared = { ready }));
     }
+    if (shared.isLate) tab.post({ type: "late", channel });
     const isHeld = () => tab.channels.get(channel) === held;
     try {
-      const result = await shared.ready;
-      shared.keyed = result.keyed;
-      if (result.epoch) shared.position ??= result;
-      if (!isHeld()) return;
-      tab.post({ type: "answer", call, result });
+      const { epoch, offset, keyed } = await shared.ready;
+      shared.keyed = keyed;
+      if (epoch) shared.position ??= { epoch, offset };
     } catch (error) {
       if (this.#channels.get(channel) === shared) this.#channels.delete(channel);
       if (isHeld()) tab.channels.delete(channel);
@@ -395,6 +416,7 @@ export class Host {
     if (!isHeld()) return;
     for (const [name, detail] of held.later) tab.post({ type: "event", name, detail });
     held.later = undefined;
+    tab.post({ type: "answer", call, result: shared.position });
   }
 
   /**
@@ -461,11 +483,12 @@ export class Host {
   #token() {
     const tabs = [...this.#tabs.values()].filter(({ hasToken }) => hasToken);
     if (tabs.length === 0) return undefined;
-    this.#asked.clear();
     const asking = tabs.map(({ post }) => {
       const ask = ++this.#lastAsk;
       post({ type: "token", ask });
-      return new Promise((resolve, reject) => this.#asked.set(ask, { resolve, reject }));
+      const answer = new Promise((resolve, reject) => this.#asked.set(ask, { resolve, reject }));
+      // A tab that has gone, or sleeps, says nothing.
+      return inTime(answer).finally(() => this.#asked.delete(ask));
     });
     return Promise.any(asking).catch(({ errors }) => Promise.reject(errors[0]));
   }
@@ -473,7 +496,6 @@ export class Host {
   /** @param {any} body */
   #told({ ask, token, error }) {
     const { resolve, reject } = this.#asked.get(ask) ?? {};
-    this.#asked.delete(ask);
     if (error) reject?.(error);
     else resolve?.(token);
   }

@@ -67,7 +67,7 @@ export class Feed extends EventTarget {
   constructor({ channels = [], url, token, shared, ...options } = {}) {
     super();
     if (!Array.isArray(channels)) throw new TypeError("connect needs channels: [name, …]");
-    this.#names = new Set(channels);
+    this.#names = new Map(channels.map((name) => [name, undefined]));
     const base = baseUrl(url);
     const owner = {
       enter: (/** @type {any} */ state, /** @type {string} */ instance, /** @type {object | undefined} */ more) => {
@@ -85,7 +85,7 @@ export class Feed extends EventTarget {
       : new Connection(owner, { base, token });
     this.#with((connection) => {
       // Where one is refused, the feed ends and says why.
-      for (const name of this.#names) connection.subscribe(name, { ...options, initial: true }).catch(() => {});
+      for (const name of this.#names.keys()) connection.subscribe(name, { ...options, initial: true }).catch(() => {});
       connection.start();
     });
   }
@@ -109,11 +109,13 @@ export class Feed extends EventTarget {
    * @throws {CommandError} if the server refuses it; `code` 103: the token does not allow it
    */
   async subscribe(channel, options) {
-    this.#names.add(channel);
+    const call = {};
+    this.#names.set(channel, call);
     try {
       await this.#with((connection) => connection.subscribe(channel, options));
     } catch (error) {
-      this.#names.delete(channel);
+      // It may have been unsubscribed, and subscribed again.
+      if (this.#names.get(channel) === call) this.#names.delete(channel);
       throw error;
     }
   }
@@ -137,7 +139,7 @@ export class Feed extends EventTarget {
    */
   async publish(data, { channel, key, remove = false, idempotencyKey = newIdempotencyKey() } = {}) {
     if (channel === undefined && this.#names.size !== 1) throw new TypeError("publish: say to which channel");
-    const publication = { channel: channel ?? [...this.#names][0], data, key, remove, idempotencyKey };
+    const publication = { channel: channel ?? [...this.#names.keys()][0], data, key, remove, idempotencyKey };
     return this.#with((connection) => connection.publish(publication));
   }
 
@@ -163,7 +165,7 @@ export class Feed extends EventTarget {
     this.#with((connection) => connection.close());
   }
 
-  /** The channels, in the order in which they came. */
+  /** The channels, in the order in which they came, each with the call that subscribed it. @type {Map<string, object | undefined>} */
   #names;
   /** A promise where the module of shared connections is still being loaded. @type {any} */
   #connection;

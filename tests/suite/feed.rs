@@ -1,5 +1,7 @@
 //! `livebridge.js` in a real Chromium: what a page gets, whatever happens to its connection.
 
+mod tabs;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -137,6 +139,45 @@ async fn a_feed_subscribes_and_unsubscribes_at_any_time_on_one_connection() {
     assert_eq!(refused["failed"]["code"], 107, "{refused}");
     window.eval("void feed.close()").await;
     until_connected(&instance, "websocket", 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_channel_that_is_left_and_subscribed_again_at_once_tells_nothing_twice() {
+    let browser = Browser::start().await;
+    let instance = Instance::embedded().await;
+    let window = browser.open_at(&instance.url(BLANK)).await;
+    window.feed("{}").await;
+    // Where somebody reads a channel already, its log has the last messages.
+    window.eval("void (globalThis.reader = livebridge.connect({ channels: ['flow'] }))").await;
+    window.until("reader.state === 'open'").await;
+    for number in 1..=5 {
+        instance.publish("flow", number.to_string()).await;
+    }
+    let again = "(() => {
+        globalThis.first = feed.subscribe('flow', { last: 5 }).catch(({ message }) => message);
+        feed.unsubscribe('flow');
+        return feed.subscribe('flow', { last: 5 });
+    })()";
+    assert_eq!(window.outcome(again).await, Value::Null);
+    assert_eq!(window.eval("first").await, "flow was unsubscribed");
+    // The feed has this channel, and no other.
+    assert_eq!(window.outcome("feed.publish(6)").await["offset"], 6);
+    window.until("seen.includes(6)").await;
+    assert_eq!(window.eval("seen").await, json!([1, 2, 3, 4, 5, 6]));
+    assert_eq!(window.eval("told.filter(([name]) => name === 'gap').length").await, 0, "nothing was missed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_channel_that_can_not_be_joined_for_now_holds_up_no_other() {
+    let browser = Browser::start().await;
+    let instance = Options::default().flag("--max-new-channels-per-address 1").start().await;
+    let window = browser.open_at(&instance.url(BLANK)).await;
+    // There is one more in each second.
+    window.feed("{ channels: ['flow', ...Array.from({ length: 60 }, (_, index) => `new-${index}`)] }").await;
+    assert_eq!(window.states().await, json!(["connecting", "open"]));
+    instance.publish("flow", "1").await;
+    window.until("seen.includes(1)").await;
+    until_connected(&instance, "websocket", 1).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
