@@ -61,6 +61,9 @@ pub enum ReadFrom {
     Last(usize),
     /// All messages after the position that a client holds.
     After(Position),
+    /// The same, but if messages are missing, the page has only the gap: for a reader to whom the others
+    /// are of no use then.
+    AfterIfKept(Position),
     /// All messages after the last one that this instance delivered. If the stamp shows that the
     /// history has diverged (after a failover to a replica that lacked the newest messages), the
     /// broker starts a new epoch for the channel.

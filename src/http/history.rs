@@ -54,7 +54,7 @@ async fn try_messages(
     let from = match query.get("since") {
         None | Some(EARLIEST) => ReadFrom::Oldest,
         Some(text) => {
-            ReadFrom::After(text.parse::<Position>().map_err(|error| ApiError::parameter(error.to_string()))?)
+            ReadFrom::AfterIfKept(text.parse::<Position>().map_err(|error| ApiError::parameter(error.to_string()))?)
         }
     };
     let address = app.admission.limited_address(client);
@@ -69,7 +69,7 @@ async fn try_messages(
     };
     // Without a start position, messages missing at the beginning are not a gap; they count as
     // trimmed.
-    if let (Some(gap), ReadFrom::After(_)) = (page.gap, from) {
+    if let (Some(gap), ReadFrom::AfterIfKept(_)) = (page.gap, from) {
         return Err(ApiError::new(StatusCode::GONE, "position_gone", gap.reason.explanation()));
     }
     let mut body = HistoryBody::new(&channel, page);

@@ -1,5 +1,8 @@
 //! What the history costs Redis, counted in bytes, calls and keys, not in time.
 
+use serde_json::json;
+
+use crate::support::centrifuge_client::Client;
 use crate::support::channel;
 use crate::support::instance::{Instance, Options};
 use crate::support::redis::Redis;
@@ -79,6 +82,27 @@ async fn a_read_moves_what_it_returns_and_nothing_else() {
         assert_eq!(messages, expected, "{query}");
         let payloads = expected as u64 * SIZE;
         assert!((payloads..payloads + BESIDE).contains(&sent), "{sent} bytes from Redis for {query}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_position_that_is_gone_costs_no_messages() {
+    let (redis, instance) = furnished().await;
+    let sheet = channel("sheet");
+    for (channel, key) in [(channel("large"), ""), (sheet.clone(), "&key=a"), (sheet, "&key=b")] {
+        let position = instance.publish(&format!("{channel}{key}"), "x".repeat(50_000)).await.unwrap();
+        let (epoch, _) = position.split_once(':').unwrap();
+        let mut client = Client::connect(&instance).await;
+        for (epoch, offset) in [("1", 0), ("1", 5), (epoch, 99)] {
+            redis.reset_counts();
+            let path = format!("/channels/{channel}/messages?since={epoch}:{offset}");
+            assert_eq!(instance.get(&path).await.0, 410);
+            let since = json!({ "epoch": epoch, "offset": offset });
+            let request = json!({ "channel": channel, "limit": 9, "since": since });
+            assert_eq!(client.fail("history", request).await, (112, false));
+            let sent = redis.info("total_net_output_bytes");
+            assert!(sent < BESIDE, "{sent} bytes from Redis for nothing after {epoch}:{offset} of {channel}");
+        }
     }
 }
 

@@ -127,6 +127,7 @@ impl Channels {
         };
         let from = match from {
             ReadFrom::After(position) => ReadFrom::After(translate(position)),
+            ReadFrom::AfterIfKept(position) => ReadFrom::AfterIfKept(translate(position)),
             ReadFrom::AfterDelivered(tail) => {
                 ReadFrom::AfterDelivered(Tail { position: translate(tail.position), stamp: tail.stamp })
             }
@@ -180,7 +181,10 @@ impl Channels {
         let now = self.time(now);
         let mut position = Position::new(now, 0);
         let mut gap = None;
-        if let ReadFrom::After(theirs) | ReadFrom::AfterDelivered(Tail { position: theirs, .. }) = from {
+        if let ReadFrom::After(theirs)
+        | ReadFrom::AfterIfKept(theirs)
+        | ReadFrom::AfterDelivered(Tail { position: theirs, .. }) = from
+        {
             if theirs.offset == 0 && self.had_no_messages(theirs.epoch, now) {
                 position = theirs;
             } else {

@@ -184,34 +184,39 @@ impl ChannelHistory {
             }
             ReadFrom::Keys => self.all_keys(None),
             ReadFrom::After(position) | ReadFrom::AfterDelivered(Tail { position, .. }) => {
-                self.after(position, first, limit)
+                self.after(position, first, limit).unwrap_or_else(|reason| self.lost(reason, first, limit))
             }
+            ReadFrom::AfterIfKept(position) => self
+                .after(position, first, limit)
+                .unwrap_or_else(|reason| self.page(Some(self.gap(reason, first)), Vec::new(), self.tail)),
         }
     }
 
-    fn after(&self, position: Position, first: usize, limit: usize) -> Page {
+    /// What follows a position, or why messages are missing.
+    fn after(&self, position: Position, first: usize, limit: usize) -> Result<Page, GapReason> {
         let tail = self.tail.position;
         if position.epoch != tail.epoch || position.offset > tail.offset {
-            return self.lost(GapReason::EpochChanged, first, limit);
+            return Err(GapReason::EpochChanged);
         }
         let before_log = tail.offset - self.log.len() as u64;
         if position.offset >= before_log + first as u64 {
-            return self.page_from(None, (position.offset - before_log) as usize, limit);
+            return Ok(self.page_from(None, (position.offset - before_log) as usize, limit));
         }
-        if let Some(changed) = self.keys.as_ref().and_then(|keys| keys.changed_since(position.offset)) {
-            return self.page(None, changed, self.tail);
-        }
-        self.lost(GapReason::HistoryTrimmed, first, limit)
+        let changed = self.keys.as_ref().and_then(|keys| keys.changed_since(position.offset));
+        changed.map(|changed| self.page(None, changed, self.tail)).ok_or(GapReason::HistoryTrimmed)
     }
 
     /// A page with a gap, followed by all stored messages.
     fn lost(&self, reason: GapReason, first: usize, limit: usize) -> Page {
-        if self.keys.is_some() {
-            return self.all_keys(Some(Gap { resumes_after: self.position(0), reason }));
-        }
+        let gap = Some(self.gap(reason, first));
+        if self.keys.is_some() { self.all_keys(gap) } else { self.page_from(gap, first, limit) }
+    }
+
+    /// The gap before all stored messages, or before the values of all keys.
+    fn gap(&self, reason: GapReason, first: usize) -> Gap {
         let before_first = self.tail.position.offset - (self.log.len() - first) as u64;
-        let gap = Gap { resumes_after: self.position(before_first), reason };
-        self.page_from(Some(gap), first, limit)
+        let resumes_after = self.position(if self.keys.is_some() { 0 } else { before_first });
+        Gap { resumes_after, reason }
     }
 
     fn all_keys(&self, gap: Option<Gap>) -> Page {

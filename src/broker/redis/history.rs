@@ -130,6 +130,9 @@ impl Reader<'_> {
                 }
                 return Ok(None);
             }
+            Plan::Fetch(Fetch { page, .. }) if page.gap.is_some() && matches!(from, ReadFrom::AfterIfKept(_)) => {
+                return Ok(Some(Some(Page { through: page.tail, ..page })));
+            }
             Plan::Fetch(fetch) => fetch,
         };
         let page = match plan.elements {
@@ -154,7 +157,9 @@ impl Reader<'_> {
             (ReadFrom::Tail, _) => command.arg("tail"),
             (ReadFrom::Oldest, _) => command.arg("oldest"),
             (ReadFrom::Last(_), _) => command.arg("last"),
-            (ReadFrom::After(position), _) => command.arg("after").arg(position.epoch).arg(position.offset),
+            (ReadFrom::After(position) | ReadFrom::AfterIfKept(position), _) => {
+                command.arg("after").arg(position.epoch).arg(position.offset)
+            }
             (ReadFrom::AfterDelivered(Tail { position, stamp }), _) => {
                 command.arg("delivered").arg(position.epoch).arg(position.offset).arg(stamp)
             }
@@ -193,7 +198,7 @@ impl Reader<'_> {
         first: Fetch,
     ) -> Result<Option<Page>, ClientError> {
         // A complete snapshot omits removed keys; a client that resumes must receive the removals.
-        let with_removed = matches!(from, ReadFrom::After(_) | ReadFrom::AfterDelivered(_)) && first.page.gap.is_none();
+        let with_removed = !matches!(from, ReadFrom::Keys) && first.page.gap.is_none();
         let began = first.page.tail.position;
         // A key that is removed during the read may be part of the snapshot.
         let removals_after = if with_removed { 0 } else { began.offset };

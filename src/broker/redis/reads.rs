@@ -71,7 +71,9 @@ impl Reads {
     pub(super) fn lane(&self, from: ReadFrom) -> &ReadLane {
         match from {
             ReadFrom::Tail | ReadFrom::AfterDelivered(_) => &self.hub,
-            ReadFrom::Oldest | ReadFrom::Last(_) | ReadFrom::After(_) | ReadFrom::Keys => &self.clients,
+            ReadFrom::Oldest | ReadFrom::Last(_) | ReadFrom::After(_) | ReadFrom::AfterIfKept(_) | ReadFrom::Keys => {
+                &self.clients
+            }
         }
     }
 

@@ -94,6 +94,7 @@ pub(super) enum Asked {
     Last(usize),
     Keys,
     After(At),
+    AfterIfKept(At),
     AfterDelivered(At),
 }
 
@@ -164,6 +165,7 @@ fn read() -> impl Strategy<Value = Op> {
         2 => (0_usize..8).prop_map(Asked::Last),
         2 => Just(Asked::Keys),
         5 => at().prop_map(Asked::After),
+        3 => at().prop_map(Asked::AfterIfKept),
         3 => delivered().prop_map(Asked::AfterDelivered),
     ];
     let limit = prop_oneof![2 => 1_usize..7, 3 => Just(1000_usize)];

@@ -312,6 +312,10 @@ impl Run<'_> {
                 let (one, two) = self.at(at);
                 (ReadFrom::After(one.position), ReadFrom::After(two.position))
             }
+            Asked::AfterIfKept(at) => {
+                let (one, two) = self.at(at);
+                (ReadFrom::AfterIfKept(one.position), ReadFrom::AfterIfKept(two.position))
+            }
             Asked::AfterDelivered(at) => {
                 let (one, two) = self.at(at);
                 (ReadFrom::AfterDelivered(one), ReadFrom::AfterDelivered(two))

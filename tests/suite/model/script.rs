@@ -44,7 +44,9 @@ impl Truth {
             ReadFrom::Tail | ReadFrom::Keys => tail.offset,
             ReadFrom::Oldest => dropped,
             ReadFrom::Last(count) => dropped.max(tail.offset.saturating_sub(count.min(limit) as u64)),
-            ReadFrom::After(position) | ReadFrom::AfterDelivered(Tail { position, .. }) => {
+            ReadFrom::After(position)
+            | ReadFrom::AfterIfKept(position)
+            | ReadFrom::AfterDelivered(Tail { position, .. }) => {
                 let reason = if position.epoch != tail.epoch || position.offset > tail.offset {
                     Some(GapReason::EpochChanged)
                 } else {
