@@ -21,7 +21,7 @@ impl Hub {
     /// share one answer. `client` is the address for which the connection counts.
     ///
     /// # Errors
-    /// See [`PageError`](super::held_page::PageError).
+    /// See [`PageError`].
     pub async fn history(self: &Arc<Self>, topic: &Topic, from: ReadFrom, client: Option<IpAddr>) -> Answer {
         let shared = &topic.shared_reads;
         let newer = |page: &HeldPage| newer(topic, page);
@@ -45,7 +45,7 @@ impl Hub {
     /// page counts for the address `client`, if that has a limit.
     ///
     /// # Errors
-    /// See [`PageError`](super::held_page::PageError).
+    /// See [`PageError`].
     pub async fn page(&self, channel: &ChannelName, from: ReadFrom, limit: usize, client: Option<IpAddr>) -> Answer {
         self.pages.check(client)?;
         let page = self.broker.read(channel, from, limit).await?;
