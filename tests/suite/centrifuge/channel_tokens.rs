@@ -57,8 +57,8 @@ async fn a_token_for_a_channel_is_of_no_use_to_others_or_elsewhere() {
         (ticket("bob", &a, 3600), 103),
         (ticket("ann", "elsewhere", 3600), 103),
         (ticket("ann", &a, -1), 109),
-        (forged, 101),
-        ("no token".into(), 101),
+        (forged, 103),
+        ("no token".into(), 103),
     ] {
         let failed = client.fail("subscribe", json!({ "channel": a, "token": token })).await;
         assert_eq!(failed, (code, false), "{token}");

@@ -276,7 +276,7 @@ async fn errors_and_closes_have_the_numbers_of_the_json_form() {
         ("subscribe", json!({ "channel": a }), 105),
         ("subscribe", json!({ "channel": "" }), 107),
         ("subscribe", json!({ "channel": a, "tf": { "key": "k" } }), 107),
-        ("subscribe", json!({ "channel": "c", "token": "t" }), 101),
+        ("subscribe", json!({ "channel": "c", "token": "t" }), 103),
         ("subscribe", json!({ "channel": "c", "type": 2 }), 108),
         ("publish", json!({ "channel": b, "data": 1 }), 103),
         ("publish", json!({ "channel": a, "data": "x".repeat(4096) }), 106),

@@ -64,7 +64,9 @@ fn access(error: &AccessError) -> (u16, bool) {
         AccessError::Token(TokenError::NoKeys) => (100, true),
         // The client gets a new token, and tries again.
         AccessError::Token(TokenError::Expired) => (109, false),
-        AccessError::Anonymous(..)
+        // Another token of a client ends its connection: this one is of a subscription.
+        AccessError::Token(_)
+        | AccessError::Anonymous(..)
         | AccessError::Forbidden(..)
         | AccessError::Useless(_)
         | AccessError::Subscription(_) => (103, false),
