@@ -107,8 +107,8 @@ pub struct Update {
 pub struct Updated {
     /// Whether the broker does not have the record of this version.
     pub is_outdated: bool,
-    /// Clients that took over the place of another connection of the same user: the id of the
-    /// client, and the id that it has from now on.
+    /// Clients that took over the place of another connection of the same user, or whose own had been
+    /// taken over: the id of the client, and the id that it has from now on.
     pub taken_over: Vec<(Box<str>, Box<str>)>,
     /// The clients of all instances, if they were asked for.
     pub all: Option<Everybody>,

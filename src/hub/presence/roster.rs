@@ -123,7 +123,8 @@ impl Roster {
         }
     }
 
-    /// A client has taken the place of one of another instance, and its id.
+    /// A client has taken the place of one of another instance, and its id; or another instance has that of
+    /// this client, which gets a new id.
     pub(super) fn rename(&mut self, id: &str, former: &str) {
         let listed = self.entries.values_mut().take(MOST_LISTED);
         if let Some(entry) = listed.into_iter().find(|entry| *entry.client.id == *id) {

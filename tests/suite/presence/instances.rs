@@ -58,6 +58,36 @@ async fn nobody_comes_or_goes_while_the_slot_of_a_channel_moves() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_place_that_was_taken_over_elsewhere_is_not_taken_again() {
+    let (redis, one, two) = two_instances().await;
+    let room = channel("room");
+    let (mut here, here_id) = join(&two, None, &room).await;
+    let (first, first_id) = join(&one, Some("ada"), &room).await;
+    assert_eq!(joined(&mut here, 2).await, sorted([&here_id, &first_id]));
+    let until_listed = async |is_leaving: bool| {
+        let key = format!("livebridge:{{{room}}}:presence");
+        let is_hers = |line: &str| line.contains(&first_id) && line.starts_with("0 ") != is_leaving;
+        until("she is listed so", || async { redis.cli(&["HVALS", &key]).lines().any(is_hers) }).await;
+    };
+    drop(first);
+    until_listed(true).await;
+    let (_back, _) = join(&two, Some("ada"), &room).await;
+    until_listed(false).await;
+    // The first instance still counts on her to come back.
+    let (mut second, _) = join(&one, Some("ada"), &room).await;
+    let second_id = joined(&mut here, 1).await.remove(0);
+    assert!(second_id != first_id && second_id.len() == first_id.len(), "{second_id}");
+    assert_eq!(stats(&mut here, &room).await, (3, 2));
+    tokio::time::sleep(GRACE).await;
+    until_there_are(&one, &room, 3).await;
+    second.ask("unsubscribe", json!({ "channel": room })).await;
+    let (kind, info) = told(&mut here).await;
+    assert_eq!((kind, info["client"].as_str()), ("leave", Some(&second_id[..])));
+    assert_eq!(stats(&mut here, &room).await, (2, 2));
+    is_told_nothing(&mut here, &two, &room).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_grace_goes_on_when_an_instance_stops() {
     let (_redis, one, mut two) = two_instances().await;
     let room = channel("room");

@@ -64,9 +64,18 @@ local function presence_take_over(records, instance, user, now)
   end
 end
 
+-- Whether another instance lists a client with this id.
+local function presence_is_elsewhere(records, instance, id)
+  for other, record in pairs(records) do
+    if other ~= instance and string.find(record.lines, ' ' .. id .. ' ', 1, true) and presence_ids(record)[id] then
+      return true
+    end
+  end
+end
+
 -- Compares the lines of a new record with the one before. Returns the new record, who has taken
 -- over the place of whom, and the lines that tell who has come and gone.
-local function presence_compare(records, instance, now, holds, version, clients, users, args)
+local function presence_compare(records, instance, stamp, now, holds, version, clients, users, args)
   local before = presence_ids(records[instance])
   local lines, taken, news = {}, {}, {}
   for i = 8, #args do
@@ -81,6 +90,13 @@ local function presence_compare(records, instance, now, holds, version, clients,
         taken[#taken + 1], taken[#taken + 2] = id, former
         id = former
       elseif is_new then
+        if presence_is_elsewhere(records, instance, id) then
+          -- The instance has given a place to another connection of the user, and did not know that it had
+          -- been taken over elsewhere. Nobody else has this id.
+          local unique = string.sub(redis.sha1hex(id .. ' ' .. instance .. ' ' .. stamp), 1, 32)
+          taken[#taken + 1], taken[#taken + 2] = id, unique
+          id = unique
+        end
         news[#news + 1] = '+' .. user .. ' ' .. id .. ' ' .. info
       end
       before[id] = nil
@@ -107,8 +123,8 @@ end
 -- Stores the record of an instance, which holds for so many milliseconds; without CLIENTS, renews
 -- the one of this version. Publishes who has come and gone, and after how many milliseconds to look
 -- again, if RECHECK is not 0. Returns {STAMP, OUTDATED, TAKEN, RECORDS}: the time in microseconds;
--- whether there is no record of this version to renew; for each client that has taken over a place,
--- its id and the one that it has from now on; and, if ALL is 1, the records of all instances.
+-- whether there is no record of this version to renew; for each client that has taken over a place, or
+-- whose place has been taken over, its id and the one that it has from now on; and, if ALL is 1, the records of all instances.
 local function presence_write(keys, args)
   local it, problem = presence_channel(keys)
   if not it then return redis.error_reply(problem) end
@@ -126,7 +142,7 @@ local function presence_write(keys, args)
   end
   local own, taken, news, outdated = records[instance], {}, {}, 0
   if args[6] then
-    own, taken, news = presence_compare(records, instance, now, holds, version, tonumber(args[6]), args[7], args)
+    own, taken, news = presence_compare(records, instance, stamp, now, holds, version, tonumber(args[6]), args[7], args)
     records[instance] = own.clients > 0 and own or nil
     if own.clients <= 0 then gone[#gone + 1] = instance end
   elseif own and own.version == version then own.holds, own.changed = holds, true
