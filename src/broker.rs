@@ -259,7 +259,8 @@ pub trait Broker: Send + Sync + 'static {
     fn unsubscribe(&self, channel: &ChannelName);
 
     /// Reads a page of a channel's history; `None` if the channel keeps none. Returns at most
-    /// `limit` messages, and at most [`PAGE_MESSAGES`].
+    /// `limit` messages, and at most [`PAGE_MESSAGES`]; but all values of a keyed channel, or all that have
+    /// changed after a position that the history no longer has.
     ///
     /// # Errors
     /// [`BrokerError::Unavailable`] or [`BrokerError::Refused`] if the broker cannot read the

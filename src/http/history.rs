@@ -72,7 +72,7 @@ async fn try_messages(
     if let (Some(gap), ReadFrom::AfterIfKept(_)) = (page.gap, from) {
         return Err(ApiError::new(StatusCode::GONE, "position_gone", gap.reason.explanation()));
     }
-    let mut body = HistoryBody::new(&channel, page);
+    let mut body = HistoryBody::new(&channel, page.limited(limit).into());
     // Most responses are small and need no chunks.
     let first = body.next_piece().unwrap_or_default();
     let mut response = if body.is_over() {

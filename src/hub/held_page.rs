@@ -129,6 +129,15 @@ impl HeldPage {
         Self { gap, range: self.range.start + skip..self.range.end, ..self.clone() }
     }
 
+    /// At most the first `limit` messages. Of a keyed channel, a broker may return more than it was asked for.
+    pub fn limited(&self, limit: usize) -> Self {
+        let last = self.messages().get(limit.wrapping_sub(1)).filter(|_| limit < self.range.len());
+        match last.and_then(|last| Some(Tail { position: last.position?, stamp: last.stamp })) {
+            Some(through) => self.only_first(limit, through),
+            None => self.clone(),
+        }
+    }
+
     /// The first messages of the page, which end at this position.
     pub fn only_first(&self, count: usize, through: Tail) -> Self {
         Self { through, range: self.range.start..self.range.start + count, ..self.clone() }

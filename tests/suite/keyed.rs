@@ -40,6 +40,7 @@ promises!(
     Options::default().rules(RULES).flag("--log-messages 64");
     a_new_subscriber_first_gets_the_current_value_of_every_key,
     who_resumes_from_beyond_the_history_gets_only_what_changed,
+    what_changed_is_read_by_pages_of_the_size_asked_for,
     who_resumes_from_another_epoch_is_told_and_gets_every_key,
     a_slow_subscriber_is_brought_up_to_date_by_key,
     a_keyed_channel_is_bounded_with_a_clear_error,
@@ -47,6 +48,28 @@ promises!(
     every_subscriber_ends_with_the_same_sheet,
     a_message_without_a_key_reaches_who_has_just_joined,
 );
+
+async fn what_changed_is_read_by_pages_of_the_size_asked_for(setup: Setup) {
+    let channel = channel("sheet");
+    let mut since = setup.set(&channel, "first", "0").await;
+    for number in 1..=30 {
+        setup.set(&channel, &format!("k{}", number % 20), &number.to_string()).await;
+    }
+    setup.remove(&channel, "k5").await;
+    // The history has the last ten, so these pages are of the values.
+    let mut sheet = BTreeMap::from([("first".to_owned(), 0.into()), ("k5".to_owned(), 5.into())]);
+    loop {
+        let page = setup.two().get_json(&format!("/channels/{channel}/messages?since={since}&limit=3")).await;
+        let messages = page["messages"].as_array().unwrap();
+        assert!(messages.len() <= 3, "{page}");
+        let Some(last) = messages.last() else { break };
+        messages.iter().for_each(|message| apply(&mut sheet, message));
+        since = format!("{}:{}", page["epoch"].as_str().unwrap(), last["offset"]);
+    }
+    let all: BTreeMap<_, Value> = (11..=30).map(|number| (format!("k{}", number % 20), number.into())).collect();
+    sheet.remove("first");
+    assert_eq!(sheet, all.into_iter().filter(|(key, _)| key != "k5").collect());
+}
 
 /// Applies an envelope to a sheet.
 fn apply(sheet: &mut BTreeMap<String, Value>, envelope: &Value) {

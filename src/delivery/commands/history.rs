@@ -54,7 +54,7 @@ pub(super) async fn read(
         let from = |count| ReadFrom::After(Position::new(since.epoch, end.saturating_sub(count as u64)));
         reader.read_backwards(limit, end, from).await?
     } else {
-        reader.read(ReadFrom::AfterIfKept(since), limit).await?
+        reader.read(ReadFrom::AfterIfKept(since), limit).await?.limited(limit).into()
     };
     match page.gap {
         // Backwards, the history may end before the limit does.
