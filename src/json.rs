@@ -129,6 +129,8 @@ struct ConnectedChannel<'a> {
     position: Option<WirePosition>,
     #[serde(skip_serializing_if = "Option::is_none")]
     head: Option<u64>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    keyed: bool,
 }
 
 #[derive(Serialize)]
@@ -139,15 +141,16 @@ struct WirePosition {
 
 impl<'a> Connected<'a> {
     /// Contains the instance and, for each channel, the position after which the subscription
-    /// starts and the newest offset.
+    /// starts, the newest offset, and whether it is keyed.
     pub fn new(
         instance: &'a str,
-        channels: impl Iterator<Item = (&'a ChannelName, Option<Position>, Option<u64>)>,
+        channels: impl Iterator<Item = (&'a ChannelName, Option<Position>, Option<u64>, bool)>,
     ) -> Self {
-        let channel = |(channel, position, head): (&'a ChannelName, Option<Position>, _)| ConnectedChannel {
+        let channel = |(channel, position, head, keyed): (&'a ChannelName, Option<Position>, _, _)| ConnectedChannel {
             channel: channel.as_str(),
             position: position.map(WirePosition::new),
             head,
+            keyed,
         };
         Self { event: "welcome", instance, channels: channels.map(channel).collect() }
     }

@@ -324,12 +324,11 @@ export class Connection {
     if (turn !== this.#turn) return;
     const channels = [...this.#channels.values()];
     const pairs = [["format", "json"], ...channels.map(({ name }) => ["channel", name])];
-    const last = channels.find((channel) => channel.last !== undefined)?.last;
+    const last = channels.find((channel) => channel.last !== undefined && !channel.position)?.last;
     if (channels.some(({ position }) => position)) {
       pairs.push(["since", channels.map(({ position }) => (position ? `${position.epoch}:${position.offset}` : "")).join()]);
-    } else if (last !== undefined) {
-      pairs.push(["last", String(last)]);
     }
+    if (last !== undefined) pairs.push(["last", String(last)]);
     if (token) pairs.push(["token", token]); // an event stream of a browser has no headers of its own
     const url = this.#address("events", pairs);
     this.#stream = new EventStream(url, {
@@ -351,11 +350,11 @@ export class Connection {
   /** @param {{instance: string, channels: any[]}} welcome */
   #welcomed({ instance, channels }) {
     this.instance = instance;
-    for (const { channel: name, epoch, offset, head } of channels) {
+    for (const { channel: name, epoch, offset, head, keyed } of channels) {
       const channel = this.#channels.get(name);
       if (!channel) continue;
       if (channel.joined && !channel.position) this.#gap(channel);
-      Object.assign(channel, { position: epoch && { epoch, offset }, head });
+      Object.assign(channel, { position: epoch && { epoch, offset }, head, keyed });
       this.#isLive(channel);
     }
     this.#settle();

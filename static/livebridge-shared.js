@@ -4,7 +4,7 @@
  */
 import { Connection, inTime } from "./livebridge-connection.js";
 import { CHANGED, NO_HISTORY, TRIMMED, message } from "./livebridge-message.js";
-import { PublishError } from "./livebridge-publish.js";
+import { PATIENCE_MS, PublishError } from "./livebridge-publish.js";
 import { CommandError } from "./livebridge-socket.js";
 
 /** Tabs of other versions of these messages do not meet. */
@@ -304,6 +304,7 @@ export class Host {
   }
 
   #name;
+  #base = "";
   /** @type {Connection | undefined} */
   #connection;
   /** @type {Map<string, any>} */
@@ -336,6 +337,7 @@ export class Host {
 
   /** @param {string} id @param {any} body @param {(body: any) => void} post */
   #greet(id, { base, renews, hasToken }, post) {
+    this.#base = base;
     const isKnown = this.#tabs.has(id);
     this.#tabs.set(id, { post, renews, hasToken, channels: new Map() });
     // Held for as long as the tab is there.
@@ -412,9 +414,11 @@ export class Host {
       if (isHeld()) tab.channels.delete(channel);
       return tab.post({ type: "answer", call, error: plain(error) });
     }
-    if (!isFirst) await this.#catchUp(channel, shared, { last, position }, isHeld, (name, detail) => tab.post({ type: "event", name, detail }));
+    const tell = (/** @type {string} */ name, /** @type {any} */ detail) => tab.post({ type: "event", name, detail });
+    const isLate = () => tab.post({ type: "late", channel });
+    if (!isFirst) await this.#catchUp(channel, shared, { last, position }, { isHeld, tell, isLate });
     if (!isHeld()) return;
-    for (const [name, detail] of held.later) tab.post({ type: "event", name, detail });
+    for (const [name, detail] of held.later) tell(name, detail);
     held.later = undefined;
     tab.post({ type: "answer", call, result: shared.position });
   }
@@ -422,42 +426,54 @@ export class Host {
   /**
    * Tells a tab what it has to know before the messages that come from now on, which are held back meanwhile.
    * @param {string} channel @param {any} shared @param {{last?: number, position?: Place}} from
-   * @param {() => boolean} isHeld @param {(name: string, detail: any) => void} tell
+   * @param {{isHeld: () => boolean, tell: (name: string, detail: any) => void, isLate: () => void}} tab
    */
-  async #catchUp(channel, shared, { last, position }, isHeld, tell) {
+  async #catchUp(channel, shared, { last, position }, { isHeld, tell, isLate }) {
     const { position: now, keyed } = shared;
     if (!now || (position && position.epoch === now.epoch && position.offset >= now.offset)) return;
+    const from = (/** @type {number} */ offset) => ({ epoch: now.epoch, offset: Math.max(0, offset) });
     // All that ever happened to the keys is how they stand.
-    const all = keyed ? { epoch: "", offset: 0 } : undefined;
-    let since = position ?? all;
-    if (!since && !last) return;
-    let isToldOfGap = false;
+    const all = keyed ? from(0) : undefined;
+    /** @type {Place | undefined} */
+    let since = position ?? all ?? (last ? from(now.offset - last) : undefined);
+    if (!since) return;
+    const missed = (/** @type {[string, string]} */ [reason, message]) => tell("gap", { channel, reason, message });
+    let isToldOfGap = !position;
     while (isHeld()) {
-      /** @type {any} */
-      const request = { channel, limit: since || !last ? -1 : last, since, reverse: !since && Boolean(last) };
-      let page;
-      try {
-        page = await /** @type {Connection} */ (this.#connection).ask("history", request);
-      } catch (/** @type {any} */ error) {
-        if (error.code === 112) {
-          const [reason, message] = since?.epoch === now.epoch ? TRIMMED : CHANGED;
-          if (position && !isToldOfGap) tell("gap", { channel, reason, message });
-          isToldOfGap = true;
-          [since, last] = [all, undefined]; // from the oldest on
-        } else if (error.temporary) {
-          await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
-        } else {
-          return;
-        }
-        continue;
+      /** @type {{status: number, page?: any}} */
+      const answer = await this.#history(channel, since).catch(() => ({ status: 0 }));
+      const { status, page } = answer;
+      if (page) {
+        const { messages, epoch, offset } = page;
+        for (const each of messages) tell("message", message(channel, each, epoch, offset));
+        const end = messages.at(-1)?.offset ?? offset;
+        if (end >= offset) return;
+        since = { epoch, offset: end };
+      } else if (status === 410) {
+        if (!isToldOfGap) missed(since?.epoch === now.epoch ? TRIMMED : CHANGED);
+        isToldOfGap = true;
+        since = since === all ? undefined : all; // from the oldest on
+      } else if (status === 0 || status === 429 || status >= 500) {
+        isLate();
+        await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
+      } else {
+        return missed(NO_HISTORY);
       }
-      const { publications = [], epoch, offset = 0 } = page;
-      if (request.reverse) publications.reverse();
-      for (const publication of publications) tell("message", message(channel, publication, epoch, offset));
-      const end = publications.at(-1)?.offset ?? offset;
-      if (end >= offset || request.reverse) return;
-      since = { epoch, offset: end };
     }
+  }
+
+  /**
+   * A page of the history, by HTTP: an event stream takes no commands.
+   * @param {string} channel @param {Place | undefined} since  else from the oldest message on
+   * @returns {Promise<{status: number, page?: any}>}
+   */
+  async #history(channel, since) {
+    const token = await this.#token();
+    const url = new URL(`channels/${encodeURIComponent(channel)}/messages?limit=1000`, this.#base);
+    if (since) url.searchParams.set("since", `${since.epoch}:${since.offset}`);
+    const headers = token ? { Authorization: `Bearer ${token}` } : undefined;
+    const answer = await fetch(url, { headers, signal: AbortSignal.timeout(PATIENCE_MS) });
+    return { status: answer.status, page: answer.ok ? await answer.json() : void answer.body?.cancel() };
   }
 
   /** @param {any} tab @param {string} channel */

@@ -31,6 +31,8 @@ pub struct SubscriptionStart<'a> {
     pub position: Option<Position>,
     /// The newest offset of the channel. Messages up to it are older than the subscription.
     pub head: Option<u64>,
+    /// Whether the channel is keyed.
+    pub keyed: bool,
 }
 
 /// Data of one subscriber for its frames.

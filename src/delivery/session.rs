@@ -92,7 +92,8 @@ impl Session {
     pub fn write_connected(&mut self, instance: &str, made: &[(SubscriptionKey, Option<u64>)]) {
         let start = |&(key, head): &(SubscriptionKey, _)| {
             let subscription = self.subscriptions.get(key)?;
-            Some(SubscriptionStart { channel: &subscription.topic().channel, position: subscription.position, head })
+            let (topic, position) = (subscription.topic(), subscription.position);
+            Some(SubscriptionStart { channel: &topic.channel, position, head, keyed: topic.rule.keyed.is_some() })
         };
         let starts: Vec<_> = made.iter().filter_map(start).collect();
         self.encoding.dialect.write_connected(instance, &starts, &mut self.encoding.writer(&mut self.outbox));

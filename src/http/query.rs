@@ -72,15 +72,15 @@ impl Query {
         Ok(channels)
     }
 
-    /// The start in each of the channels: from `since` if present, otherwise from `last`. Both are
-    /// validated, so that an error shows at once and not only at a reconnect.
+    /// The start in each of the channels: from `since` where it has a position, otherwise from `last`. Both
+    /// are validated, so that an error shows at once and not only at a reconnect.
     ///
     /// # Errors
     /// [`ApiError`] if a position, the number of positions or `last` is not valid.
     pub fn starts(&self, channels: &[ChannelName]) -> Result<Vec<Start>, ApiError> {
         let last = self.last()?;
         let since = self.get("since").filter(|since| !since.is_empty());
-        since.map_or_else(|| Ok(vec![last; channels.len()]), |since| positions(since, channels.len()))
+        since.map_or_else(|| Ok(vec![last; channels.len()]), |since| positions(since, channels.len(), last))
     }
 
     /// The starts for an event stream. `Last-Event-ID`, which `EventSource` sends when it
@@ -96,11 +96,14 @@ impl Query {
         let last = self.last()?;
         let in_header = last_event_id.map(String::from_utf8_lossy);
         let in_url = || self.0.iter().rev().find(|(name, _)| is_last_event_id(name)).map(|(_, id)| id.as_str());
-        let in_url = || in_url().filter(|id| !id.is_empty()).or(self.get("since"));
-        let list = in_header.as_deref().filter(|id| !id.is_empty()).or_else(in_url).filter(|list| !list.is_empty());
-        let Some(list) = list else { return Ok(vec![last; channels.len()]) };
+        let is_given = |list: &&str| !list.is_empty();
+        let id = in_header.as_deref().filter(is_given).or_else(|| in_url().filter(is_given));
+        // A reconnect does not begin anew, but a URL may name channels that have no position yet.
+        let id = id.map(|id| (id, Start::Live));
+        let since = || self.get("since").filter(is_given).map(|since| (since, last));
+        let Some((list, empty)) = id.or_else(since) else { return Ok(vec![last; channels.len()]) };
         let starts: Vec<_> =
-            each_position(list, channels.len()).map(|start| start.unwrap_or(Start::After(UNKNOWN))).collect();
+            each_position(list, channels.len(), empty).map(|start| start.unwrap_or(Start::After(UNKNOWN))).collect();
         Ok(if starts.len() == channels.len() { starts } else { vec![Start::After(UNKNOWN); channels.len()] })
     }
 
@@ -174,10 +177,9 @@ fn is_last_event_id(name: &str) -> bool {
     is("lasteventid") || is("evslasteventid")
 }
 
-/// Parses a comma-separated list with one position for each channel. An empty position means 'from
-/// now on'.
-fn positions(list: &str, channels: usize) -> Result<Vec<Start>, ApiError> {
-    let starts: Vec<_> = each_position(list, channels)
+/// Parses a comma-separated list with one position for each channel, or `empty` where it has none.
+fn positions(list: &str, channels: usize, empty: Start) -> Result<Vec<Start>, ApiError> {
+    let starts: Vec<_> = each_position(list, channels, empty)
         .collect::<Result<_, _>>()
         .map_err(|error| ApiError::parameter(error.to_string()))?;
     if starts.len() != channels {
@@ -191,10 +193,10 @@ fn positions(list: &str, channels: usize) -> Result<Vec<Start>, ApiError> {
 
 /// The elements of a list of positions. A single `earliest` applies to all channels, and means the
 /// oldest retained message.
-fn each_position(list: &str, channels: usize) -> impl Iterator<Item = Result<Start, PositionError>> {
+fn each_position(list: &str, channels: usize, empty: Start) -> impl Iterator<Item = Result<Start, PositionError>> {
     let repeated = if list.trim() == EARLIEST { channels } else { 1 };
-    std::iter::repeat_n(list, repeated).flat_map(|list| list.split(',')).map(|text| match text.trim() {
-        "" => Ok(Start::Live),
+    std::iter::repeat_n(list, repeated).flat_map(|list| list.split(',')).map(move |text| match text.trim() {
+        "" => Ok(empty),
         EARLIEST => Ok(Start::Oldest),
         text => text.parse().map(Start::After),
     })

@@ -339,6 +339,12 @@ async fn where_websockets_are_blocked_an_event_stream_carries_the_feed() {
     assert_eq!(window.outcome("feed.subscribe('c')").await, Value::Null);
     assert_eq!(window.outcome("feed.publish({ a: 1 }, { channel: 'c' })").await["offset"], 1);
     window.until("newest.channel === 'c' && newest.data.a === 1").await;
+    for number in 1..=3 {
+        west.publish("d", number.to_string()).await;
+    }
+    window.eval("void (seen.length = 0)").await;
+    assert_eq!(window.outcome("feed.subscribe('d', { last: 2 })").await, Value::Null);
+    window.until_seen(&json!(["d 2", "d 3"])).await;
     window.eval("void (seen.length = 0, told.length = 0)").await;
 
     let address = east.address.clone();

@@ -53,6 +53,7 @@ promises!(
     an_event_stream_resumes_by_its_last_event_id,
     an_event_stream_of_several_channels_resumes_each,
     an_event_stream_resumes_by_what_libraries_put_into_the_url,
+    an_empty_position_begins_where_last_says_but_not_in_an_id,
     a_position_that_an_event_stream_cannot_read_is_told_as_a_gap,
     the_earliest_is_the_oldest_message_that_is_kept,
     a_client_far_behind_reads_many_pages_without_a_hole,
@@ -247,6 +248,31 @@ async fn an_event_stream_resumes_by_what_libraries_put_into_the_url(setup: Setup
         assert_eq!(begins(&format!("&since={one}&{name}={three}"), Some(&two)).await, "3", "{name}");
         assert_eq!(begins(&format!("&since={one}&{name}="), Some("")).await, "2", "{name}");
     }
+}
+
+async fn an_empty_position_begins_where_last_says_but_not_in_an_id(setup: Setup) {
+    let (resumed, new) = (channel("resumed"), channel("new"));
+    let last = setup.publish_numbers(&resumed, 1, 3).await;
+    setup.publish_numbers(&new, 11, 15).await;
+    let (instance, id) = (setup.two(), format!("{},", after(&last, 2)));
+    let query = format!("channel={resumed}&channel={new}&since={id}&last=2");
+    let mut socket = instance.ws(&query).await;
+    let mut events = Events::connect(&instance.url(&format!("/events?{query}")), None).await;
+    let (mut on_socket, mut on_stream) = (Vec::new(), Vec::new());
+    for _ in 0..3 {
+        on_socket.push(socket.text().await);
+        on_stream.push(events.next().await.data);
+    }
+    let expected = ["14", "15", "3"].map(str::to_owned).to_vec();
+    on_socket.sort();
+    on_stream.sort();
+    assert_eq!((on_socket, on_stream), (expected.clone(), expected));
+    // An id says how it stood when the stream ended: what has no position begins now.
+    let url = instance.url(&format!("/events?channel={resumed}&channel={new}&last=2"));
+    let mut events = Events::connect(&url, Some(&id)).await;
+    assert_eq!(events.next().await.data, "3");
+    setup.publish_numbers(&new, 16, 16).await;
+    assert_eq!(events.next().await.data, "16");
 }
 
 async fn a_position_that_an_event_stream_cannot_read_is_told_as_a_gap(setup: Setup) {

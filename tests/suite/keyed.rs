@@ -95,7 +95,7 @@ async fn a_new_subscriber_first_gets_the_current_value_of_every_key(setup: Setup
     setup.set(&channel, "gone", "1").await;
     setup.remove(&channel, "gone").await;
     let (mut socket, welcome) = joined(setup.two(), &format!("channel={channel}")).await;
-    assert_eq!((&welcome["offset"], &welcome["head"]), (&0.into(), &32.into()));
+    assert_eq!((&welcome["offset"], &welcome["head"], &welcome["keyed"]), (&0.into(), &32.into(), &true.into()));
     for (offset, key, value) in [(28, "A0", 27), (29, "A1", 28), (30, "A2", 29)] {
         let envelope = socket.json().await;
         assert_eq!(

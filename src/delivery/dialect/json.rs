@@ -33,5 +33,5 @@ impl Dialect for Json {
 
 /// The first notice, also used by the event stream.
 pub(super) fn connected<'a>(instance: &'a str, starts: &[SubscriptionStart<'a>]) -> Connected<'a> {
-    Connected::new(instance, starts.iter().map(|start| (start.channel, start.position, start.head)))
+    Connected::new(instance, starts.iter().map(|start| (start.channel, start.position, start.head, start.keyed)))
 }

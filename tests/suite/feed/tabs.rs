@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::BLANK;
+use super::{BLANK, without_websockets};
 use crate::support::browser::{Browser, Window};
 use crate::support::instance::{Instance, Options};
 use crate::support::tokens::{SECRET, Signer, at};
@@ -92,5 +92,42 @@ async fn a_tab_that_leaves_a_channel_before_it_has_joined_it_goes_on_without() {
     assert_eq!(window.outcome("other.subscribe('twice', { last: 1 })").await, Value::Null);
     assert_eq!(window.eval("first").await, "twice was unsubscribed");
     window.until_others(&json!([1])).await;
+    window.until("other.state === 'open'").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn on_an_event_stream_too_a_tab_that_comes_later_is_told_what_came_before() {
+    let browser = Browser::start().await;
+    let instance = Instance::embedded().await;
+    let window = browser.open_at(&format!("http://{}{BLANK}", without_websockets(&instance).await)).await;
+    for (key, value) in [("B4", "42"), ("B5", "43")] {
+        instance.post(&format!("/publish?channel=sheet:q3&key={key}"), value).await;
+    }
+    for number in 1..=4 {
+        instance.publish("flow", number.to_string()).await;
+    }
+    window.feed("{ channels: ['sheet:q3', 'flow'], shared: true }").await;
+    window.other_feed("{ channels: ['sheet:q3', 'flow'], last: 2, shared: true }").await;
+    window.until("other.state === 'open'").await;
+    instance.post("/publish?channel=sheet:q3&key=B6", "44").await;
+    instance.publish("flow", "5").await;
+    window.until("others.includes('B6=44') && others.includes(5)").await;
+    assert_eq!(window.eval("others.filter(Number)").await, json!([3, 4, 5]));
+    assert_eq!(window.eval("others.filter((each) => !Number(each))").await, json!(["B4=42", "B5=43", "B6=44"]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tab_that_can_not_be_told_what_came_before_is_told_of_a_gap() {
+    let browser = Browser::start().await;
+    let instance = Instance::embedded().await;
+    let window = browser.open_at(&instance.url(BLANK)).await;
+    instance.publish("flow", "1").await;
+    // The host is in this page. Somebody in front of the instance does not let the history through.
+    let block = "void (delete globalThis.SharedWorker, globalThis.through = fetch, globalThis.fetch = (url, options) =>
+        String(url).includes('/messages') ? Promise.resolve(new Response('', { status: 403 })) : through(url, options))";
+    window.eval(block).await;
+    window.feed("{ channels: ['flow'], shared: true }").await;
+    window.other_feed("{ channels: ['flow'], last: 1, shared: true }").await;
+    window.until_others(&json!(["flow no_history"])).await;
     window.until("other.state === 'open'").await;
 }
