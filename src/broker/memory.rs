@@ -24,7 +24,7 @@ use super::{Broker, BrokerError, Event, EventSink, Health, Page, Publication, Re
 use crate::channel::ChannelName;
 use crate::message::{Message, Position};
 use crate::presence::{Everybody, Update, Updated};
-use crate::rules::Rules;
+use crate::rules::{History, Rules};
 
 /// The maximum number of bytes in all histories together; this broker has no `maxmemory` setting.
 const MOST_BYTES: usize = 256 << 20;
@@ -33,6 +33,8 @@ const EXPIRE_EVERY: Duration = Duration::from_secs(1);
 /// The maximum number of items that it drops while it holds the lock, so that publishing does not
 /// wait for long.
 const EXPIRE_STEPS: usize = 1000;
+/// What is kept of the messages of a channel without a history, if they have idempotency ids: only these.
+const ONLY_IDS: History = History { messages: 0, age: Duration::ZERO };
 
 /// A broker in the memory of this process.
 pub struct MemoryBroker {
@@ -69,17 +71,22 @@ impl MemoryBroker {
             return Err(BrokerError::NotKeyed);
         }
         let channel = publication.channel.clone();
-        let digest = match &publication.id {
-            Some(_) => self.digests.hash_one((&publication.payload, &publication.key, publication.remove)),
-            None => 0,
+        // Redis cannot compare a message that it does not store. There, the same id is a retry.
+        let digest = match (&publication.id, rule.history) {
+            (Some(_), Some(_)) => self.digests.hash_one((&publication.payload, &publication.key, publication.remove)),
+            _ => 0,
         };
         let mut state = lock(&self.state);
-        let message = match rule.history {
-            None => Message::plain(publication.payload),
-            Some(bounds) => match state.channels.publish(publication, digest, bounds, rule.keyed, self.clock.now())? {
-                Published::New(message) => message,
-                Published::Known(position) => return Ok(Some(position)),
-            },
+        let message = match (rule.history, &publication.id) {
+            (None, None) => Message::plain(publication.payload),
+            (history, _) => {
+                let bounds = history.unwrap_or(ONLY_IDS);
+                match state.channels.publish(publication, digest, bounds, rule.keyed, self.clock.now())? {
+                    Published::New(message) if history.is_some() => message,
+                    Published::New(message) => Message::plain(message.payload),
+                    Published::Known(position) => return Ok(history.map(|_| position)),
+                }
+            }
         };
         let position = message.position;
         if state.subscribed.contains(&channel) {
@@ -259,8 +266,26 @@ keyed = true
     #[tokio::test]
     async fn a_channel_without_history_keeps_nothing() {
         let broker = broker();
-        assert_eq!(publish(&broker, publication("none", "x", Some("id"))).await, Ok(None));
+        assert_eq!(publish(&broker, publication("none", "x", None)).await, Ok(None));
         assert_eq!(broker.read(&"none".parse().expect("valid"), ReadFrom::Oldest, 1).await, Ok(None));
         assert_eq!(lock(&broker.state).channels.bytes(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_channel_without_history_keeps_only_ids_and_delivers_a_retry_once() {
+        let queue = Arc::new(EventQueue::default());
+        let broker = deliver_to(queue.clone());
+        broker.subscribe(&"none".parse().expect("valid"), RequestSize::Small).expect("it refuses nothing");
+        let large: &'static str = "x".repeat(10_000).leak();
+        for id in ["a", "a", "b", "a"] {
+            assert_eq!(publish(&broker, publication("none", large, Some(id))).await, Ok(None));
+        }
+        let mut events = std::collections::VecDeque::new();
+        queue.take(&mut events);
+        let plain = |event: &Event| matches!(event, Event::Arrived(_, message) if message.position.is_none());
+        assert_eq!((events.len(), events.iter().filter(|event| plain(event)).count()), (3, 2));
+        assert_eq!(broker.read(&"none".parse().expect("valid"), ReadFrom::Oldest, 1).await, Ok(None));
+        let bytes = lock(&broker.state).channels.bytes();
+        assert!((1..2000).contains(&bytes), "{bytes}");
     }
 }

@@ -131,6 +131,28 @@ async fn a_call_that_makes_no_sense_is_refused_as_a_whole() {
     assert_eq!(client.call("livebridge_publish_many", none.as_bytes(), &most), Answer::Array(Vec::new()));
 }
 
+#[tokio::test]
+async fn an_id_makes_a_call_safe_on_a_channel_without_a_history_too() {
+    let (redis, _instance, mut client) = furnished().await;
+    let none = channel("none");
+    let mut listener = redis.client();
+    drop(listener.ask(&["SUBSCRIBE", &none]));
+    let calls: [(&str, &[&[u8]]); 4] = [
+        ("livebridge_publish", &[b"1", b"id", b"a"]),
+        ("livebridge_publish", &[b"1", b"id", b"a"]),
+        ("livebridge_publish_many", &[b"payload,id", b"1", b"a", b"2", b"b", b"3", b"", b"2", b"b"]),
+        ("livebridge_publish", &[b"end"]),
+    ];
+    for (function, arguments) in calls {
+        assert_eq!(client.call(function, none.as_bytes(), arguments), Answer::Array(Vec::new()), "no position");
+    }
+    for expected in ["1", "2", "3", "end"] {
+        assert_eq!(listener.message().1, expected.as_bytes());
+    }
+    let ttl: u64 = redis.cli(&["TTL", &format!("livebridge:{{{none}}}:id:a")]).parse().expect("a number");
+    assert!((590..=600).contains(&ttl), "{ttl}");
+}
+
 /// Texts near the edge of what is a name, a key or UTF-8 at all.
 fn bytes() -> impl Strategy<Value = Vec<u8>> {
     let characters = vec![

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use reqwest::StatusCode;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::support::brokers::{Setup, promises};
 use crate::support::instance::{Instance, Options, position};
@@ -59,6 +59,7 @@ promises!(
     a_client_far_behind_reads_many_pages_without_a_hole,
     a_thousand_clients_that_resume_share_the_reading,
     an_idempotency_key_makes_a_retry_appear_once,
+    an_idempotency_key_makes_a_retry_appear_once_without_a_history_too,
     an_idempotency_key_that_was_used_for_another_message_is_refused,
 );
 
@@ -388,6 +389,26 @@ async fn an_idempotency_key_makes_a_retry_appear_once(setup: Setup) {
     assert_eq!(first, again);
     setup.one.publish(&channel, "end").await;
     for expected in ["paid", "1", "2", "end"] {
+        assert_eq!(socket.text().await, expected);
+    }
+}
+
+async fn an_idempotency_key_makes_a_retry_appear_once_without_a_history_too(setup: Setup) {
+    let channel = channel("none");
+    let mut socket = setup.two().ws(&format!("channel={channel}")).await;
+    let path = format!("/publish?channel={channel}");
+    let headers = [("idempotency-key", "order-20")];
+    let (status, first) = setup.one.post_with(&path, &headers, "paid").await;
+    assert_eq!((status, &first), (StatusCode::OK, &json!({ "messages": [{ "channel": channel }] })));
+    assert_eq!(setup.two().post_with(&path, &headers, "paid").await, (StatusCode::OK, first.clone()));
+    // Nothing is kept with which another message could be compared.
+    assert_eq!(setup.two().post_with(&path, &headers, "not paid").await, (StatusCode::OK, first));
+    let lines = [r#""data":1"#, r#""data":2,"id":"x""#, r#""data":3"#, r#""data":2,"id":"x""#, r#""data":4"#];
+    let batch: String = lines.iter().map(|line| format!("{{\"channel\":\"{channel}\",{line}}}\n")).collect();
+    let kind = [("content-type", "application/x-ndjson")];
+    let (status, answer): (_, Value) = setup.one.post_with("/publish", &kind, batch).await;
+    assert_eq!((status, answer["messages"].as_array().map(Vec::len)), (StatusCode::OK, Some(5)));
+    for expected in ["paid", "1", "2", "3", "4"] {
         assert_eq!(socket.text().await, expected);
     }
 }

@@ -32,6 +32,8 @@ pub(super) struct Call {
 enum Kind {
     /// A plain `PUBLISH`, because the channel keeps no history.
     Plain,
+    /// A call of the function for one message, because of its id or key on a channel without a history.
+    Alone,
     /// A call of the function for one message or for many.
     Function,
 }
@@ -72,8 +74,14 @@ pub(super) fn group(batch: &[&Publication], rules: &Rules) -> Vec<Call> {
 }
 
 fn kind_of(publication: &Publication, keeps_history: bool) -> Kind {
-    let plain = !keeps_history && publication.key.is_none() && !publication.remove;
-    if plain { Kind::Plain } else { Kind::Function }
+    let Publication { key, remove, id, .. } = publication;
+    if keeps_history {
+        Kind::Function
+    } else if key.is_some() || *remove || id.is_some() {
+        Kind::Alone
+    } else {
+        Kind::Plain
+    }
 }
 
 impl Call {
@@ -197,11 +205,16 @@ mod tests {
     }
 
     #[test]
-    fn keyed_messages_without_history_get_their_own_call() {
+    fn messages_without_history_share_no_call() {
         let mut batch = ["plain"; 4].map(|channel| publication(channel, 1));
-        batch[1].key = Some("a".into());
-        batch[2].key = Some("b".into());
-        assert_eq!(places(&batch), [vec![0], vec![1, 2], vec![3]]);
+        batch[1].key = Some("refused".into());
+        batch[2].id = Some("once".into());
+        batch[3].id = Some("twice".into());
+        assert_eq!(places(&batch), [vec![0], vec![1], vec![2], vec![3]]);
+        let rules = Rules::parse("[[channel]]\nmatch = 'plain*'\nhistory = false\n").expect("rules");
+        let batch: Vec<_> = batch.iter().collect();
+        let kinds: Vec<_> = group(&batch, &rules).iter().map(|call| call.kind).collect();
+        assert_eq!(kinds, [Kind::Plain, Kind::Alone, Kind::Alone, Kind::Alone]);
     }
 
     #[test]

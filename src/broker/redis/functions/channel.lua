@@ -18,7 +18,8 @@
 --   livebridge:{CHANNEL}:values   hash: key -> offset (16 digits), stamp (13), removed (1), payload
 --   livebridge:{CHANNEL}:order    sorted set: key, by the offset of its last change
 --   livebridge:{CHANNEL}:removed  sorted set: removed key, by the offset of its removal
---   livebridge:{CHANNEL}:id:ID    string: EPOCH:OFFSET of the message with this idempotency id
+--   livebridge:{CHANNEL}:id:ID    string: EPOCH:OFFSET of the message with this idempotency id, or
+--                                 - if the channel has no history
 --   livebridge:{CHANNEL}:lost     string, only if SHARDED: microsecond of the last detected loss
 -- One key for all channels or, if SHARDED, for all channels of a hash slot, with a tag of that slot:
 --   livebridge:life, or livebridge:life:{TAG}

@@ -265,6 +265,13 @@ local function row_problem(row)
   if row.remove and not row.key then return invalid('remove needs the key to remove') end
 end
 
+-- Publishes a message of a channel without a history, unless its id is known.
+local function relay(it, row)
+  if not row.id or redis.call('SET', it.base .. 'id:' .. row.id, '-', 'NX', 'EX', REMEMBER) then
+    redis.call(PUBLISH, it.name, row.payload)
+  end
+end
+
 -- livebridge_publish 1 CHANNEL PAYLOAD [key KEY] [remove] [id ID]
 -- Returns {EPOCH, OFFSET}, or {} if the channel keeps no history.
 local function publish(keys, args)
@@ -288,7 +295,7 @@ local function publish(keys, args)
   if problem then return redis.error_reply(problem) end
   if row.key and not it.rule.keyed then return NOT_KEYED end
   if not it.rule.messages then
-    redis.call(PUBLISH, it.name, payload)
+    relay(it, row)
     return {}
   end
   local answers = append_safely(it, {row})
@@ -349,7 +356,8 @@ local function publish_many(keys, args)
   if it then rows, problem = rows_of(it, args) end
   if not rows then return redis.error_reply(problem) end
   if not it.rule.messages then
-    for i = 1, #rows do redis.call(PUBLISH, it.name, rows[i].payload) end
+    if names_id(rows) then stand_still(it) end
+    for i = 1, #rows do relay(it, rows[i]) end
     return {}
   end
   if #rows == 0 then return {} end
