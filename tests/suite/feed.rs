@@ -221,6 +221,46 @@ async fn a_publish_is_acknowledged_with_its_position_and_a_refused_one_says_why(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_publish_whose_answer_was_lost_is_sent_again_and_appears_once() {
+    let browser = Browser::start().await;
+    let redis = Redis::start().await;
+    let rules = "[[channel]]\nmatch = \"bare\"\nhistory = false\n";
+    let instance = Options::redis(&redis).rules(rules).start().await;
+    let window = browser.open_at(&instance.url(BLANK)).await;
+    // A connection that ends with the answer to the publication of a 1.
+    window
+        .eval(
+            "void (globalThis.WebSocket = class extends WebSocket {
+                send(frame) {
+                    super.send(frame);
+                    if (!frame.includes('\"data\":1')) return;
+                    super.onmessage = () => this.close();
+                }
+                set onmessage(listener) { super.onmessage = listener }
+            })",
+        )
+        .await;
+    window.feed("{ channels: ['flow', 'bare'] }").await;
+    window.eval("void (globalThis.reader = livebridge.connect({ channels: ['flow', 'bare'] }))").await;
+    window
+        .eval(
+            "void (globalThis.read = [], reader.on('message', ({ channel, data }) => read.push(`${channel} ${data}`)))",
+        )
+        .await;
+    window.until("reader.state === 'open'").await;
+    for channel in ["flow", "bare"] {
+        let published = window.outcome(&format!("feed.publish(1, {{ channel: '{channel}' }})")).await;
+        assert_eq!(published["channel"], channel, "{published}");
+        window.until("feed.state === 'open'").await;
+    }
+    assert_eq!(window.outcome("reader.publish(2, { channel: 'bare' })").await["channel"], "bare");
+    window.until("read.at(-1) === 'bare 2'").await;
+    assert_eq!(window.eval("read").await, json!(["flow 1", "bare 1", "bare 2"]));
+    let cuts = "told.filter(([name, { state }]) => state === 'waiting').length";
+    assert_eq!(window.eval(cuts).await, 2, "{}", window.states().await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_feed_whose_instance_is_killed_goes_on_at_another_with_nothing_lost_or_twice() {
     let browser = Browser::start().await;
     let redis = Redis::start().await;
