@@ -130,14 +130,15 @@ export class SharedConnection {
     const { signal } = this.#closing;
     const toHost = new BroadcastChannel(this.#name);
     toHost.onmessage = ({ data: { to, body } }) => (to === this.#id || to === "*") && this.#receive(body);
-    this.#post = (body) => toHost.postMessage({ from: this.#id, body });
+    // An answer may come after the end.
+    this.#post = (body) => signal.aborted || toHost.postMessage({ from: this.#id, body });
     this.#post({ type: "hello" });
     signal.addEventListener("abort", () => toHost.close());
     navigator.locks.request(this.#name, { signal }, () => {
       const host = new Host(this.#name);
       const toTabs = new BroadcastChannel(this.#name);
       toTabs.onmessage = ({ data: { from, body } }) =>
-        from && host.receive(from, body, (/** @type {any} */ answer) => toTabs.postMessage({ to: from, body: answer }));
+        from && host.receive(from, body, (/** @type {any} */ answer) => signal.aborted || toTabs.postMessage({ to: from, body: answer }));
       toTabs.postMessage({ to: "*", body: { type: "host", host: host.id } });
       return new Promise((resolve) =>
         signal.addEventListener("abort", () => {
@@ -331,6 +332,7 @@ export class Host {
 
   /** Ends without a word: the tabs hear of the next host. */
   close() {
+    for (const { channels } of this.#tabs.values()) channels.clear();
     this.#tabs.clear();
     this.#connection?.close();
   }

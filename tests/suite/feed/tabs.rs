@@ -131,3 +131,29 @@ async fn a_tab_that_can_not_be_told_what_came_before_is_told_of_a_gap() {
     window.until_others(&json!(["flow no_history"])).await;
     window.until("other.state === 'open'").await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_has_ended_reads_no_history_any_more() {
+    let browser = Browser::start().await;
+    let instance = Instance::embedded().await;
+    let window = browser.open_at(&instance.url(BLANK)).await;
+    instance.publish("flow", "1").await;
+    // The host is in this page, and can't read a history for now.
+    let block = "void (delete globalThis.SharedWorker, globalThis.through = fetch, globalThis.reads = [], globalThis.failures = [],
+        globalThis.fetch = (url, options) => {
+            if (!String(url).includes('/messages')) return through(url, options);
+            reads.push(performance.now());
+            return Promise.resolve(new Response('', { status: 503 }));
+        },
+        addEventListener('unhandledrejection', ({ reason }) => failures.push(String(reason))))";
+    window.eval(block).await;
+    window.feed("{ channels: ['flow'], shared: true }").await;
+    window.other_feed("{ channels: ['flow'], last: 1, shared: true }").await;
+    window.until("reads.length >= 2").await;
+    window.eval("void (feed.close(), reads.length = 0, globalThis.closed = performance.now())").await;
+    // It is the host now, and gets it from its connection.
+    window.until_others(&json!([1])).await;
+    // The former one would have read again three times.
+    window.until("performance.now() > closed + 1600").await;
+    assert_eq!(window.eval("[reads.length, failures]").await, json!([0, []]));
+}
