@@ -14,11 +14,10 @@
 //!
 //! The way of a batch: shard, `Connection::offer`, `Session::offer`, `Context::write`, socket.
 //!
-//! Supporting modules: `attendants` are the clients of a thread on channels with presence. [`context`] is the state that all connections of a thread share, [`clock`] its
-//! coarse time. [`pace`]
-//! limits the time that a thread spends on clients that catch up. `keepalive` decides when to ping or
-//! close a client; `rate_limiter`, when to stop reading from it. [`drain`] closes the clients when the
-//! instance stops.
+//! Supporting modules: `attendants` are the clients of a thread on channels with presence. [`context`] is
+//! the state that all connections of a thread share, [`clock`] its coarse time. [`pace`] limits the time
+//! that a thread spends on clients that catch up. `keepalive` decides when to ping or close a client;
+//! `rate_limiter`, when to stop reading from it. [`drain`] closes the clients when the instance stops.
 
 mod attendants;
 pub mod batch;

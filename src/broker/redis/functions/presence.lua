@@ -124,7 +124,8 @@ end
 -- the one of this version. Publishes who has come and gone, and after how many milliseconds to look
 -- again, if RECHECK is not 0. Returns {STAMP, OUTDATED, TAKEN, RECORDS}: the time in microseconds;
 -- whether there is no record of this version to renew; for each client that has taken over a place, or
--- whose place has been taken over, its id and the one that it has from now on; and, if ALL is 1, the records of all instances.
+-- whose place has been taken over, its id and the one that it has from now on; and, if ALL is 1, the
+-- records of all instances.
 local function presence_write(keys, args)
   local it, problem = presence_channel(keys)
   if not it then return redis.error_reply(problem) end
