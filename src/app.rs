@@ -1,14 +1,16 @@
 //! The state that all parts of an instance share: its name, its limits, the hub, the metrics, and
 //! the state of the drain.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::access::Access;
-use crate::broker::{Broker, BrokerError, Publication};
+use crate::broker::{Broker, BrokerError, Publication, ReadFrom};
 use crate::channel::ChannelName;
 use crate::drain::Drain;
 use crate::hub::Hub;
+use crate::hub::held_page::{HeldPage, PageError};
 use crate::message::Position;
 use crate::observability::log_throttle::LogThrottle;
 use crate::observability::metrics::Metrics;
@@ -92,6 +94,24 @@ impl App {
             0 => Ok(()),
             new => self.admission.charge(Charge::NewChannels, client, new),
         }
+    }
+
+    /// Reads a page of history for a request of a client, and counts a refusal. See [`Hub::page`].
+    ///
+    /// # Errors
+    /// As [`Hub::page`].
+    pub async fn read_page(
+        &self,
+        channel: &ChannelName,
+        from: ReadFrom,
+        limit: usize,
+        client: Option<IpAddr>,
+    ) -> Result<Option<Arc<HeldPage>>, PageError> {
+        self.hub.page(channel, from, limit, client).await.inspect_err(|error| {
+            if *error == PageError::OutgoingFull {
+                self.metrics.count_refused("outgoing_bytes");
+            }
+        })
     }
 
     /// Publishes a batch through the broker and counts the results. See

@@ -277,7 +277,7 @@ impl Reader {
         let outcome = match self.subscribers[index].state {
             State::Waiting | State::Stuck | State::Closed => Ok(()),
             State::Connecting => self.greet(index),
-            State::Open if index != ByteCount::PARSED && self.byte_count.is_some() => self.discard(index),
+            State::Open if self.is_counted(index) => self.discard(index),
             State::Joining | State::Open => self.read(index),
         };
         if outcome.is_err() {
@@ -304,6 +304,11 @@ impl Reader {
         socket.write_all(plan.dialect.request(&path).as_bytes())?;
         subscriber.state = State::Joining;
         self.read(index)
+    }
+
+    /// Whether only the bytes of a subscriber are counted.
+    fn is_counted(&self, index: usize) -> bool {
+        self.byte_count.is_some() && index != ByteCount::PARSED
     }
 
     /// Counts the bytes of a subscriber that is not parsed.
@@ -365,13 +370,6 @@ impl Reader {
             let subscriber = &mut self.subscribers[index];
             let (channel, bytes) = (subscriber.channel, &self.buffer[used..end]);
             let check = &mut self.check;
-            if let (State::Open, Some(byte_count), true) =
-                (subscriber.state, &mut self.byte_count, index != ByteCount::PARSED)
-            {
-                byte_count.add(index, end - used);
-                self.count(index, moment);
-                return Ok(end);
-            }
             let newest = check.newest(index);
             let step = if subscriber.state == State::Joining {
                 plan.dialect.join(bytes, channel, &mut subscriber.stream)?
@@ -400,13 +398,18 @@ impl Reader {
                     self.joined += 1;
                     self.in_flight -= 1;
                     self.handshakes.record(subscriber.started.elapsed().as_nanos() as u64);
+                    if index != ByteCount::PARSED
+                        && let Some(byte_count) = &mut self.byte_count
+                    {
+                        byte_count.add(index, end - used);
+                        used = end;
+                    }
                 }
             }
         }
+        // What is known by now, the others may have received before.
         if self.byte_count.is_some() {
-            (0..self.subscribers.len())
-                .filter(|other| *other != ByteCount::PARSED)
-                .for_each(|other| self.count(other, moment));
+            (0..self.subscribers.len()).for_each(|other| self.count(other, moment));
         }
         Ok(used)
     }

@@ -14,7 +14,6 @@ use super::query::{EARLIEST, Query, channel_in_path};
 use crate::access::{Action, Credentials};
 use crate::app::App;
 use crate::broker::{PAGE_MESSAGES, ReadFrom};
-use crate::hub::held_page::PageError;
 use crate::message::Position;
 use crate::transport::address::ClientAddress;
 
@@ -58,12 +57,7 @@ async fn try_messages(
         }
     };
     let address = app.admission.limited_address(client);
-    let page = app.hub.page(&channel, from, limit, address).await.inspect_err(|error| {
-        if *error == PageError::OutgoingFull {
-            app.metrics.count_refused("outgoing_bytes");
-        }
-    })?;
-    let Some(page) = page else {
+    let Some(page) = app.read_page(&channel, from, limit, address).await? else {
         let message = "the channel keeps no history; give it one in the rules";
         return Err(ApiError::new(StatusCode::NOT_FOUND, "no_history", message));
     };

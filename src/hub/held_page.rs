@@ -131,7 +131,8 @@ impl HeldPage {
 
     /// At most the first `limit` messages. Of a keyed channel, a broker may return more than it was asked for.
     pub fn limited(&self, limit: usize) -> Self {
-        let last = self.messages().get(limit.wrapping_sub(1)).filter(|_| limit < self.range.len());
+        let (first, rest) = self.messages().split_at(limit.min(self.range.len()));
+        let last = first.last().filter(|_| !rest.is_empty());
         match last.and_then(|last| Some(Tail { position: last.position?, stamp: last.stamp })) {
             Some(through) => self.only_first(limit, through),
             None => self.clone(),

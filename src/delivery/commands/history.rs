@@ -7,7 +7,7 @@ use crate::app::App;
 use crate::broker::{PAGE_MESSAGES, ReadFrom};
 use crate::channel::ChannelName;
 use crate::delivery::dialect::command::{CommandError, HistoryRequest, Since};
-use crate::hub::held_page::{HeldPage, PageError};
+use crate::hub::held_page::HeldPage;
 use crate::message::{GapReason, Message, Position};
 
 /// The part of a history that a client asked for.
@@ -80,11 +80,7 @@ struct Reader<'a> {
 impl Reader<'_> {
     /// Reads at most `limit` messages.
     async fn read(&self, from: ReadFrom, limit: usize) -> Result<Arc<HeldPage>, CommandError> {
-        let page = self.app.hub.page(self.channel, from, limit, self.address).await.inspect_err(|error| {
-            if *error == PageError::OutgoingFull {
-                self.app.metrics.count_refused("outgoing_bytes");
-            }
-        })?;
+        let page = self.app.read_page(self.channel, from, limit, self.address).await?;
         page.ok_or(CommandError::NotAvailable("the channel keeps no history; give it one in the rules"))
     }
 

@@ -7,11 +7,13 @@ use crate::delivery::connection::Connection;
 use crate::delivery::dialect::command::{CommandError, CommandId, Reply};
 use crate::hub::held_page::PageRoom;
 
+/// Replies with a result. A command without an id has no reply.
 pub(super) fn reply(connection: &Connection, id: Option<CommandId>, reply: &Reply<'_>) {
     let Some(id) = id else { return };
     connection.queue_notice(|encoding, out| encoding.dialect.write_reply(id, reply, out));
 }
 
+/// Replies with an error.
 pub(super) fn fail(connection: &Connection, id: Option<CommandId>, error: &CommandError) {
     tracing::debug!(reason = error.code(), "a command failed");
     connection.queue_notice(|encoding, out| {
@@ -19,6 +21,7 @@ pub(super) fn fail(connection: &Connection, id: Option<CommandId>, error: &Comma
     });
 }
 
+/// Replies with an error, or closes the connection, as the refusal wants it.
 pub(super) fn refuse(connection: &Connection, id: Option<CommandId>, refusal: Refusal) {
     match refusal {
         Refusal::Answer(error) => fail(connection, id, &error),
@@ -26,12 +29,13 @@ pub(super) fn refuse(connection: &Connection, id: Option<CommandId>, refusal: Re
     }
 }
 
+/// Closes the connection for a command that may not come here.
 pub(super) fn close(connection: &Connection, detail: &'static str) {
     connection.close(Close::new(Code::CommandInvalid, detail));
 }
 
-/// Replies with a part of a history, if there is room for it as it is encoded, which may take several times the bytes of its page. Returns
-/// the room.
+/// Replies with a part of a history, if there is room for it as it is encoded, which may take several times the
+/// bytes of its page. Returns the room.
 pub(super) fn reply_with_history(id: Option<CommandId>, answer: Answer, connection: &Connection) -> Option<PageRoom> {
     let before = connection.session().outbox_bytes();
     reply(connection, id, &Reply::History(&answer.messages, answer.page.tail.position));

@@ -224,14 +224,14 @@ impl Decoder {
 
     /// The maximum size of a data frame at this point, in bytes.
     fn room(&self, opcode: Opcode, compressed: bool) -> Result<usize, Close> {
+        let (held, compressed) =
+            self.message.as_ref().map_or((0, compressed), |message| (message.bytes.len(), message.compressed));
         // What cannot be compressed becomes a little longer.
-        let most =
-            |compressed: bool| self.limit as usize + if compressed { self.limit as usize / 1024 + 64 } else { 0 };
+        let longer = if compressed { self.limit as usize / 1024 + 64 } else { 0 };
         match (&self.message, opcode) {
             (None, Opcode::Continuation) => Err(protocol_error("a continuation without a message to continue")),
             (Some(_), Opcode::Text | Opcode::Binary) => Err(protocol_error("a new message within a fragmented one")),
-            (Some(message), _) => Ok(most(message.compressed) - message.bytes.len()),
-            (None, _) => Ok(most(compressed)),
+            _ => Ok(self.limit as usize + longer - held),
         }
     }
 
